@@ -1,0 +1,1 @@
+"""Text in, batches out: `sources` (documents) -> `shards` (tokens on disk) -> `batches` (windows)."""
