@@ -1,1 +1,1 @@
-"""GPT-2 class language models from scratch: tokenizer, data, model, training, evaluation, generation."""
+"""GPT-2 class language models from scratch: tokenizer, data, model, training, use."""

@@ -1,1 +1,1 @@
-"""Text in, batches out: `sources` (documents) -> `shards` (tokens on disk) -> `batches` (windows)."""
+"""Text in, batches out: `sources` (text) -> `shards` (tokens on disk) -> `batches` (windows)."""

@@ -1,0 +1,165 @@
+"""Causal self-attention: the teaching steps, and the backends a model can be built with.
+
+    attention(Q, K, V) = softmax(Q K^T / sqrt(D) + M) V,     M[i, j] = 0 if j <= i else -inf
+
+Axes: B batch, T time, H heads, D head width. A backend takes the packed projection qkv (B, T, 3, H,
+D) and returns (B, T, H, D), so that kernels can read it in place. With `window=w` each position
+sees itself and the w - 1 before it. All backends compute the same function; `BACKENDS` lists them,
+and `unusable` says why one cannot run somewhere. An explicit choice is never replaced by another.
+
+Source: Vaswani et al. 2017, arXiv:1706.03762; FlashAttention-2: Dao 2023, arXiv:2307.08691.
+"""
+
+import importlib.util
+import math
+from functools import lru_cache
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gpt2.config import GPTConfig
+
+
+def causal_mask(T: int, window: int | None = None, device: torch.device | None = None) -> Tensor:
+    """Boolean (T, T): True where query i may see key j, that is i - window < j <= i."""
+    mask = torch.ones(T, T, dtype=torch.bool, device=device).tril()
+    return mask if window is None else mask.triu(1 - window)
+
+
+class BasicAttention(torch.nn.Module):
+    """Step 1: every position averages the values by similarity, softmax(Q K^T) V. (..., T, D).
+
+    It sees the future, and its scores grow with D until the softmax saturates.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (q @ k.mT).softmax(dim=-1) @ v
+
+
+class ScaledAttention(torch.nn.Module):
+    """Step 2: softmax(Q K^T / sqrt(D) + M) V, with a mask of what may be seen. (..., T, D).
+
+    For independent unit-variance q and k, q.k has variance D; the division makes it 1 again.
+    """
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+        scores = q @ k.mT / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        return scores.softmax(dim=-1) @ v
+
+
+class Backend(Protocol):
+    """Step 3: one signature for every implementation. qkv (B, T, 3, H, D) -> (B, T, H, D)."""
+
+    def __call__(self, qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor: ...
+
+
+def naive(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+    """Masked matrix products; the softmax in fp32, also under autocast. O(T^2) memory."""
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, H, T, D)
+    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(~causal_mask(q.shape[2], window, q.device), -torch.inf)
+    weights = F.dropout(scores.softmax(dim=-1), dropout_p).to(v.dtype)
+    return (weights @ v).transpose(1, 2)
+
+
+def sdpa(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+    """`F.scaled_dot_product_attention`: PyTorch picks the kernel. A window is an O(T^2) mask."""
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+    T = q.shape[2]
+    if window is None or window >= T:
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
+    else:
+        mask = causal_mask(T, window, q.device)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
+    return y.transpose(1, 2)
+
+
+def flash(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+    """FlashAttention-2: the `flash_attn` package when installed, else PyTorch's kernel, forced."""
+    if _use_flash_attn_package(qkv.device.type):
+        from flash_attn import flash_attn_qkvpacked_func
+
+        left = -1 if window is None else window - 1
+        y: Tensor = flash_attn_qkvpacked_func(
+            qkv, dropout_p=dropout_p, causal=True, window_size=(left, 0)
+        )
+        return y
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        return sdpa(qkv, window=None, dropout_p=dropout_p)
+
+
+def triton(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+    """Our fused kernel, see kernels/attention.py."""
+    from kernels.attention import attention_qkvpacked
+
+    return attention_qkvpacked(qkv, window=window, dropout_p=dropout_p)
+
+
+BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa, "flash": flash, "triton": triton}
+
+
+def unusable(
+    name: str, config: GPTConfig, *, device: torch.device, dtype: torch.dtype
+) -> str | None:
+    """Why backend `name` cannot run a model of `config` so, with the remedy; None when it can."""
+    if name not in BACKENDS:
+        return f"there is no such attention backend: choose one of {', '.join(BACKENDS)}"
+    if name == "flash":
+        return _flash_unusable(config, device, dtype)
+    if name == "triton":
+        return _triton_unusable()
+    return None
+
+
+def describe(name: str, device: torch.device) -> str:
+    """What stands behind a backend on this machine, in a few words."""
+    if name == "flash":
+        package = _use_flash_attn_package(device.type)
+        return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
+    return {
+        "naive": "masked matrix products",
+        "sdpa": "PyTorch's scaled_dot_product_attention",
+        "triton": "our Triton kernel",
+    }[name]
+
+
+@lru_cache
+def _use_flash_attn_package(device_type: str) -> bool:
+    return device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+
+
+def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type not in ("cpu", "cuda"):
+        return f"FlashAttention has no kernel for {device.type}; use --attn sdpa"
+    if config.head_dim > 256:
+        return f"FlashAttention takes head widths up to 256, got {config.head_dim}; use more heads"
+    if device.type == "cuda":
+        if dtype not in (torch.float16, torch.bfloat16):
+            return f"FlashAttention on CUDA takes fp16 and bf16, got {dtype}; use --dtype bf16"
+        capability = torch.cuda.get_device_capability(device)
+        if capability < (8, 0):
+            return (
+                "FlashAttention-2 needs compute capability 8.0 (A100, RTX 30) or newer, and "
+                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}; "
+                "use --attn sdpa"
+            )
+    if not _use_flash_attn_package(device.type):
+        if config.window is not None:
+            return (
+                "PyTorch's FlashAttention kernel has no sliding window; "
+                "pip install -e '.[flash]' on a CUDA machine, or use --attn sdpa"
+            )
+        if config.dropout and device.type == "cpu":
+            return "PyTorch's FlashAttention kernel for CPUs has no dropout; use --attn sdpa"
+    return None
+
+
+def _triton_unusable() -> str | None:
+    if importlib.util.find_spec("kernels.attention") is None:
+        return "this version has no Triton attention kernel yet; use --attn sdpa"
+    return None

@@ -1,0 +1,195 @@
+"""From a command line to a trainer: settle what was left open, prepare the data, build the model.
+
+Everything that can be refused is refused before the run folder is made.
+"""
+
+import dataclasses
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2.checkpoint import load_newest, remove_unfinished
+from gpt2.config import PRESETS, GPTConfig, TrainConfig, model_config, with_preset
+from gpt2.data.prepare import Prepared, prepare
+from gpt2.estimate import device_memory, human_bytes, training_memory
+from gpt2.files import lock
+from gpt2.logs import say
+from gpt2.machine import Machine, choose_device, choose_machine
+from gpt2.model import GPT, count_parameters
+from gpt2.run import read_config, write_config
+from gpt2.training import Trainer
+
+# What may be given anew with --resume: it changes neither the model nor the steps already taken.
+_RESUMABLE = {
+    "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
+    "keep", "tensorboard", "sample_tokens", "max_skipped",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run about to start or to go on: its folder and its settings, none of them left open."""
+
+    folder: Path
+    config: TrainConfig
+    resumed: bool
+
+    @contextmanager
+    def claim(self) -> Iterator[None]:
+        """Make the folder and hold it; ValueError when another process trains in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(lock(self.folder / ".lock", patience=0))
+            except TimeoutError:
+                raise ValueError(
+                    f"another process is training in {self.folder}: wait for it to end, or choose "
+                    "another --out"
+                ) from None
+            yield
+
+
+def plan(config: TrainConfig) -> Plan:
+    """Fill in what `config` leaves open: from the preset, or from the run to resume.
+
+    Raises:
+        ValueError: an unknown preset, an --out that holds a run, a --resume that holds none or that
+            is given together with settings which it cannot change.
+    """
+    if config.resume is not None:
+        return Plan(Path(config.resume), _resumed_config(config), resumed=True)
+    device, _ = choose_device(config.device)
+    config = with_preset(config, "demo" if device.type == "cpu" else "mini")
+    if config.out is not None:
+        folder = Path(config.out)
+        if (folder / "config.json").exists():
+            raise ValueError(
+                f"{folder} already holds a run, which is never overwritten: go on with it by "
+                f"--resume {folder}, or choose another --out"
+            )
+    else:
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.data).name).strip("-.") or "run"
+        folder = base = Path("runs") / f"{name}-{config.preset}"
+        number = 1
+        while folder.exists():
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+    return Plan(folder, config, resumed=False)
+
+
+def prepare_data(the_plan: Plan) -> Prepared:
+    """The tokenizer and the tokens of a run; a resumed run keeps its tokenizer."""
+    config = the_plan.config
+    tokenizer = config.tokenizer
+    if the_plan.resumed:
+        tokenizer = str(the_plan.folder / "tokenizer.json")
+    assert config.vocab_size is not None
+    prepared = prepare(
+        config.data,
+        tokenizer=tokenizer,
+        vocab_size=config.vocab_size,
+        cache_dir=Path(config.cache_dir),
+    )
+    if "train" not in prepared.splits:
+        raise ValueError(
+            f"{config.data} has no text to train on, only {', '.join(prepared.splits)}"
+        )
+    for line in prepared.notes:
+        say(line)
+    return prepared
+
+
+def build(the_plan: Plan, prepared: Prepared) -> Trainer:
+    """Build the trainer of a run, say what it will do, and restore it when it is resumed.
+
+    Raises:
+        ValueError: settings that this machine cannot run, or a run that cannot be resumed.
+    """
+    folder, config = the_plan.folder, the_plan.config
+    assert config.preset is not None
+    base = PRESETS[config.preset]
+    device, note = choose_device(config.device)
+    shape = model_config(config, prepared.tokenizer.vocab_size, base.attn)
+    machine = choose_machine(
+        device, shape, dtype=config.dtype, attn=config.attn, compile=config.compile
+    )
+    shape = dataclasses.replace(shape, attn=machine.attn)
+    for line in (*([note] if note else []), *machine.notes):
+        say(line)
+    torch.manual_seed(config.seed)
+    model = GPT(shape).to(device)
+    trainer = Trainer(
+        config,
+        model,
+        machine,
+        prepared.splits["train"],
+        prepared.splits["valid"],
+        folder=folder,
+        tokenizer_hash=prepared.tokenizer.hash,
+        bos_id=prepared.tokenizer.eot_id,
+    )
+    _say_size(trainer, shape, machine)
+    if the_plan.resumed:
+        checkpoint, damaged = load_newest(folder / "checkpoints")
+        for message in damaged:
+            say(message)
+        remove_unfinished(folder / "checkpoints")
+        trainer.restore(checkpoint)
+        say(f"resumed {folder} after step {trainer.step:,}")
+    else:
+        prepared.tokenizer.save(folder / "tokenizer.json")
+        write_config(folder, config, shape)
+    return trainer
+
+
+def _resumed_config(given: TrainConfig) -> TrainConfig:
+    """The resumed run's configuration, with what may be given anew."""
+    assert given.resume is not None
+    saved, _ = read_config(Path(given.resume))
+    default = TrainConfig()
+    changes = {}
+    for field in dataclasses.fields(TrainConfig):
+        value = getattr(given, field.name)
+        if value == getattr(default, field.name):
+            continue
+        if field.name not in _RESUMABLE and value != getattr(saved, field.name):
+            option = "--" + field.name.replace("_", "-")
+            raise ValueError(
+                f"{option} {value} cannot be changed with --resume, which goes on with "
+                f"{getattr(saved, field.name)}: leave it out, or start a new run"
+            )
+        changes[field.name] = value
+    return dataclasses.replace(saved, **changes)
+
+
+def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
+    config = trainer.config
+    assert config.batch_size
+    assert config.seq_len
+    say(
+        f"model: {config.preset}, {count_parameters(shape):,} parameters ({shape.n_layer} layers, "
+        f"{shape.n_head} heads, {shape.n_embd} wide, vocabulary {shape.vocab_size:,}, context "
+        f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "
+        f"positions, {'tied' if shape.tie else 'untied'} head)"
+    )
+    memory = training_memory(
+        shape, batch_size=config.batch_size, seq_len=config.seq_len, dtype=machine.dtype
+    )
+    has = device_memory(machine.device)
+    of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
+    say(f"memory, estimated: {memory}{of}")
+    if has and memory.total > 0.95 * has:
+        say(
+            "warning: that is likely too much. Lower --batch-size (raise --grad-accum to keep the "
+            "step the same), lower --seq-len, or choose a smaller --preset"
+        )
+    epochs = trainer.steps * trainer.tokens_per_step / len(trainer.batches.stream)
+    say(
+        f"training: {trainer.steps:,} steps of {trainer.tokens_per_step:,} tokens "
+        f"({config.grad_accum} x {config.batch_size} x {config.seq_len}) = {epochs:.2f} epochs, "
+        f"{config.optimizer}, lr {config.lr:g} -> {config.min_lr:g}; run folder {trainer.folder}"
+    )

@@ -1,0 +1,20 @@
+"""How every command starts and fails: options from a dataclass, mistakes as one sentence."""
+
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+
+def run_tool(main: Callable[[T], None], arguments: type[T]) -> None:
+    """Parse the command line and call `main`; a user's mistake is one sentence and status 2."""
+    try:
+        main(tyro.cli(arguments, config=(tyro.conf.FlagConversionOff,)))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,274 @@
+"""What can be chosen: the model (`GPTConfig`), the run (`TrainConfig`), and presets of both."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Norm = Literal["layernorm", "quicknorm"]
+NormPosition = Literal["pre", "post"]
+Mlp = Literal["gelu", "swiglu"]
+Positions = Literal["learned", "sinusoidal"]
+AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
+
+VOCAB_MULTIPLE = (
+    128  # rows of the embedding are padded to this, so that products with it are aligned
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig:
+    """Shape and options of a model. The defaults are GPT-2 small exactly (Radford et al. 2019)."""
+
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    vocab_size: int = 50257
+    block_size: int = 1024
+    attn: str = "sdpa"
+    norm: Norm = "layernorm"
+    norm_position: NormPosition = "pre"
+    mlp: Mlp = "gelu"
+    positions: Positions = "learned"
+    tie: bool = True
+    bias: bool = True
+    dropout: float = 0.0
+    window: int | None = None
+    n_inner: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(
+                f"n_embd={self.n_embd} cannot be split over n_head={self.n_head} heads: "
+                "choose a width that is a multiple of the number of heads"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1 (the position itself), got {self.window}")
+        for field in dataclasses.fields(self):
+            choices = getattr(field.type, "__args__", ())
+            if (
+                field.name in ("norm", "norm_position", "mlp", "positions")
+                and getattr(self, field.name) not in choices
+            ):
+                raise ValueError(
+                    f"{field.name} must be one of {', '.join(choices)}, "
+                    f"got {getattr(self, field.name)!r}"
+                )
+
+    @property
+    def head_dim(self) -> int:
+        return self.n_embd // self.n_head
+
+    @property
+    def padded_vocab_size(self) -> int:
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLP: 4C for GELU, and the same number of parameters for SwiGLU."""
+        if self.n_inner is not None:
+            return self.n_inner
+        if self.mlp == "gelu":
+            return 4 * self.n_embd
+        multiple = 64 if self.n_embd >= 512 else 8  # tensor cores want round widths
+        return round(8 * self.n_embd / 3 / multiple) * multiple
+
+
+PRESETS: dict[str, GPTConfig] = {
+    "demo": GPTConfig(n_layer=4, n_head=4, n_embd=192, vocab_size=4096, block_size=128),
+    "mini": GPTConfig(n_layer=6, n_head=6, n_embd=384, vocab_size=32000, block_size=256),
+    "gpt2": GPTConfig(),
+    "gpt2-medium": GPTConfig(n_layer=24, n_head=16, n_embd=1024),
+    "gpt2-large": GPTConfig(n_layer=36, n_head=20, n_embd=1280),
+    "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
+}
+
+# Settings of a run that belong to a size, used where the command line gives none.
+_GPT2_RUN: dict[str, Any] = {
+    "vocab_size": 32000,
+    "steps": 20000,
+    "batch_size": 16,
+    "grad_accum": 8,
+    "lr": 6e-4,
+    "warmup_steps": 500,
+    "eval_every": 500,
+    "checkpoint_every": 500,
+}
+RUN_DEFAULTS: dict[str, dict[str, Any]] = {
+    "demo": {
+        "vocab_size": 4096,
+        "steps": 600,
+        "batch_size": 16,
+        "grad_accum": 1,
+        "lr": 3e-3,
+        "warmup_steps": 50,
+        "eval_every": 100,
+        "checkpoint_every": 200,
+    },
+    "mini": {
+        "vocab_size": 32000,
+        "steps": 5000,
+        "batch_size": 16,
+        "grad_accum": 2,
+        "lr": 1e-3,
+        "warmup_steps": 200,
+        "eval_every": 250,
+        "checkpoint_every": 500,
+    },
+    "gpt2": _GPT2_RUN,
+    "gpt2-medium": _GPT2_RUN | {"lr": 3e-4, "batch_size": 8, "grad_accum": 16},
+    "gpt2-large": _GPT2_RUN | {"lr": 2.5e-4, "batch_size": 4, "grad_accum": 32},
+    "gpt2-xl": _GPT2_RUN | {"lr": 2e-4, "batch_size": 2, "grad_accum": 64},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a GPT-2 class language model from raw text.
+
+    Settings left out (None) come from the preset; with --resume, from the run that is resumed.
+    """
+
+    # --- text ---
+    data: str = "python-docs"
+    """python-docs (no download), tinystories, wikitext-2, openwebtext, or a local .txt, .jsonl,
+    .parquet
+    file (also .gz), directory or glob."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
+    vocab_size: int | None = None
+    """Size of the vocabulary to train, <|endoftext|> included."""
+    cache_dir: str = "data"
+    """Where trained tokenizers and tokenised shards are kept and found again."""
+
+    # --- model ---
+    preset: str | None = None
+    """demo, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl. None: demo on a CPU, mini on a GPU."""
+    attn: AttnChoice = "auto"
+    """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2) or triton."""
+    norm: Norm | None = None
+    """layernorm, or quicknorm (= RMSNorm)."""
+    norm_position: NormPosition | None = None
+    """Norm before each sub-layer (pre, GPT-2), or after its residual sum (post, Vaswani 2017)."""
+    mlp: Mlp | None = None
+    """gelu (GPT-2), or swiglu at the same number of parameters."""
+    positions: Positions | None = None
+    """learned (GPT-2), or sinusoidal: no parameters, defined past the training length."""
+    tie: bool | None = None
+    """Share the embedding matrix with the output head, as GPT-2 does."""
+    bias: bool | None = None
+    """Biases in linear layers and LayerNorm, as GPT-2 has."""
+    dropout: float | None = None
+    """Dropout rate of embeddings, attention weights and residual branches."""
+    window: int | None = None
+    """Sliding window: each position sees itself and the window-1 before it. None: all of them."""
+    n_layer: int | None = None
+    """Number of Transformer layers, in place of the preset's."""
+    n_head: int | None = None
+    """Number of attention heads, in place of the preset's."""
+    n_embd: int | None = None
+    """Width of the residual stream, in place of the preset's."""
+
+    # --- optimisation ---
+    steps: int | None = None
+    """Optimizer steps."""
+    epochs: float | None = None
+    """Length of the run in passes over the training text, instead of --steps."""
+    batch_size: int | None = None
+    """Sequences per micro-batch."""
+    seq_len: int | None = None
+    """Tokens per sequence. None: the preset's context length."""
+    grad_accum: int | None = None
+    """Micro-batches per optimizer step; the gradient is that of the one large batch."""
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for the hidden matrices with AdamW for the rest."""
+    lr: float | None = None
+    """Peak learning rate."""
+    min_lr: float | None = None
+    """Learning rate at the end of the cosine. None: a tenth of --lr."""
+    warmup_steps: int | None = None
+    """Steps of linear warm-up."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: float = 0.9
+    """AdamW's first moment decay."""
+    beta2: float = 0.95
+    """AdamW's second moment decay."""
+    clip: float = 1.0
+    """Largest norm of the gradient; 0 turns clipping off."""
+    max_skipped: int = 10
+    """Stop after so many steps in a row with a non-finite loss or gradient (each is skipped)."""
+    seed: int = 1337
+    """Seed of initialisation, batches, dropout and samples."""
+
+    # --- machine ---
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
+    compile: bool | None = None
+    """torch.compile the model. None: on a GPU only."""
+
+    # --- run folder ---
+    out: str | None = None
+    """Run folder. None: runs/<data>-<preset>; an existing run is never overwritten."""
+    resume: str | None = None
+    """Run folder to go on with, bit for bit; its configuration is used."""
+    eval_every: int | None = None
+    """Steps between two measurements of the validation loss."""
+    eval_tokens: int = 200_000
+    """Validation tokens scored at each measurement, the same ones each time."""
+    log_every: int = 10
+    """Steps between two lines of metrics.jsonl."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints."""
+    keep: int = 3
+    """Newest checkpoints to keep, besides the one with the best validation loss."""
+    tensorboard: bool = False
+    """Also log to TensorBoard (pip install -e '.[tensorboard]')."""
+    sample_tokens: int = 60
+    """Tokens of each sample printed at the end."""
+
+
+def model_config(config: TrainConfig, vocab_size: int, attn: str) -> GPTConfig:
+    """The model that `config` asks for: its preset with the options given on the command line."""
+    assert config.preset is not None
+    names = {f.name for f in dataclasses.fields(GPTConfig)} & {
+        f.name for f in dataclasses.fields(TrainConfig)
+    }
+    given = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
+    if config.seq_len is not None:
+        given["block_size"] = config.seq_len
+    given |= {"vocab_size": vocab_size, "attn": attn}
+    return dataclasses.replace(PRESETS[config.preset], **given)
+
+
+def with_preset(config: TrainConfig, default: str) -> TrainConfig:
+    """`config` with the preset and every setting that belongs to it filled in.
+
+    Raises:
+        ValueError: an unknown preset, or both --steps and --epochs.
+    """
+    preset = config.preset or default
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
+    if config.steps is not None and config.epochs is not None:
+        raise ValueError("--steps and --epochs both set the length of the run: give one of them")
+    filled: dict[str, Any] = {"preset": preset, "seq_len": PRESETS[preset].block_size}
+    filled |= RUN_DEFAULTS[preset]
+    if config.epochs is not None:
+        del filled["steps"]
+    filled = {k: v for k, v in filled.items() if getattr(config, k) is None}
+    config = dataclasses.replace(config, **filled)
+    if config.min_lr is None:
+        assert config.lr is not None
+        config = dataclasses.replace(config, min_lr=config.lr / 10)
+    for name in ("steps", "batch_size", "seq_len", "grad_accum", "eval_every", "checkpoint_every"):
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    return config

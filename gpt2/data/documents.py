@@ -1,0 +1,117 @@
+"""Documents on their way from a source to the tokenizer.
+
+They travel in pieces of some 256 KiB, so that no document is ever whole in memory. A long one is
+cut only where a pre-token begins (see `gpt2.pretokens.cut`): the ids of its pieces, joined, are
+those of the whole.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from gpt2.pretokens import cut
+
+END_OF_TEXT = "<|endoftext|>"
+PIECE_CHARS = 1 << 18
+_TAIL_CHARS = 1 << 12  # never cut off running text: it may hold half of a marker or a title
+SPLITS = ("train", "valid", "test")
+
+_MARKER = re.compile(re.escape(END_OF_TEXT))
+# A WikiText article opens with its title, ` = Title = `, between blank lines of one space each.
+_ARTICLE = re.compile(r"(?<=\n \n)(?= = (?!= )[^\n]*(?<! =) = \n \n)")
+_FIRST_ARTICLE = re.compile(r"\s* = (?!= )[^\n]*(?<! =) = \n \n")
+
+
+class Piece(NamedTuple):
+    """A part of a document.
+
+    Attributes:
+        text: its text.
+        last: whether the document ends with it.
+        consumed: bytes read from the source since the piece before (for the progress bar).
+    """
+
+    text: str
+    last: bool
+    consumed: int
+
+
+@dataclass(frozen=True)
+class Source:
+    """A corpus: where its text is, which splits it names itself, how to read them.
+
+    Attributes:
+        name: short name, usable in a file name.
+        fingerprint: hex digits that change when the text, its order or its splits change.
+        splits: for each split the source names ("train" for text without a name), a function that
+            reads it from its beginning.
+        sizes: for each split the bytes that reading it consumes, where known.
+        holdout: where `sizes` says nothing: one document in this many is enough to hold out.
+        notes: lines to tell the user.
+        details: what the manifest records of it.
+    """
+
+    name: str
+    fingerprint: str
+    splits: Mapping[str, Callable[[], Iterator[Piece]]]
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    holdout: int = 20
+    notes: tuple[str, ...] = ()
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
+    """Cut one whole document into pieces. Nothing but whitespace is no document."""
+    if not text or text.isspace():
+        return
+    *parts, rest = cut(text, PIECE_CHARS)
+    for part in parts:
+        yield Piece(part, False, consumed)
+        consumed = 0
+    yield Piece(rest, True, consumed)
+
+
+def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+    """Split running text into documents, and these into pieces.
+
+    Documents end at each `<|endoftext|>`; the line ends around that marker belong to it. Text that
+    opens like WikiText, with a ` = Title = ` line, is split before each such title instead, and
+    loses not a byte. Other text is one document.
+
+    Args:
+        blocks: the text in order, cut anywhere, each with the bytes read from the source for it.
+    """
+    boundary: re.Pattern[str] | None = None
+    buffer, consumed = "", 0
+    opening = True  # the buffer begins with the beginning of a document
+    marked = False  # a marker has occurred
+
+    def piece(text: str, last: bool) -> Iterator[Piece]:
+        nonlocal consumed, opening
+        if marked and opening:
+            text = text.lstrip("\r\n")
+        if marked and last:
+            text = text.rstrip("\r\n")
+        if not (opening and last and (not text or text.isspace())):
+            yield Piece(text, last, consumed)
+            consumed = 0
+        opening = last
+
+    for text, count in blocks:
+        buffer += text
+        consumed += count
+        if boundary is None:
+            boundary = _ARTICLE if _FIRST_ARTICLE.match(buffer) else _MARKER
+        *documents, buffer = boundary.split(buffer)
+        marked = marked or (bool(documents) and boundary is _MARKER)
+        for document in documents:
+            *parts, rest = cut(document, PIECE_CHARS)
+            for part in parts:
+                yield from piece(part, False)
+            yield from piece(rest, True)
+        *parts, rest = cut(buffer[:-_TAIL_CHARS], PIECE_CHARS)
+        for part in parts:
+            yield from piece(part, False)
+        buffer = rest + buffer[-_TAIL_CHARS:]
+    yield from piece(buffer, True)

@@ -1,0 +1,178 @@
+"""Data sets on the Hugging Face hub, streamed through the library `datasets` (the extra `hub`)."""
+
+import hashlib
+import json
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
+from gpt2.files import write_json
+
+_PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """Where a data set is on the hub.
+
+    Attributes:
+        repository: owner and name.
+        config: the configuration to load, None for the only one.
+        splits: our names of its splits, each with the hub's.
+        holdout: one document in this many is enough for each split that has to be taken from train.
+        rows: what a row's "text" is: a document, or a line of WikiText.
+        revision: branch.
+    """
+
+    repository: str
+    splits: dict[str, str]
+    holdout: int
+    config: str | None = None
+    rows: str = "documents"
+    revision: str = "main"
+
+
+HUB_DATASETS = {
+    "tinystories": HubDataset(
+        "roneneldan/TinyStories", {"train": "train", "valid": "validation"}, holdout=200
+    ),
+    "wikitext-2": HubDataset(
+        "Salesforce/wikitext",
+        {"train": "train", "valid": "validation", "test": "test"},
+        holdout=20,
+        config="wikitext-2-raw-v1",
+        rows="lines",
+    ),
+    # The main branch holds a loading script, which `datasets` 4 and later refuse to run; the hub's
+    # own conversion holds the same documents.
+    "openwebtext": HubDataset(
+        "Skylion007/openwebtext", {"train": "train"}, holdout=2000, revision="refs/convert/parquet"
+    ),
+}
+
+
+def hub_source(name: str, *, cache_dir: Path) -> Source:
+    """The hub data set `name`, at the revision it was first seen at.
+
+    The revision is written to `cache_dir`/NAME.hub.json, so that an interrupted preparation goes on
+    with the same text, and one that is finished is used again with no network.
+
+    Raises:
+        ValueError: the hub does not answer within some seconds, or does not have the data set.
+    """
+    dataset = HUB_DATASETS[name]
+    pin = cache_dir / f"{name}.hub.json"
+    revision = ""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        revision = json.loads(pin.read_text(encoding="utf-8"))["revision"]
+    if not revision:
+        _import_datasets(name)
+        revision = _ask_revision(name, dataset)
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        write_json(pin, {"repository": dataset.repository, "revision": revision})
+    identity = f"hub {dataset.repository} {dataset.config} {revision}"
+    return Source(
+        name=name,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
+        splits={split: _reader(name, dataset, revision, split) for split in dataset.splits},
+        holdout=dataset.holdout,
+        notes=(f"{name}: {dataset.repository} at revision {revision[:8]} of {dataset.revision}",),
+        details={"kind": "hub", "repository": dataset.repository, "revision": revision},
+    )
+
+
+def _reader(
+    name: str, dataset: HubDataset, revision: str, split: str
+) -> Callable[[], Iterator[Piece]]:
+    def read() -> Iterator[Piece]:
+        load_dataset = _import_datasets(name).load_dataset
+        _ask_revision(name, dataset)  # fails soon, and with advice, where there is no network
+        try:
+            rows = load_dataset(
+                dataset.repository,
+                dataset.config,
+                split=dataset.splits[split],
+                revision=revision,
+                streaming=True,
+            )
+            texts = (row["text"] for row in rows)
+            if dataset.rows == "lines":
+                yield from text_pieces(_blocks(texts))
+            else:
+                for text in texts:
+                    yield from document_pieces(text, len(text.encode("utf-8")))
+        # Any of several libraries may fail here; whichever it is, the advice is the same.
+        except Exception as error:
+            raise ValueError(
+                f"--data {name}: reading {dataset.repository} from the hub failed: {error}. "
+                "Run the same command again: finished shards are kept."
+            ) from error
+
+    return read
+
+
+def _blocks(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
+    """Join WikiText's rows into blocks. The hub's copy has an empty row where the original has a
+    blank line, which is a space and a newline."""
+    block: list[str] = []
+    size = 0
+    for line in lines:
+        block.append(line or " \n")
+        size += len(block[-1])
+        if size >= PIECE_CHARS:
+            text = "".join(block)
+            yield text, len(text.encode("utf-8"))
+            block, size = [], 0
+    text = "".join(block)
+    yield text, len(text.encode("utf-8"))
+
+
+def _import_datasets(name: str) -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        raise ValueError(
+            f"--data {name} is read from the Hugging Face hub, which needs the library `datasets`: "
+            f"pip install -e '.[hub]'. {_advice(name)}"
+        ) from error
+    return datasets
+
+
+def _advice(name: str) -> str:
+    return (
+        f"Or give a local file or folder instead: --data path/to/{name}.txt (or .jsonl, .parquet)"
+    )
+
+
+def _ask_revision(name: str, dataset: HubDataset) -> str:
+    """The commit a data set's branch is at now; at the same time the check that the hub answers."""
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
+    branch = dataset.revision.replace("/", "%2F")
+    url = f"{endpoint}/api/datasets/{dataset.repository}/revision/{branch}"
+    answer: list[str] = []
+    problem: list[Exception] = [TimeoutError(f"no answer within {_PATIENCE:.0f} s")]
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=_PATIENCE) as response:
+                answer.append(str(json.load(response)["sha"]))
+        except Exception as error:
+            problem.append(error)
+
+    # A thread of its own, as the look-up of a host's name heeds no time limit.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(_PATIENCE)
+    if not answer:
+        raise ValueError(
+            f"--data {name}: the hub at {endpoint} cannot give {dataset.repository} "
+            f"({problem[-1]}). {_advice(name)}"
+        )
+    return answer[0]

@@ -1,0 +1,107 @@
+"""The manifest of a prepared folder: what is in it, from what it was made; written last.
+
+A folder without one is work in progress. The shards it lists are plain names in the same folder.
+"""
+
+import itertools
+import json
+import platform
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gpt2.data.documents import SPLITS, Source
+from gpt2.data.shards import ShardError, ShardInfo, TokenStream, read_header
+from gpt2.data.splits import SplitPlan
+from gpt2.files import write_json
+from gpt2.tokenizer import Tokenizer
+
+MANIFEST = "manifest.json"
+_FORMAT = 1
+_VERIFY_BYTES = 1 << 30  # ids up to this size are verified whenever they are opened: a second
+_SHARD_NAME = re.compile(r"(train|valid|test)-\d{5}\.bin")  # no path leads out of the folder
+
+
+def write_manifest(
+    folder: Path,
+    source: Source,
+    plan: SplitPlan,
+    tokenizer: Tokenizer,
+    shards: dict[str, list[ShardInfo]],
+) -> None:
+    """Declare `folder` finished: its shards are those in `shards`, numbered in order."""
+    manifest: dict[str, Any] = {
+        "format": _FORMAT,
+        "source": {"name": source.name, "fingerprint": source.fingerprint, **source.details},
+        "held_out": plan.note or "nothing: the source names its splits",
+        "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
+        "splits": {
+            split: {
+                "tokens": sum(info.tokens for info in infos),
+                "documents": sum(info.documents for info in infos),
+                "text_bytes": sum(info.text_bytes for info in infos),
+                "shards": [
+                    {
+                        "file": f"{split}-{number:05d}.bin",
+                        "tokens": info.tokens,
+                        "sha256": info.sha256,
+                    }
+                    for number, info in enumerate(infos)
+                ],
+            }
+            for split, infos in shards.items()
+        },
+        "versions": {"python": platform.python_version(), "numpy": np.__version__},
+    }
+    write_json(folder / MANIFEST, manifest)
+
+
+def open_splits(
+    folder: Path, tokenizer: Tokenizer, *, verify: bool | None = None
+) -> dict[str, TokenStream]:
+    """Map the shards of a finished folder, checked against its manifest.
+
+    Args:
+        folder: holds the manifest.
+        tokenizer: must be the one that wrote the ids.
+        verify: check the SHA-256 of all ids too; None does so when they are at most 1 GiB.
+
+    Raises:
+        ShardError: manifest or shard missing, damaged, or of another tokenizer; says which.
+    """
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        if manifest["format"] != _FORMAT:
+            raise ValueError(f"format {manifest['format']}; this program reads {_FORMAT}")
+        listed = {
+            split: [(str(shard["file"]), str(shard["sha256"])) for shard in entry["shards"]]
+            for split, entry in manifest["splits"].items()
+        }
+        for name, _ in itertools.chain(*listed.values()):
+            if not _SHARD_NAME.fullmatch(name):
+                raise ValueError(f"shard name {name!r}")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ShardError(
+            f"{path} cannot be used ({error}). Delete the folder {folder} and run again: it is "
+            "prepared anew from the source text."
+        ) from error
+    shards = {split: [folder / name for name, _ in files] for split, files in listed.items()}
+    if verify is None:
+        everything = sum(
+            read_header(path).payload_bytes for path in itertools.chain(*shards.values())
+        )
+        verify = everything <= _VERIFY_BYTES
+    for name, sha256 in itertools.chain(*listed.values()):
+        if read_header(folder / name).sha256 != sha256:
+            raise ShardError(
+                f"token shard {folder / name} is not the one that {path} lists. "
+                f"Delete the folder {folder} and run again."
+            )
+    return {
+        split: TokenStream(shards[split], tokenizer_hash=tokenizer.hash, verify=verify)
+        for split in SPLITS
+        if split in shards
+    }

@@ -1,0 +1,159 @@
+"""Read a local file as documents: plain text or JSON lines, also gzipped, or Parquet."""
+
+import codecs
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from gpt2.data.documents import PIECE_CHARS, Piece, document_pieces, text_pieces
+
+FORMATS = {
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".tokens": "text",
+    ".raw": "text",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+_BOM = "\ufeff"
+
+
+def split_suffix(path: Path) -> tuple[str, str]:
+    """The stem and the suffix of a file's name, `.gz` being part of the latter."""
+    name = path.name
+    packed = name[-3:] if name.lower().endswith(".gz") else ""
+    plain = Path(name.removesuffix(packed))
+    return plain.stem, plain.suffix + packed
+
+
+def file_format(path: Path) -> str | None:
+    """One of "text", "jsonl", "parquet" by the file's name; None if it is of no kind read here."""
+    suffix = split_suffix(path)[1].lower()
+    kind = FORMATS.get(suffix.removesuffix(".gz"))
+    return None if kind == "parquet" and suffix.endswith(".gz") else kind
+
+
+def read_pieces(path: Path) -> Iterator[Piece]:
+    """The documents of a file in order, in pieces, with bounded memory.
+
+    `consumed` counts bytes of the file as it is stored, so packed ones of a .gz.
+
+    Raises:
+        ValueError: naming the file, and the place in it, where it cannot be read as what it is.
+    """
+    kind = file_format(path)
+    assert kind is not None
+    if kind == "parquet":
+        yield from _read_parquet(path)
+        return
+    try:
+        with open(path, "rb") as stored:
+            if path.name.lower().endswith(".gz"):
+                with gzip.GzipFile(fileobj=stored) as unpacked:
+                    yield from _read_stream(path, kind, unpacked, stored)
+            else:
+                yield from _read_stream(path, kind, stored, stored)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def _read_stream(
+    path: Path, kind: str, file: BinaryIO | gzip.GzipFile, stored: BinaryIO
+) -> Iterator[Piece]:
+    if kind == "text":
+        yield from text_pieces(_decoded_blocks(path, file, stored))
+        return
+    read = 0
+    for number, line in enumerate(file, start=1):
+        consumed, read = stored.tell() - read, stored.tell()
+        yield from document_pieces(_json_text(path, number, line), consumed)
+
+
+def _decoded_blocks(
+    path: Path, file: BinaryIO | gzip.GzipFile, stored: BinaryIO
+) -> Iterator[tuple[str, int]]:
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    read = offset = 0
+    while True:
+        block = file.read(PIECE_CHARS)
+        waiting = len(decoder.getstate()[0])  # bytes of a character begun in the block before
+        try:
+            text = decoder.decode(block, final=not block)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(path, f"byte {offset - waiting + error.start:,}", error) from error
+        if offset == 0:
+            text = text.removeprefix(_BOM)
+        offset += len(block)
+        yield text, stored.tell() - read
+        read = stored.tell()
+        if not block:
+            return
+
+
+def _json_text(path: Path, number: int, line: bytes) -> str:
+    """The "text" of a line of JSON; nothing for a blank line."""
+    where = f"{path}, line {number:,}"
+    if not line.strip():
+        return ""
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except UnicodeDecodeError as error:
+        raise _not_utf8(path, f"line {number:,}, its byte {error.start:,}", error) from error
+    except ValueError as error:
+        raise ValueError(f"{where}: not JSON ({error}). Each line must be one object.") from error
+    if not isinstance(row, dict):
+        raise ValueError(f'{where}: a {type(row).__name__}; expected an object with a "text".')
+    text = row.get("text")
+    if not isinstance(text, str):
+        found = "is no string" if "text" in row else "is missing"
+        keys = ", ".join(map(repr, row)) or "none"
+        raise ValueError(f'{where}: the field "text" {found}. Keys found: {keys}.')
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{where}: the text holds half a surrogate pair ({text[error.start]!a}), which is no "
+            "Unicode character. Write the pair whole, or drop it."
+        ) from error
+    return text
+
+
+def _read_parquet(path: Path) -> Iterator[Piece]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise ValueError(
+            f"reading {path} needs pyarrow: pip install -e '.[hub]', or give .txt or .jsonl"
+        ) from error
+    try:
+        with pq.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if "text" not in names:
+                raise ValueError(f'{path}: no column "text". Columns: {", ".join(names)}.')
+            per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+            seen = 0
+            for batch in file.iter_batches(batch_size=256, columns=["text"]):
+                for text in batch.column(0).to_pylist():
+                    if text is not None and not isinstance(text, str):
+                        raise ValueError(f'{path}: the column "text" holds no strings.')
+                    consumed = int((seen + 1) * per_row) - int(seen * per_row)
+                    seen += 1
+                    yield from document_pieces(text or "", consumed)
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+
+
+def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> ValueError:
+    bad = error.object[error.start]
+    return ValueError(
+        f"{path} is not UTF-8: {where} (0x{bad:02x}): {error.reason}. Convert the file, for "
+        "example with: iconv -f LATIN1 -t UTF-8"
+    )

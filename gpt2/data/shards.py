@@ -1,0 +1,220 @@
+"""Tokens on disk: shards with a checked header, memory-mapped and seen as one long sequence.
+
+A shard is a header of 256 bytes, then the token ids, little-endian, uint16 where the vocabulary
+fits and uint32 where it does not. The header says all that is needed to judge the shard on its own:
+what it is, how long it must be, which tokenizer wrote it, the SHA-256 of its ids, and how far into
+its split it reaches, so that an interrupted preparation goes on after the last whole shard.
+"""
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2.files import atomic_write, sha256_file
+
+MAGIC = b"GPT2TOKS"
+VERSION = 1
+HEADER_BYTES = 256  # a multiple of every item size, so the mapped ids are aligned
+# magic, version, item size, vocabulary, tokens, documents, text bytes, pieces, tokenizer, SHA-256
+_HEADER = struct.Struct("<8sIIQQQQQ64s32s")
+
+
+class ShardError(ValueError):
+    """A shard that is missing, truncated, damaged, or written by another tokenizer."""
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard's header holds.
+
+    Attributes:
+        vocab_size: every id is below it.
+        tokens: number of ids.
+        documents: documents that end in this shard.
+        text_bytes: bytes of the text behind the ids, as UTF-8.
+        pieces: pieces of text (see `gpt2.data.sources.Piece`) behind the ids.
+        tokenizer_hash: hex digits naming the tokenizer.
+        sha256: hex digest of the ids as stored.
+    """
+
+    vocab_size: int
+    tokens: int
+    documents: int
+    text_bytes: int
+    pieces: int
+    tokenizer_hash: str
+    sha256: str
+
+    @property
+    def dtype(self) -> np.dtype:
+        return id_dtype(self.vocab_size)
+
+    @property
+    def payload_bytes(self) -> int:
+        return self.tokens * self.dtype.itemsize
+
+
+def id_dtype(vocab_size: int) -> np.dtype:
+    """The stored type of ids below `vocab_size`: little-endian uint16 if they fit, else uint32."""
+    return np.dtype("<u2" if vocab_size <= 1 << 16 else "<u4")
+
+
+def write_shard(
+    path: Path,
+    parts: Sequence[NDArray[np.unsignedinteger]],
+    *,
+    vocab_size: int,
+    tokenizer_hash: str,
+    documents: int,
+    text_bytes: int,
+    pieces: int,
+) -> ShardInfo:
+    """Write the ids in `parts` (each 1-D, of `id_dtype(vocab_size)`) as one shard, atomically."""
+    dtype = id_dtype(vocab_size)
+    digest = hashlib.sha256()
+    for part in parts:
+        assert part.dtype == dtype
+        assert part.ndim == 1
+        digest.update(np.ascontiguousarray(part).data)
+    tokens = sum(len(part) for part in parts)
+    info = ShardInfo(
+        vocab_size, tokens, documents, text_bytes, pieces, tokenizer_hash, digest.hexdigest()
+    )
+    header = _HEADER.pack(
+        MAGIC,
+        VERSION,
+        dtype.itemsize,
+        vocab_size,
+        tokens,
+        documents,
+        text_bytes,
+        pieces,
+        tokenizer_hash.encode("ascii"),
+        digest.digest(),
+    )
+    with atomic_write(path) as file:
+        file.write(header.ljust(HEADER_BYTES, b"\0"))
+        for part in parts:
+            file.write(np.ascontiguousarray(part).data)
+    return info
+
+
+def read_header(path: Path) -> ShardInfo:
+    """Read a shard's header and check it against the length of the file.
+
+    Raises:
+        ShardError: no such file, not a shard, another version, or not of the length it states.
+    """
+    try:
+        size = path.stat().st_size
+        with open(path, "rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as error:
+        raise _bad(path, f"cannot be read ({error.strerror})") from error
+    if len(raw) < HEADER_BYTES or raw[: len(MAGIC)] != MAGIC:
+        raise _bad(path, "is not a token shard, or its beginning is damaged")
+    (_, version, itemsize, vocab_size, tokens, documents, text_bytes, pieces, tokenizer, digest) = (
+        _HEADER.unpack_from(raw)
+    )
+    if version != VERSION:
+        raise _bad(path, f"has format version {version}; this program reads {VERSION}")
+    info = ShardInfo(
+        vocab_size,
+        tokens,
+        documents,
+        text_bytes,
+        pieces,
+        tokenizer.rstrip(b"\0").decode("ascii", "replace"),
+        digest.hex(),
+    )
+    if itemsize != info.dtype.itemsize:
+        raise _bad(path, "has a damaged header (item size and vocabulary disagree)")
+    if size != HEADER_BYTES + info.payload_bytes:
+        expected = HEADER_BYTES + info.payload_bytes
+        raise _bad(path, f"has {size:,} bytes, and its header says {expected:,}: cut short")
+    return info
+
+
+def verify_shard(path: Path) -> ShardInfo:
+    """Check a shard's header, length and SHA-256; raise `ShardError` when one is wrong."""
+    info = read_header(path)
+    if sha256_file(path, start=HEADER_BYTES) != info.sha256:
+        raise _bad(path, "fails its SHA-256 checksum: its contents have changed")
+    return info
+
+
+def _bad(path: Path, problem: str) -> ShardError:
+    return ShardError(
+        f"token shard {path} {problem}. Delete the folder {path.parent} and run again: "
+        "it is prepared anew from the source text."
+    )
+
+
+class TokenStream:
+    """The tokens of one split, read-only: memory-mapped shards seen as one sequence.
+
+    Documents follow each other, each closed by the end-of-text id. Memory use does not grow with
+    the length: pages are loaded as they are read, and the system drops them when it needs the
+    space.
+
+    Args:
+        paths: the shards, in order.
+        tokenizer_hash: when given, every shard must have been written by this tokenizer.
+        verify: also check each shard's SHA-256 (about 1 s per GB), not only header and length.
+
+    Raises:
+        ShardError: naming the shard and the remedy.
+
+    Attributes:
+        n_bytes: bytes of the documents' text as UTF-8 (for bits per byte).
+        n_documents: documents in the split.
+        vocab_size: every id is below it.
+        tokenizer_hash: hex digits naming the tokenizer.
+    """
+
+    def __init__(
+        self, paths: Sequence[Path], *, tokenizer_hash: str | None = None, verify: bool = False
+    ) -> None:
+        assert paths, "a split has at least one shard"
+        infos = [verify_shard(path) if verify else read_header(path) for path in paths]
+        expected = infos[0].tokenizer_hash if tokenizer_hash is None else tokenizer_hash
+        for path, info in zip(paths, infos, strict=True):
+            if info.tokenizer_hash != expected or info.vocab_size != infos[0].vocab_size:
+                raise ShardError(
+                    f"token shard {path} was written with tokenizer {info.tokenizer_hash[:8]} "
+                    f"({info.vocab_size:,} tokens), not with {expected[:8]}: its ids would mean "
+                    "other text. Use the tokenizer.json beside it, or prepare the text again."
+                )
+        self.paths = tuple(paths)
+        self.vocab_size = infos[0].vocab_size
+        self.tokenizer_hash = expected
+        self.n_bytes = sum(info.text_bytes for info in infos)
+        self.n_documents = sum(info.documents for info in infos)
+        self._shards = [
+            np.memmap(path, dtype=info.dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
+            for path, info in zip(paths, infos, strict=True)
+        ]
+        self._starts = np.cumsum([0] + [info.tokens for info in infos])  # (shards + 1,)
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def read(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Tokens start..stop-1 as a new int64 array of shape (stop - start,), across shards."""
+        if not 0 <= start <= stop <= len(self):
+            raise IndexError(f"tokens {start}..{stop} of a stream of {len(self)}")
+        ids = np.empty(stop - start, dtype=np.int64)
+        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        filled = 0
+        while filled < len(ids):
+            offset = start + filled - int(self._starts[shard])
+            part = self._shards[shard][offset : offset + len(ids) - filled]
+            ids[filled : filled + len(part)] = part
+            filled += len(part)
+            shard += 1
+        return ids

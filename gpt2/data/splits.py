@@ -1,0 +1,119 @@
+"""Which split a document belongs to, where the source does not say.
+
+A source with many documents gives up one document in every 20 for validation and one for test
+(fewer of a large source), the places drawn by a hash, so that the choice depends on nothing but the
+order of the documents. One with few documents, a single book for example, is cut by position
+instead: first the training text, then validation, then test, each from the beginning of a paragraph
+or a line.
+"""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gpt2.data.documents import SPLITS, Piece, Source
+
+HOLDOUT = 20  # one document, or one part of the text, in this many
+HELD_OUT_BYTES = 10_000_000  # of the stored text: enough for a split held out of a large source
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How the splits of a source come about.
+
+    Attributes:
+        taken: splits that the source does not name and that are taken out of its training text.
+        every: by document: one of every so many goes to each of them. 0 is by position.
+        starts: by position: the character of the training text at which each taken split begins.
+        note: the same in words; empty when nothing is taken.
+    """
+
+    taken: tuple[str, ...] = ()
+    every: int = 0
+    starts: tuple[int, ...] = ()
+    note: str = ""
+
+
+def plan_splits(source: Source) -> SplitPlan:
+    """Decide how `source` is divided. Reads up to as many documents as it takes to decide."""
+    taken = tuple(split for split in SPLITS[1:] if split not in source.splits)
+    if "train" not in source.splits or not taken:
+        return SplitPlan()
+    stored = source.sizes.get("train", 0)
+    every = max(source.holdout, HOLDOUT, math.ceil(stored / HELD_OUT_BYTES))
+    documents = characters = 0
+    for piece in source.splits["train"]():
+        documents += piece.last
+        characters += len(piece.text)
+        if documents >= every:
+            each = "each one" if len(taken) > 1 else "one"
+            note = f"{' and '.join(taken)}: {each} in {every:,} documents of the training text"
+            return SplitPlan(taken, every=every, note=note)
+    size = characters // every
+    starts = tuple(characters - size * left for left in range(len(taken), 0, -1))
+    each = "each 1" if len(taken) > 1 else "1"
+    note = f"{' and '.join(taken)}: {each}/{every} of the training text, at its end, in this order"
+    return SplitPlan(taken, starts=starts, note=note)
+
+
+def split_pieces(
+    source: Source, plan: SplitPlan, *, only: str | None = None
+) -> Iterator[tuple[str, Piece]]:
+    """All pieces of a source, each with its split, in an order that never changes.
+
+    With `only`, just what the source itself names so: its "train" also holds what the plan takes.
+    """
+    for split, read in source.splits.items():
+        if only not in (None, split):
+            continue
+        if split != "train" or not plan.taken:
+            yield from ((split, piece) for piece in read())
+        elif plan.every:
+            yield from _by_document(read(), plan)
+        else:
+            yield from _by_position(read(), plan)
+
+
+def _by_document(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str, Piece]]:
+    document = 0
+    slots = _slots(0, plan)
+    for piece in pieces:
+        yield slots.get(document % plan.every, "train"), piece
+        document += piece.last
+        if piece.last and document % plan.every == 0:
+            slots = _slots(document // plan.every, plan)
+
+
+def _slots(group: int, plan: SplitPlan) -> dict[int, str]:
+    """Which of a group of `plan.every` documents go to which of the taken splits."""
+    digest = hashlib.sha256(f"held out of group {group}".encode()).digest()
+    first = int.from_bytes(digest[:8], "little") % plan.every
+    # The distance from the first to the second is never 0, so that they are two documents.
+    distance = 1 + int.from_bytes(digest[8:16], "little") % (plan.every - 1)
+    places = (first, (first + distance) % plan.every)
+    return dict(zip(places, plan.taken, strict=False))
+
+
+def _by_position(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str, Piece]]:
+    splits = ["train", *plan.taken]
+    starts = list(plan.starts)
+    position = 0
+    for text, last, consumed in pieces:
+        while starts and position + len(text) > starts[0]:
+            cut = _paragraph_start(text, max(starts[0] - position, 0))
+            yield splits[0], Piece(text[:cut], True, consumed)
+            text, consumed, position = text[cut:], 0, position + cut
+            del splits[0], starts[0]
+        if text:
+            yield splits[0], Piece(text, last, consumed)
+            position += len(text)
+
+
+def _paragraph_start(text: str, start: int) -> int:
+    """The first place at or after `start` that begins a paragraph, else a line, else a word."""
+    for gap in ("\n\n", "\n", " "):
+        place = text.find(gap, start, start + 4096)
+        if place >= 0:
+            return place + len(gap)
+    return start + 1

@@ -1,0 +1,122 @@
+"""Files that are either whole or absent: atomic writes, checksums, and a lock between processes.
+
+A reader, or a process that starts after a crash, never sees half a file: everything is written
+under a temporary name in the same folder, flushed to the disk, and only then renamed.
+"""
+
+import hashlib
+import json
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+_BLOCK = 1 << 20
+
+
+@contextmanager
+def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
+    """Write `path` atomically: it holds all that was written, or stays as it was.
+
+    Args:
+        path: the final name. Its folder must exist.
+
+    Yields:
+        A binary file, open for reading and writing, under a temporary hidden name in the same
+        folder. When the block ends it is renamed to `path`; when the block raises it is deleted.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "x+b") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: str | Path) -> None:
+    """Flush a folder's entries to the disk, so that a rename in it survives a power cut."""
+    if sys.platform == "win32":  # a folder cannot be opened there; NTFS journals its entries
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_leftovers(folder: str | Path) -> None:
+    """Delete the temporary files of writers that were killed. Call it only under a `lock`."""
+    for leftover in Path(folder).glob(".*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def write_json(path: str | Path, obj: Any) -> None:
+    """Write `obj` atomically as indented UTF-8 JSON with a final newline."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False) + "\n"
+    with atomic_write(path) as file:
+        file.write(text.encode("utf-8"))
+
+
+def sha256_file(path: str | Path, *, start: int = 0) -> str:
+    """The SHA-256 (64 hex digits) of a file's bytes from offset `start` on."""
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()
+
+
+@contextmanager
+def lock(
+    path: str | Path, *, waiting: str | None = None, patience: float = math.inf
+) -> Iterator[None]:
+    """Hold an exclusive lock between processes; the system frees it when its holder dies.
+
+    Args:
+        path: the lock file, created when absent and left behind (deleting it would race).
+        waiting: a line to print, once, when another process holds the lock.
+        patience: seconds to wait for it.
+
+    Raises:
+        TimeoutError: the lock was still held after `patience`.
+    """
+    end = time.monotonic() + patience
+    with open(path, "a+b") as file:
+        while not _try_lock(file):
+            if time.monotonic() > end:
+                raise TimeoutError(f"{path} is locked by another process")
+            if waiting:
+                print(waiting, flush=True)
+                waiting = None
+            time.sleep(0.1)
+        yield
+
+
+def _try_lock(file: BinaryIO) -> bool:
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            file.seek(0)
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True

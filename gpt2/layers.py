@@ -1,0 +1,110 @@
+"""The layers of a Transformer block besides attention, and sinusoidal positions.
+
+Axes: B batch, T time, C channels (n_embd), F feed-forward width.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.config import GPTConfig
+
+
+class LayerNorm(nn.Module):
+    """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
+
+    Centres and scales, then rescales and shifts. Unlike nn.LayerNorm it takes `bias=False` as GPT-2
+    variants want it. Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+    """
+
+    def __init__(self, width: int, bias: bool = True, eps: float = 1e-5):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+class QuickNorm(nn.Module):
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis: scale only, no centring, no
+    shift.
+
+    This is RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467). "Divide by sqrt(variance + eps)
+    without centring" could also be read as the variance about the mean. We take the mean square:
+    that is what is left of the variance when the mean is not subtracted, it makes y invariant to
+    the scale of x, and it is the form that language models since LLaMA are trained with. It costs
+    one reduction over x instead of two, and half of LayerNorm's parameters.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class GELU(nn.Module):
+    """Two linear layers with GPT-2's GELU between them: y = W_proj gelu(W_fc x).
+
+    gelu(x) = 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))): the tanh form, as in GPT-2's weights.
+    Source: Hendrycks and Gimpel 2016, arXiv:1606.08415; Radford et al. 2019.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """y = W_down (silu(W_gate x) * W_up x), with silu(x) = x sigmoid(x).
+
+    Three matrices instead of two: at equal width that is 1.5 times the parameters of the GELU
+    layer, so the default width is 2/3 of GPT-2's 4C (`GPTConfig.mlp_width`), which makes them
+    equal. Source: Shazeer 2020, arXiv:2002.05202.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.w_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.w_up = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
+        self.w_down = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))
+
+
+def create_sinusoidal_positions(max_len: int, d_model: int) -> Tensor:
+    """Sinusoidal position encodings, shape (max_len, d_model), float32, no parameters.
+
+    P[t, 2i] = sin(t / 10000^(2i/d)), P[t, 2i+1] = cos(t / 10000^(2i/d)). Defined for every t, so
+    that a model can be run past the length it was trained on; learned positions end at
+    `block_size`. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
+
+    Raises:
+        ValueError: odd d_model, as sines and cosines come in pairs.
+    """
+    if d_model % 2:
+        raise ValueError(f"sinusoidal positions need an even width, got d_model={d_model}")
+    t = torch.arange(max_len)[:, None]
+    frequency = torch.exp(-math.log(10000) / d_model * torch.arange(0, d_model, 2))
+    return torch.stack([(t * frequency).sin(), (t * frequency).cos()], dim=-1).flatten(1)
+
+
+def build_norm(config: GPTConfig) -> nn.Module:
+    if config.norm == "quicknorm":
+        return QuickNorm(config.n_embd)
+    return LayerNorm(config.n_embd, bias=config.bias)
+
+
+def build_mlp(config: GPTConfig) -> nn.Module:
+    return SwiGLU(config) if config.mlp == "swiglu" else GELU(config)

@@ -1,0 +1,127 @@
+"""What this machine can do: device, compute type and attention backend, chosen or checked.
+
+An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
+"""
+
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gpt2.attention import describe, unusable
+from gpt2.config import GPTConfig
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The settings that a run uses, and a line for each of them that `auto` chose."""
+
+    device: torch.device
+    dtype: torch.dtype
+    attn: str
+    compile: bool
+    notes: tuple[str, ...]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context for forward passes in the compute type."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def choose_device(asked: str) -> tuple[torch.device, str | None]:
+    """The device asked for, or the best one for "auto" and a note on it.
+
+    Raises:
+        ValueError: it does not exist here.
+    """
+    if asked == "auto":
+        if torch.cuda.is_available():
+            name = torch.cuda.get_device_name()
+            return torch.device("cuda"), f"device: cuda ({name}), as PyTorch finds a GPU"
+        if torch.backends.mps.is_available():
+            return torch.device("mps"), "device: mps, Apple's GPU"
+        threads = torch.get_num_threads()
+        return torch.device("cpu"), f"device: cpu ({threads} threads), as PyTorch finds no GPU"
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ValueError(
+            f"--device {asked}: no such device; use auto, cpu, cuda, cuda:1 or mps"
+        ) from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            built = torch.version.cuda or torch.version.hip
+            reason = (
+                "no GPU or driver was found" if built else "this PyTorch is built for CPUs only"
+            )
+            raise ValueError(f"--device {asked}: PyTorch cannot use CUDA here ({reason})")
+        if device.index is not None and device.index >= torch.cuda.device_count():
+            raise ValueError(
+                f"--device {asked}: there are {torch.cuda.device_count()} GPUs, counted from 0"
+            )
+    elif device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"--device {asked}: PyTorch finds no Apple GPU here")
+    elif device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"--device {asked}: this trainer runs on cpu, cuda and mps")
+    return device, None
+
+
+def choose_machine(
+    device: torch.device, config: GPTConfig, *, dtype: str, attn: str, compile: bool | None
+) -> Machine:
+    """Settle compute type, attention backend and compilation for a model of `config` on `device`.
+
+    Raises:
+        ValueError: an explicit choice that this machine cannot run, with the reason and the remedy.
+    """
+    notes = []
+    compute = DTYPES.get(dtype)
+    if compute is None:
+        compute, why = _best_dtype(device)
+        notes.append(f"dtype: {str(compute).removeprefix('torch.')}, {why}")
+    elif compute == torch.bfloat16 and device.type == "cuda" and not _native_bf16(device):
+        raise ValueError(
+            f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic; "
+            "use fp16 or fp32"
+        )
+    if attn == "auto":
+        attn, why = "sdpa", "as no other is both proved and faster here"
+    else:
+        reason = unusable(attn, config, device=device, dtype=compute)
+        if reason:
+            raise ValueError(f"--attn {attn}: {reason}")
+        why = "as asked"
+    notes.append(f"attention: {attn} ({describe(attn, device)}), {why}")
+    if compile is None:
+        compile = device.type == "cuda" and sys.platform == "linux"
+        why = "which pays on a GPU" if compile else "--compile turns it on"
+        notes.append(f"torch.compile: {'on' if compile else 'off'}, {why}")
+    return Machine(device, compute, attn, compile, tuple(notes))
+
+
+def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if _native_bf16(device):
+            return torch.bfloat16, "the GPU multiplies it natively"
+        return torch.float16, "this GPU has no bf16 arithmetic; with loss scaling"
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return torch.bfloat16, "the CPU multiplies it natively, faster than fp32"
+    return torch.float32, f"there is no fast 16-bit arithmetic on this {device.type}"
+
+
+def _native_bf16(device: torch.device) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

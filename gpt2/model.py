@@ -1,0 +1,165 @@
+"""GPT: a decoder-only Transformer, from token ids to the next token's logits.
+
+    x = embed(idx) + positions                                  (B, T, C) pre-norm  (GPT-2):
+    x = x + attention(norm(x));     x = x + mlp(norm(x)); at last norm(x) post-norm (Vaswani 2017):
+    x = norm(x + attention(x));     x = norm(x + mlp(x)) logits = x W_head^T
+    (B, T, V)
+
+Parameters carry the names of GPT-2's checkpoints (wte, wpe, h.0.attn.c_attn, ...).
+Axes: B batch, T time, C channels, H heads, D = C/H head width, V vocabulary.
+Source: Radford et al. 2019; tied head: Press and Wolf 2017, arXiv:1608.05859.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.attention import BACKENDS
+from gpt2.config import GPTConfig
+from gpt2.layers import build_mlp, build_norm, create_sinusoidal_positions
+from gpt2.loss import linear_cross_entropy
+
+
+class MultiHeadAttention(nn.Module):
+    """H attentions side by side on D-wide slices of the channels, and a projection to mix them."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head = config.n_head
+        self.window = config.window
+        self.dropout = config.dropout
+        self.attend = BACKENDS[config.attn]
+        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        B, T, C = x.shape
+        qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
+        dropout_p = self.dropout if self.training else 0.0
+        y = self.attend(qkv, window=self.window, dropout_p=dropout_p)  # (B, T, H, D)
+        return self.c_proj(y.reshape(B, T, C))
+
+
+class TransformerLayer(nn.Module):
+    """Attention, then the MLP, each in a residual branch with a norm before or after it."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.pre_norm = config.norm_position == "pre"
+        self.ln_1 = build_norm(config)
+        self.attn = MultiHeadAttention(config)
+        self.ln_2 = build_norm(config)
+        self.mlp = build_mlp(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        if self.pre_norm:
+            x = x + self.drop(self.attn(self.ln_1(x)))
+            return x + self.drop(self.mlp(self.ln_2(x)))
+        x = self.ln_1(x + self.drop(self.attn(x)))
+        return self.ln_2(x + self.drop(self.mlp(x)))
+
+
+class GPT(nn.Module):
+    """The whole model: `GPT(config)(idx, targets) -> (logits, loss)`."""
+
+    positions: Tensor
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.positions == "learned":
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+        else:
+            table = create_sinusoidal_positions(config.block_size, config.n_embd)
+            self.register_buffer("positions", table, persistent=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.h = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layer))
+        # Post-norm layers already end in a norm.
+        self.ln_f = build_norm(config) if config.norm_position == "pre" else nn.Identity()
+        if not config.tie:
+            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """GPT-2's initialisation: N(0, 0.02), residual projections by 1/sqrt(2 n_layer) smaller."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 1:
+                nn.init.ones_(parameter)  # norms
+            elif name.endswith(("c_proj.weight", "w_down.weight")):
+                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * self.config.n_layer))
+            else:
+                nn.init.normal_(parameter, std=0.02)
+        with torch.no_grad():  # rows of the padded vocabulary are never read
+            for weight in {self.wte.weight, self.head_weight}:
+                weight[self.config.vocab_size :] = 0
+
+    @property
+    def head_weight(self) -> Tensor:  # (V padded, C)
+        return self.wte.weight if self.config.tie else self.lm_head.weight
+
+    def embed(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        T = idx.shape[1]
+        if self.config.positions == "learned":
+            if T > self.config.block_size:
+                raise ValueError(
+                    f"{T} tokens do not fit the {self.config.block_size} learned positions: "
+                    "shorten the input, or train with --positions sinusoidal"
+                )
+            return self.wte(idx) + self.wpe.weight[:T]
+        positions = self.positions[:T]
+        if len(positions) < T:
+            positions = create_sinusoidal_positions(T, self.config.n_embd).to(idx.device)
+        # Embeddings of size 0.02 would drown in sines of size 1 (Vaswani et al. 2017, section 3.4).
+        return self.wte(idx) * math.sqrt(self.config.n_embd) + positions
+
+    def hidden(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
+        """What the layers make of the tokens: the input of the output head."""
+        x = self.drop(self.embed(idx))
+        for layer in self.h:
+            x = layer(x)
+        return self.ln_f(x)
+
+    def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)
+        return F.linear(x, self.head_weight[: self.config.vocab_size])
+
+    def next_logits(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, V)
+        """Logits of the token that follows."""
+        return self.logits(self.hidden(idx)[:, -1])
+
+    def forward(
+        self, idx: Tensor, targets: Tensor | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Logits of every position, or with targets the mean loss (the logits then never exist).
+
+        Args:
+            idx: token ids (B, T), int64.
+            targets: the token after each position (B, T), int64; -100 where there is none.
+
+        Returns:
+            (logits (B, T, V), None), or (None, loss), a float32 scalar in nats per token.
+        """
+        x = self.hidden(idx)
+        if targets is None:
+            return self.logits(x), None
+        loss = linear_cross_entropy(
+            x.flatten(0, 1),
+            self.head_weight,
+            targets.flatten(),
+            vocab_size=self.config.vocab_size,
+        )
+        return None, loss
+
+
+def count_parameters(config: GPTConfig) -> int:
+    """Parameters of the model, the rows of the padded vocabulary left out."""
+    with torch.device("meta"):
+        model = GPT(config)
+    total = sum(p.numel() for p in model.parameters())
+    padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
+    return total - padding * (1 if config.tie else 2)

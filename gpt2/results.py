@@ -1,0 +1,65 @@
+"""How a run ends: the test split scored, samples by each strategy, result.json."""
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from gpt2.data.prepare import Prepared
+from gpt2.evaluate import evaluate
+from gpt2.files import write_json
+from gpt2.generate import Sampling, generate
+from gpt2.logs import plot_loss, say
+from gpt2.training import Trainer
+
+STRATEGIES = {
+    "greedy": Sampling(temperature=0),
+    "top-k (k = 50)": Sampling(top_k=50),
+    "nucleus (p = 0.9)": Sampling(top_p=0.9),
+}
+_PROMPT_TOKENS = 12
+
+
+def report(trainer: Trainer, prepared: Prepared) -> None:
+    """Score the test split and print samples with the best weights; keep both in result.json."""
+    step = trainer.load_best_weights()
+    model = trainer.model.eval()
+    tokenizer = prepared.tokenizer
+    say(f"\nbest validation loss {trainer.best_val_loss:.4f} at step {step:,}; with its weights:")
+    result: dict[str, Any] = {"step": step, "val_loss": trainer.best_val_loss}
+    if "test" in prepared.splits:
+        test = evaluate(
+            model,
+            prepared.splits["test"],
+            bos_id=tokenizer.eot_id,
+            batch_size=trainer.batches.batch_size,
+            autocast=trainer.machine.autocast(),
+            progress=True,
+        )
+        say(f"test: {test}")
+        result["test"] = dataclasses.asdict(test)
+        prompt = prepared.splits["test"].read(0, _PROMPT_TOKENS).tolist()
+    else:
+        prompt = prepared.splits["valid"].read(0, _PROMPT_TOKENS).tolist()
+    if tokenizer.eot_id in prompt:  # a first document shorter than the prompt
+        prompt = prompt[: prompt.index(tokenizer.eot_id)] or [tokenizer.eot_id]
+    text = tokenizer.decode(prompt)
+    say(f"\nsamples that continue the beginning of unseen text, {text!r}:")
+    result["prompt"] = text
+    result["samples"] = {}
+    device = trainer.machine.device
+    for name, sampling in STRATEGIES.items():
+        generator = torch.Generator(device).manual_seed(trainer.config.seed)
+        ids = generate(
+            model,
+            torch.tensor([prompt], device=device),
+            trainer.config.sample_tokens,
+            **dataclasses.asdict(sampling),
+            generator=generator,
+            stop_id=tokenizer.eot_id,
+        )[0].tolist()
+        continuation = tokenizer.decode(i for i in ids[len(prompt) :] if i != tokenizer.eot_id)
+        say(f"--- {name}\n{text}{continuation}")
+        result["samples"][name] = continuation
+    write_json(trainer.folder / "result.json", result)
+    say(f"\nloss curve: {plot_loss(trainer.folder)}")

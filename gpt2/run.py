@@ -1,0 +1,102 @@
+"""A run folder as other tools read it: configuration, tokenizer and a checkpoint's weights."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    step_of,
+)
+from gpt2.config import GPTConfig, TrainConfig
+from gpt2.files import write_json
+from gpt2.machine import choose_device
+from gpt2.model import GPT
+from gpt2.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, ready to use (in evaluation mode), and where it comes from."""
+
+    folder: Path
+    config: TrainConfig
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Run:
+    """Load a run for evaluation or generation.
+
+    Args:
+        folder: what `python train.py` made.
+        checkpoint: "best" (lowest validation loss; the last one if none was measured), "last", or
+            the number of a step.
+        device: "auto", or where to put the model.
+
+    Raises:
+        ValueError: not a run folder, no such checkpoint, or a damaged one; the message says which.
+    """
+    folder = Path(folder)
+    config, model_config = read_config(folder)
+    path = _find_checkpoint(folder / "checkpoints", checkpoint)
+    loaded = load_checkpoint(path, weights_only=True)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if tokenizer.hash != loaded.state["tokenizer_hash"]:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that {path} was trained with"
+        )
+    where, _ = choose_device(device)
+    # Any backend computes the same function; PyTorch's own runs everywhere.
+    model = GPT(dataclasses.replace(model_config, attn="sdpa"))
+    model.load_state_dict(loaded.model)
+    return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
+
+
+def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> None:
+    """Write `folder`/config.json."""
+    write_json(
+        folder / "config.json",
+        {"train": dataclasses.asdict(config), "model": dataclasses.asdict(model_config)},
+    )
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
+    """Read `folder`/config.json.
+
+    Raises:
+        ValueError: there is none, or it does not hold the configuration of a run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a run folder: it has no config.json. "
+            "Give the folder that `python train.py` printed (such as runs/python-docs-demo)."
+        )
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return TrainConfig(**content["train"]), GPTConfig(**content["model"])
+    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} does not hold the configuration of a run: {error}") from error
+
+
+def _find_checkpoint(folder: Path, which: str) -> Path:
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise ValueError(f"{folder} holds no checkpoint: the run ended before its first one")
+    if which == "last":
+        return paths[-1]
+    if which == "best":
+        return best_checkpoint(folder) or paths[-1]
+    for path in paths:
+        if which.isdigit() and step_of(path) == int(which):
+            return path
+    steps = ", ".join(str(step_of(p)) for p in paths)
+    raise ValueError(
+        f"no checkpoint {which!r} in {folder}: choose best, last, or a step of {steps}"
+    )

@@ -1,0 +1,157 @@
+"""gpt2.data.batches: every token a target once an epoch, from any place on (A11, A14, B2, B11)."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2.data.batches import Batches, evaluation_batches
+from gpt2.data.shards import TokenStream, write_shard
+
+
+def stream_of(folder: Path, n_tokens: int) -> TokenStream:
+    """Tokens 0, 1, 2, ... in two shards, so that a token is its own position."""
+    paths = []
+    for i, part in enumerate(np.array_split(np.arange(n_tokens, dtype="<u2"), 2)):
+        paths.append(folder / f"{i}.bin")
+        write_shard(
+            paths[-1],
+            [part],
+            vocab_size=1 << 16,
+            tokenizer_hash="ab",
+            documents=1,
+            text_bytes=1,
+            pieces=1,
+        )
+    return TokenStream(paths)
+
+
+@pytest.fixture
+def stream(tmp_path: Path) -> TokenStream:
+    return stream_of(tmp_path, 1003)
+
+
+def epoch_of_starts(batches: Batches) -> list[int]:
+    """Where the windows of the next epoch begin; for batches of one window."""
+    return [int(batches.next()[0][0, 0]) for _ in range(batches.windows_per_epoch)]
+
+
+def test_shapes_and_shift(stream: TokenStream) -> None:
+    x, y = Batches(stream, seq_len=10, batch_size=4, seed=0).next()
+    assert x.shape == y.shape == (4, 10)
+    assert x.dtype == y.dtype == torch.int64
+    assert x.is_contiguous()
+    assert y.is_contiguous()
+    assert torch.equal(y, x + 1)
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_each_epoch_serves_each_window_of_a_grid_once(stream: TokenStream, epoch: int) -> None:
+    batches = Batches(stream, seq_len=10, batch_size=1, seed=5)
+    batches.load_state_dict({"seed": 5, "epoch": epoch, "index": 0})
+    targets: Counter[int] = Counter()
+    for _ in range(batches.windows_per_epoch):
+        x, y = batches.next()
+        assert torch.equal(y, (x + 1) % len(stream))  # from the last token on to the first
+        targets.update(y.flatten().tolist())
+    assert set(targets.values()) == {1}
+    assert len(targets) == batches.windows_per_epoch * 10 == 1000
+
+
+def test_epochs_differ_in_order_and_from_the_second_on_in_place(stream: TokenStream) -> None:
+    batches = Batches(stream, seq_len=10, batch_size=1, seed=5)
+    epochs = [epoch_of_starts(batches) for _ in range(4)]
+    assert sorted(epochs[0]) == list(range(0, 1000, 10))
+    assert epochs[0] != sorted(epochs[0])
+    assert len({tuple(sorted(starts)) for starts in epochs}) == 4
+
+
+def test_seed_fixes_the_order(stream: TokenStream) -> None:
+    first, same, other = (
+        epoch_of_starts(Batches(stream, seq_len=10, batch_size=1, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert first == same != other
+
+
+def test_batches_reach_over_the_end_of_an_epoch(stream: TokenStream) -> None:
+    one = Batches(stream, seq_len=10, batch_size=1, seed=3)
+    windows = torch.cat([one.next()[0] for _ in range(259)])
+    seven = Batches(stream, seq_len=10, batch_size=7, seed=3)
+    assert torch.equal(torch.cat([seven.next()[0] for _ in range(37)]), windows)
+    assert seven.epoch == pytest.approx(2.59)
+
+
+def test_a_batch_may_be_larger_than_an_epoch(tmp_path: Path) -> None:
+    batches = Batches(stream_of(tmp_path, 11), seq_len=10, batch_size=3, seed=0)
+    x, _ = batches.next()
+    assert x.shape == (3, 10)
+    assert batches.epoch == 3
+
+
+@settings(max_examples=30, deadline=None)
+@given(served=st.integers(0, 90), batch_size=st.integers(1, 9))
+def test_a_saved_position_continues_exactly(
+    tmp_path_factory: pytest.TempPathFactory, served: int, batch_size: int
+) -> None:
+    stream = stream_of(tmp_path_factory.mktemp("stream"), 207)
+    batches = Batches(stream, seq_len=10, batch_size=batch_size, seed=7)
+    for _ in range(served):
+        batches.next()
+    state = batches.state_dict()
+    assert len(state) == 3
+    assert all(type(value) is int for value in state.values())
+    resumed = Batches(stream, seq_len=10, batch_size=batch_size, seed=99)
+    resumed.load_state_dict(state)
+    for _ in range(25):
+        assert torch.equal(batches.next()[0], resumed.next()[0])
+    assert batches.state_dict() == resumed.state_dict()
+
+
+def test_seeking_reads_nothing(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = Batches(stream, seq_len=10, batch_size=4, seed=0)
+    monkeypatch.setattr(stream, "read", None)
+    monkeypatch.setattr(batches, "next", None)
+    batches.load_state_dict({"seed": 0, "epoch": 10**9, "index": 99})
+    assert batches.epoch == pytest.approx(10**9 + 0.99)
+
+
+@pytest.mark.parametrize(
+    "state", [{"seed": 0, "epoch": 0, "index": 101}, {"seed": 0, "epoch": -1, "index": 0}, {}]
+)
+def test_a_position_of_other_data_is_refused(stream: TokenStream, state: dict[str, int]) -> None:
+    batches = Batches(stream, seq_len=10, batch_size=1, seed=0)
+    with pytest.raises(ValueError, match=r"100 windows of 10 tokens.*other data"):
+        batches.load_state_dict(state)
+
+
+def test_too_short_a_text_says_what_it_needs(tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, 16)
+    assert Batches(stream, seq_len=15, batch_size=1, seed=0).windows_per_epoch == 1
+    with pytest.raises(ValueError, match=r"--seq-len 16 needs 17 tokens and there are 16"):
+        Batches(stream, seq_len=16, batch_size=1, seed=0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n_tokens=st.integers(2, 120), seq_len=st.integers(1, 12), batch_size=st.integers(1, 5))
+def test_evaluation_scores_each_token_once_in_order(
+    tmp_path_factory: pytest.TempPathFactory, n_tokens: int, seq_len: int, batch_size: int
+) -> None:
+    """A20, B17: perplexity counts every token of the held-out text once."""
+    stream = stream_of(tmp_path_factory.mktemp("stream"), n_tokens)
+    bos_id = 50000
+    inputs: list[int] = []
+    targets: list[int] = []
+    for x, y in evaluation_batches(stream, seq_len=seq_len, batch_size=batch_size, bos_id=bos_id):
+        assert x.shape == y.shape
+        assert x.shape[0] <= batch_size
+        assert x.shape[1] == seq_len
+        assert x.dtype == y.dtype == torch.int64
+        inputs += x[y != -100].tolist()
+        targets += y[y != -100].tolist()
+        assert set(x[y == -100].tolist()) <= {bos_id}
+    assert targets == list(range(n_tokens))
+    assert inputs == [bos_id, *range(n_tokens - 1)]

@@ -1,0 +1,44 @@
+"""Train a GPT-2 class language model from raw text.
+
+python train.py                                   the demo: a small model on a small text
+python train.py --data my.txt --preset mini       your own text
+python train.py --resume runs/my.txt-mini         go on, bit for bit, after an interruption
+python train.py --help                            everything that can be chosen
+"""
+
+import sys
+import time
+
+import torch
+import tyro
+
+from gpt2.build import build, plan, prepare_data
+from gpt2.config import TrainConfig
+from gpt2.results import report
+from gpt2.training import Diverged
+
+
+def main() -> int:
+    """Exit status: 0 done, 2 a mistake or fault (with its message), 128 + n ended by signal n."""
+    start = time.perf_counter()
+    config = tyro.cli(TrainConfig, description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    try:
+        run = plan(config)
+        prepared = prepare_data(run)
+        with run.claim():
+            trainer = build(run, prepared)
+            signal_number = trainer.fit()
+            if signal_number is not None:
+                print(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")
+                print(f"python train.py --resume {run.folder}")
+                return 128 + signal_number
+            report(trainer, prepared)
+    except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"done in {time.perf_counter() - start:.0f} s; everything is in {run.folder}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
