@@ -19,6 +19,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,7 +43,8 @@ def count_pretokens(
         raise ValueError("texts is one string: pass an iterable of documents, such as [text]")
     processes = available_cores() if processes is None else processes
     words: Counter[str] = Counter()
-    pieces = _pieces(texts, progress)
+    parts = chain.from_iterable(cut(text, _PIECE_CHARS) for text in texts)
+    pieces = _show_progress(in_batches(parts, _PIECE_CHARS), progress)
     counted = 0
     for piece in pieces:
         _count(piece, words)
@@ -74,22 +76,25 @@ def cut(text: str, size: int) -> Iterator[str]:
     yield text[start:]
 
 
-def _pieces(texts: Iterable[str], progress: bool) -> Iterator[list[str]]:
-    """The texts in lists of about _PIECE_CHARS characters, be the documents short or long."""
-    with progress_bar(progress, desc="counting words", unit="B", unit_scale=True) as bar:
-        piece: list[str] = []
-        chars = 0
-        for text in texts:
-            for part in cut(text, _PIECE_CHARS):
-                piece.append(part)
-                chars += len(part)
-                if chars >= _PIECE_CHARS:
-                    yield piece
-                    bar.update(chars)
-                    piece, chars = [], 0
-        if chars:
+def in_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The texts in lists, in order, each of `size` characters or up to one text more."""
+    batch: list[str] = []
+    room = size
+    for text in texts:
+        batch.append(text)
+        room -= len(text)
+        if room <= 0:
+            yield batch
+            batch, room = [], size
+    if batch:
+        yield batch
+
+
+def _show_progress(pieces: Iterable[list[str]], progress: bool) -> Iterator[list[str]]:
+    with progress_bar(progress, desc="counting words", unit=" chars", unit_scale=True) as bar:
+        for piece in pieces:
             yield piece
-            bar.update(chars)
+            bar.update(sum(map(len, piece)))
 
 
 def _count(piece: list[str], words: Counter[str]) -> None:

@@ -22,13 +22,14 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import tiktoken
 
 from gpt2.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe
-from gpt2.pretokens import SPLIT_PATTERN, available_cores, cut
+from gpt2.pretokens import SPLIT_PATTERN, available_cores, cut, in_batches
 from gpt2.tokenizer_files import (
     Vocabulary,
     read_vocabulary,
@@ -38,9 +39,10 @@ from gpt2.tokenizer_files import (
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "train_bpe"]
 
-# Long documents are encoded in parts: for the sake of all cores, and because tiktoken's splitter
-# fails on runs of a million spaces, which a part cannot hold before a word.
-_PART_CHARS = 1 << 18
+# Long documents are encoded in parts and short ones together, so that all cores take part at little
+# cost for each. Besides, no part can hold a run of a million spaces before a word, on which
+# tiktoken's splitter fails.
+_PART_CHARS = 1 << 16
 
 
 class Tokenizer:
@@ -115,17 +117,22 @@ class Tokenizer:
         Raises:
             ValueError: the text has a lone surrogate.
         """
+        _check_unicode(text)
         if allow_special:
-            _check_unicode(text)
             return self._encoding.encode(text, allowed_special="all", disallowed_special=())
-        return self._encode(text).tolist()
+        return _join(self._encode_parts(cut(text, _PART_CHARS))).tolist()
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Token ids (uint32) of each of many texts, on all cores. Nothing is special in them."""
+        for text in texts:
+            _check_unicode(text)
         if self._gigatoken is not None:
             return _encode_with_gigatoken(self._gigatoken, texts)
+        parts = [list(cut(text, _PART_CHARS)) for text in texts]
+        batches = in_batches(chain.from_iterable(parts), _PART_CHARS)
         with ThreadPoolExecutor(available_cores()) as pool:
-            return list(pool.map(self._encode, texts))
+            encoded = chain.from_iterable(pool.map(self._encode_parts, batches))
+            return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
 
     @property
     def engine(self) -> str:
@@ -198,20 +205,17 @@ class Tokenizer:
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def _encode(self, text: str) -> np.ndarray:
-        _check_unicode(text)
-        parts = [
-            self._encoding.encode_to_numpy(part, disallowed_special=())
-            for part in cut(text, _PART_CHARS)
-        ]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    def _encode_parts(self, parts: Iterable[str]) -> list[np.ndarray]:
+        return [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+
+
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
 def _encode_with_gigatoken(gigatoken: Any, texts: Sequence[str]) -> list[np.ndarray]:
     import awkward  # comes with gigatoken
 
-    for text in texts:
-        _check_unicode(text)
     if not texts:
         return []
     rows = gigatoken.encode_batch(list(texts))

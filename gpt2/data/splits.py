@@ -113,7 +113,7 @@ def _by_position(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str
 def _paragraph_start(text: str, start: int) -> int:
     """The first place at or after `start` that begins a paragraph, else a line, else a word."""
     for gap in ("\n\n", "\n", " "):
-        place = text.find(gap, start, start + 4096)
+        place = text.find(gap, max(start - len(gap), 0), start + 4096)
         if place >= 0:
             return place + len(gap)
-    return start + 1
+    return max(start, 1)

@@ -128,6 +128,12 @@ def test_a_position_of_other_data_is_refused(stream: TokenStream, state: dict[st
         batches.load_state_dict(state)
 
 
+def test_the_first_epoch_ends_with_the_stream(tmp_path: Path) -> None:
+    """Where the last token falls on a border, it is no input: it has no successor."""
+    batches = Batches(stream_of(tmp_path, 100), seq_len=10, batch_size=1, seed=0)
+    assert sorted(epoch_of_starts(batches)) == list(range(0, 90, 10))
+
+
 def test_too_short_a_text_says_what_it_needs(tmp_path: Path) -> None:
     stream = stream_of(tmp_path, 16)
     assert Batches(stream, seq_len=15, batch_size=1, seed=0).windows_per_epoch == 1

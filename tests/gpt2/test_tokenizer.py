@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import gpt2.tokenizer
 from gpt2.bpe import BYTE_ORDER
 from gpt2.tokenizer import Tokenizer
-from gpt2.tokenizer_files import _unreachable
+from gpt2.tokenizer_files import Vocabulary, _unreachable, to_tokenizer_json
 
 texts = st.text(st.sampled_from("abe'stlé日😀1 \t\n<|endoftext|>"), max_size=40) | st.text()
 
@@ -269,17 +269,22 @@ def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path: Path) -> None:
             Tokenizer.load(path)
 
 
-@given(st.lists(st.tuples(st.text("ab", min_size=1), st.text("ab", min_size=1)), max_size=6))
-@example([("a", "b"), ("b", "b"), ("a", "bb")])  # "abb" becomes "ab" "b"
-@example([("a", "a"), ("b", "a"), ("ba", "aa")])  # "baaa": the leftmost "aa" goes first
-@example([("ab", "a"), ("a", "b")])  # a part that comes too late
-def test_tokens_that_merges_do_not_reach_are_found(pairs: list[tuple[str, str]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), st.booleans())
+@example([(0, 1), (1, 1), (0, 3)], False)  # a+b, b+b, a+bb: "abb" becomes "ab" "b"
+@example([(0, 0), (1, 0), (3, 2)], False)  # a+a, b+a, ba+aa: in "baaa" the left "aa" goes first
+@example([(0, 1), (2, 0)], True)  # ab+a, a+b: a part that comes too late
+def test_tokens_that_merges_do_not_reach_are_found(
+    choices: list[tuple[int, int]], backwards: bool
+) -> None:
+    tokens = ["a", "b"]
     merges = []
-    for left, right in pairs:
-        if left + right not in ["".join(pair) for pair in merges]:
+    for i, j in choices:
+        left, right = tokens[i % len(tokens)], tokens[j % len(tokens)]
+        if left + right not in tokens:
+            tokens.append(left + right)
             merges.append((left, right))
-    known = {"a", "b", *(left + right for left, right in merges)}
-    merges = [pair for pair in merges if known.issuperset(pair)]
+    if backwards:
+        merges.reverse()
 
     def apply(text: str) -> list[str]:
         symbols = list(text)
@@ -292,6 +297,24 @@ def test_tokens_that_merges_do_not_reach_are_found(pairs: list[tuple[str, str]])
     reached = all(apply(left + right) == [left + right] for left, right in merges)
     found = _unreachable([(left.encode(), right.encode()) for left, right in merges])
     assert (found is None) == reached
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), st.text("ab"))
+def test_a_vocabulary_that_is_accepted_has_hugging_faces_ids(
+    choices: list[tuple[int, int]], text: str
+) -> None:
+    tokens = [b"a", b"b"]
+    merges: list[tuple[bytes, bytes]] = []
+    for i, j in choices:
+        pair = tokens[i % len(tokens)], tokens[j % len(tokens)]
+        if b"".join(pair) not in tokens and _unreachable([*merges, pair]) is None:
+            tokens.append(b"".join(pair))
+            merges.append(pair)
+    alphabet = [bytes([byte]) for byte in range(256)]
+    ids = {token: id for id, token in enumerate([*alphabet, *tokens[2:]])}
+    vocabulary = Vocabulary(ids, merges, {"<|endoftext|>": len(ids)})
+    theirs = tokenizers.Tokenizer.from_str(to_tokenizer_json(vocabulary))
+    assert Tokenizer(vocabulary).encode(text) == theirs.encode(text).ids
 
 
 # GPT-2's own vocabulary

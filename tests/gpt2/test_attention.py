@@ -1,0 +1,104 @@
+"""Attention backends agree with each other and with PyTorch's own (A6, B4, C2, C3, C5, C17)."""
+
+import pytest
+import torch
+
+from gpt2.attention import (
+    BACKENDS,
+    BasicAttention,
+    ScaledAttention,
+    causal_mask,
+    unusable,
+)
+from gpt2.config import GPTConfig
+from tests.numerics import compare
+
+
+def _qkv(T: int, H: int = 3, D: int = 16, B: int = 2) -> torch.Tensor:
+    return torch.randn(B, T, 3, H, D, requires_grad=True)
+
+
+def _reference(window: int | None):
+    def attend(qkv):
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        T = q.shape[2]
+        mask = causal_mask(T, window)
+        return ScaledAttention()(q, k, v, mask).transpose(1, 2)
+
+    return attend
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 400])
+@pytest.mark.parametrize("T", [1, 7, 65])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backends_compute_causal_attention_and_its_gradient(name, T, window):
+    config = GPTConfig(n_head=3, n_embd=48, window=window)
+    reason = unusable(name, config, device=torch.device("cpu"), dtype=torch.float32)
+    if reason:
+        pytest.skip(reason)
+    compare(
+        lambda qkv: BACKENDS[name](qkv, window=window, dropout_p=0.0),
+        _reference(window),
+        {"qkv": _qkv(T)},
+        # A flash backward takes the difference dP - rowsum(o * do) of two sums of D unit products,
+        # where plain PyTorch goes through the softmax; with T = 1 it is exactly zero.
+        cancelled={"dqkv": 16.0},
+    )
+
+
+def test_causal_mask_shows_the_past_and_the_window_cuts_it():
+    assert causal_mask(3).tolist() == [[True, False, False], [True, True, False], [True] * 3]
+    assert causal_mask(4, window=2).sum(dim=1).tolist() == [1, 2, 2, 2]
+
+
+def test_scaled_attention_is_basic_attention_on_scaled_queries():
+    q, k, v = torch.randn(3, 2, 5, 16)
+    torch.testing.assert_close(ScaledAttention()(q, k, v), BasicAttention()(q / 4, k, v))
+
+
+def test_multi_head_attention_equals_pytorchs_own():
+    """torch.nn.MultiheadAttention serves as a reference only (B1 forbids it in the model)."""
+    from gpt2.model import MultiHeadAttention
+
+    ours = MultiHeadAttention(GPTConfig(n_head=4, n_embd=32, attn="naive"))
+    theirs = torch.nn.MultiheadAttention(32, 4, batch_first=True)
+    theirs.in_proj_weight, theirs.in_proj_bias = ours.c_attn.weight, ours.c_attn.bias
+    theirs.out_proj = ours.c_proj
+    x = torch.randn(2, 9, 32)
+    expected, _ = theirs(x, x, x, attn_mask=~causal_mask(9))
+    torch.testing.assert_close(ours(x), expected)
+
+
+def test_no_backend_sees_the_future():
+    qkv = _qkv(12).detach()
+    changed = qkv.clone()
+    changed[:, 7:] = torch.randn_like(changed[:, 7:])
+    for name in ("naive", "sdpa", "flash"):
+        before, after = (BACKENDS[name](t, window=None, dropout_p=0.0) for t in (qkv, changed))
+        torch.testing.assert_close(before[:, :7], after[:, :7], rtol=0, atol=0, msg=name)
+
+
+def test_dropout_acts_on_the_weights_of_naive_and_sdpa():
+    qkv = _qkv(64).detach()
+    for name in ("naive", "sdpa"):
+        exact = BACKENDS[name](qkv, window=None, dropout_p=0.0)
+        draws = [BACKENDS[name](qkv, window=None, dropout_p=0.5) for _ in range(400)]
+        assert not torch.equal(draws[0], draws[1])
+        spread = torch.stack(draws).std(dim=0) / 400**0.5
+        assert ((torch.stack(draws).mean(dim=0) - exact).abs() < 6 * spread + 1e-6).all(), name
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "device", "message"),
+    [
+        ("flesh", {}, "cpu", "choose one of naive, sdpa, flash, triton"),
+        ("flash", {"window": 4}, "cpu", "no sliding window"),
+        ("flash", {"dropout": 0.1}, "cpu", "no dropout"),
+        ("flash", {}, "mps", "no kernel for mps"),
+        ("flash", {"n_head": 1}, "cpu", "head widths up to 256, got 768"),
+    ],
+)
+def test_what_cannot_run_is_refused_with_a_reason(name, options, device, message):
+    reason = unusable(name, GPTConfig(**options), device=torch.device(device), dtype=torch.float32)
+    assert reason is not None
+    assert message in reason

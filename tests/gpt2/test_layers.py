@@ -1,0 +1,72 @@
+"""The layers follow their equations (A7, C6-C13)."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from gpt2.config import GPTConfig
+from gpt2.layers import GELU, LayerNorm, QuickNorm, SwiGLU, create_sinusoidal_positions
+
+
+def test_quicknorm_divides_by_the_root_mean_square():
+    norm, x = QuickNorm(8), torch.randn(3, 8)
+    with torch.no_grad():
+        norm.weight.copy_(torch.arange(8.0))
+    expected = x / (x.pow(2).mean(dim=-1, keepdim=True) + 1e-6).sqrt() * torch.arange(8.0)
+    torch.testing.assert_close(norm(x), expected)
+
+
+def test_quicknorm_keeps_the_mean_that_layernorm_removes():
+    x = torch.randn(4, 64) + 3
+    assert LayerNorm(64)(x).mean(dim=-1).abs().max() < 1e-5
+    assert (QuickNorm(64)(x).mean(dim=-1) > 0.5).all()
+    assert sum(p.numel() for p in QuickNorm(64).parameters()) == 64
+    assert sum(p.numel() for p in LayerNorm(64).parameters()) == 128
+
+
+def test_layernorm_equals_pytorchs():
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(LayerNorm(32)(x), nn.LayerNorm(32)(x))
+    torch.testing.assert_close(LayerNorm(32, bias=False)(x), nn.LayerNorm(32, bias=False)(x))
+
+
+def test_gelu_is_the_tanh_form():
+    layer, x = GELU(GPTConfig(n_embd=12)), torch.randn(4, 12)
+    h = layer.c_fc(x)
+    gelu = 0.5 * h * (1 + torch.tanh(math.sqrt(2 / math.pi) * (h + 0.044715 * h**3)))
+    torch.testing.assert_close(layer(x), layer.c_proj(gelu))
+
+
+def test_swiglu_gates_with_silu():
+    layer, x = SwiGLU(GPTConfig(n_embd=12, mlp="swiglu")), torch.randn(4, 12)
+    gate, up = layer.w_gate(x), layer.w_up(x)
+    torch.testing.assert_close(layer(x), layer.w_down(gate * torch.sigmoid(gate) * up))
+
+
+@pytest.mark.parametrize("width", [192, 384, 768, 1024, 1280, 1600])
+def test_swiglu_has_the_parameters_of_the_gelu_layer(width):
+    """At equal width it would have 1.5 times as many (C9)."""
+
+    def count(**options):
+        config = GPTConfig(n_head=4, n_embd=width, bias=False, **options)
+        layer = SwiGLU(config) if config.mlp == "swiglu" else GELU(config)
+        return sum(p.numel() for p in layer.parameters())
+
+    assert count(mlp="swiglu") == pytest.approx(count(), rel=0.011)
+    assert count(mlp="swiglu", n_inner=4 * width) == 1.5 * count()
+
+
+def test_sinusoidal_positions_follow_vaswani():
+    table = create_sinusoidal_positions(50, 16)
+    assert table.shape == (50, 16)
+    for t, i in [(0, 0), (3, 0), (49, 7), (10, 3)]:
+        angle = t / 10000 ** (2 * i / 16)
+        assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-5)
+        assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_sinusoidal_positions_need_an_even_width():
+    with pytest.raises(ValueError, match="d_model=7"):
+        create_sinusoidal_positions(4, 7)

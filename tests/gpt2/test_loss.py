@@ -1,0 +1,107 @@
+"""The fused head + cross-entropy against its plain form (B12), and what it refuses."""
+
+import pytest
+import torch
+
+from gpt2.loss import linear_cross_entropy, linear_cross_entropy_reference
+from tests.numerics import compare
+
+SHAPES = [(1, 3, 2), (50, 257, 16), (113, 1000, 33)]  # rows, vocabulary, channels
+
+
+def _case(n: int, v: int, c: int, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+    targets = torch.randint(0, v, (n,))
+    targets[1::4] = -100
+    return {
+        "x": torch.randn(n, c, dtype=dtype, requires_grad=True),
+        "weight": torch.randn(v, c, dtype=dtype, requires_grad=True),
+        "targets": targets,
+    }
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 257 * 7, 2**28])
+def test_is_within_the_error_budget_for_every_chunking(shape, chunk_bytes):
+    def fused(x, weight, targets):
+        return linear_cross_entropy(x, weight, targets, chunk_bytes=chunk_bytes)
+
+    compare(fused, linear_cross_entropy_reference, _case(*shape))
+
+
+def test_blocks_of_rows_cover_every_row(monkeypatch):
+    monkeypatch.setattr("gpt2.loss.CACHE_ELEMENTS", 3 * 257)  # 50 rows = 16 blocks of 3, and 2 rows
+    compare(linear_cross_entropy, linear_cross_entropy_reference, _case(50, 257, 16))
+
+
+def test_huge_logits_keep_the_loss_finite_and_exact():
+    case = _case(20, 100, 8)
+    with torch.no_grad():
+        case["x"].mul_(300)  # differences of logits far beyond exp's range
+    compare(linear_cross_entropy, linear_cross_entropy_reference, case)
+
+
+def test_padded_rows_of_the_vocabulary_take_no_part():
+    x, weight = torch.randn(9, 4, requires_grad=True), torch.randn(128, 4, requires_grad=True)
+    targets = torch.randint(0, 100, (9,))
+    padded = linear_cross_entropy(x, weight, targets, vocab_size=100)
+    padded.backward()
+    plain = linear_cross_entropy_reference(x.detach(), weight.detach()[:100], targets)
+    assert padded.item() == pytest.approx(plain.item(), rel=1e-6)
+    assert weight.grad is not None
+    assert (weight.grad[100:] == 0).all()
+    assert (weight.grad[:100] != 0).any()
+
+
+def test_a_batch_without_targets_gives_zero_and_no_gradient():
+    x, weight = torch.randn(5, 4, requires_grad=True), torch.randn(7, 4, requires_grad=True)
+    loss = linear_cross_entropy(x, weight, torch.full((5,), -100))
+    loss.backward()
+    assert loss.item() == 0
+    assert not x.grad.any()
+    assert not weight.grad.any()
+
+
+def test_the_loss_is_float32_under_autocast():
+    """Rounded to bf16, a loss near 8 would move in steps of 0.03."""
+    x, weight = torch.randn(64, 32, requires_grad=True), torch.randn(500, 32, requires_grad=True)
+    targets = torch.randint(0, 500, (64,))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, targets)
+    loss.backward()
+    logits = (x.bfloat16() @ weight.bfloat16().T).double()
+    exact = torch.nn.functional.cross_entropy(logits, targets)
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert x.grad.dtype == weight.grad.dtype == torch.float32
+
+
+def test_frozen_weights_cost_no_gradient_and_evaluation_none_at_all():
+    x, weight, targets = torch.randn(6, 4, requires_grad=True), torch.randn(9, 4), torch.arange(6)
+    linear_cross_entropy(x, weight, targets).backward()
+    assert weight.grad is None
+    with torch.no_grad():
+        quiet = linear_cross_entropy(x, weight, targets)
+    assert not quiet.requires_grad
+
+
+def test_a_second_backward_is_refused():
+    case = _case(5, 9, 4)
+    loss = linear_cross_entropy(**case)
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_a_target_outside_the_vocabulary_is_named():
+    x, weight = torch.randn(3, 4), torch.randn(128, 4)
+    with pytest.raises(ValueError, match=r"target 100 is outside the vocabulary \[0, 100\)"):
+        linear_cross_entropy(x, weight, torch.tensor([1, 100, 2]), vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("x", "targets"),
+    [(torch.randn(3, 5), torch.arange(3)), (torch.randn(3, 4), torch.arange(4))],
+)
+def test_shapes_that_do_not_fit_are_refused(x, targets):
+    with pytest.raises(ValueError, match="expected"):
+        linear_cross_entropy(x, torch.randn(9, 4), targets)

@@ -1,0 +1,221 @@
+"""GPT-2's sizes, its forward pass, every combination of options (A5-A10, B3-B10, C11-C15)."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from gpt2.config import PRESETS, GPTConfig
+from gpt2.generate import generate
+from gpt2.model import GPT, count_parameters
+
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50, block_size=12)
+
+
+def _tiny(**options) -> GPT:
+    return GPT(GPTConfig(**{**vars(TINY), **options}))
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters"),
+    [
+        ("gpt2", 124_439_808),
+        ("gpt2-medium", 354_823_168),
+        ("gpt2-large", 774_030_080),
+        ("gpt2-xl", 1_557_611_200),
+    ],
+)
+def test_presets_have_exactly_gpt2s_parameters(preset, parameters):
+    assert count_parameters(PRESETS[preset]) == parameters
+
+
+def test_mini_is_between_demo_and_gpt2():
+    assert count_parameters(PRESETS["demo"]) < 10e6 < count_parameters(PRESETS["mini"]) < 30e6
+
+
+def test_tying_saves_one_embedding_matrix():
+    tied, untied = GPTConfig(), GPTConfig(tie=False)
+    assert count_parameters(untied) - count_parameters(tied) == 50257 * 768
+
+
+@pytest.mark.parametrize("attn", ["naive", "sdpa", "flash"])
+def test_forward_pass_equals_gpt2s(real_data, attn):
+    """A trained GPT-2 in miniature: logits computed in float64 by another implementation."""
+    folder = real_data / "gpt2-tiny"
+    config = json.loads((folder / "config.json").read_text())
+    model = GPT(
+        GPTConfig(
+            n_layer=config["n_layer"],
+            n_head=config["n_head"],
+            n_embd=config["n_embd"],
+            vocab_size=config["vocab_size"],
+            block_size=config["n_positions"],
+            attn=attn,
+        )
+    ).eval()
+    transposed = ("attn.c_attn.weight", "attn.c_proj.weight", "c_fc.weight", "mlp.c_proj.weight")
+    with torch.no_grad():
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            tensor = tensor.T if name.endswith(transposed) else tensor
+            target = model.get_parameter(name.removeprefix("transformer."))
+            target[: len(tensor)].copy_(tensor)
+    expected = np.load(folder / "expected.npz")
+    idx = torch.from_numpy(expected["input_ids"])
+    logits, _ = model(idx)
+    assert np.abs(logits.detach().numpy() - expected["logits"]).max() < 1e-5
+    _, loss = model(idx[:, :-1], idx[:, 1:].contiguous())
+    assert loss.item() == pytest.approx(float(expected["nll"].mean()), abs=1e-5)
+    prompt = torch.from_numpy(expected["prompt_ids"]).view(1, -1)
+    greedy = torch.from_numpy(expected["greedy_ids"]).flatten()
+    ids = generate(model, prompt, 80, temperature=0)[0]
+    assert ids[-80:].tolist() == greedy[-80:].tolist()
+
+
+COMBINATIONS = list(
+    itertools.product(
+        ["layernorm", "quicknorm"],
+        ["pre", "post"],
+        ["gelu", "swiglu"],
+        ["learned", "sinusoidal"],
+        [True, False],
+    )
+)
+
+
+@pytest.mark.parametrize(("norm", "norm_position", "mlp", "positions", "tie"), COMBINATIONS)
+def test_every_combination_of_options_learns(norm, norm_position, mlp, positions, tie):
+    model = _tiny(norm=norm, norm_position=norm_position, mlp=mlp, positions=positions, tie=tie)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    x = torch.randint(0, 50, (4, 12))
+    losses = []
+    for _ in range(20):
+        _, loss = model(x, x.roll(-1, dims=1))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.8 * losses[0]
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"window": 3}, {"dropout": 0.2}], ids=str)
+def test_further_options_learn_too(options):
+    test_every_combination_of_options_learns("layernorm", "pre", "gelu", "learned", True)
+    model = _tiny(**options)
+    x = torch.randint(0, 50, (2, 12))
+    _, loss = model(x, x)
+    loss.backward()
+    assert all(p.grad is not None for p in model.parameters())
+    assert ("h.0.attn.c_attn.bias" in dict(model.named_parameters())) == options.get("bias", True)
+
+
+@pytest.mark.parametrize("options", [{}, {"norm": "quicknorm", "mlp": "swiglu", "tie": False}])
+def test_gradients_are_those_of_finite_differences(options):
+    model = _tiny(n_layer=1, **options).double()
+    x, y = torch.randint(0, 50, (2, 2, 5))
+    _, loss = model(x, y)
+    loss.backward()
+    for name, parameter in model.named_parameters():
+        direction = torch.randn_like(parameter)
+        if name in ("wte.weight", "lm_head.weight"):
+            direction[50:] = 0  # padding
+        step = 1e-6
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter.add_(direction, alpha=sign * step)
+                values.append(model(x, y)[1].item())
+                parameter.add_(direction, alpha=-sign * step)
+        slope = (values[0] - values[1]) / (2 * step)
+        assert slope == pytest.approx((parameter.grad * direction).sum().item(), rel=1e-5, abs=1e-8)
+
+
+def test_all_attention_backends_give_the_same_loss_and_gradients():
+    x = torch.randint(0, 50, (2, 12))
+    results = {}
+    for attn in ("naive", "sdpa", "flash"):
+        torch.manual_seed(0)
+        model = _tiny(attn=attn)
+        _, loss = model(x, x)
+        loss.backward()
+        results[attn] = [loss.detach(), *(p.grad for p in model.parameters())]
+    for attn in ("sdpa", "flash"):
+        torch.testing.assert_close(results[attn], results["naive"])
+
+
+def test_the_padding_of_the_vocabulary_is_invisible():
+    model = _tiny()
+    assert len(model.wte.weight) == 128
+    logits, _ = model(torch.zeros(1, 3, dtype=torch.long))
+    assert logits.shape == (1, 3, 50)
+    with torch.no_grad():
+        model.wte.weight[50:] = 1e3  # were it read, it would win everywhere
+    ids = generate(model, torch.zeros(2, 1, dtype=torch.long), 10)
+    assert ids.max() < 50
+
+
+def test_no_token_sees_the_future():
+    model = _tiny(attn="naive").eval()
+    x = torch.randint(0, 50, (1, 12))
+    changed = x.clone()
+    changed[0, 8:] = (changed[0, 8:] + 1) % 50
+    before, after = model(x)[0], model(changed)[0]
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.equal(before[:, 8:], after[:, 8:])
+
+
+def test_initialisation_is_gpt2s():
+    model = GPT(GPTConfig(n_layer=8, n_head=2, n_embd=256, vocab_size=500, block_size=64))
+    assert model.wte.weight[:500].std().item() == pytest.approx(0.02, rel=0.02)
+    assert model.h[0].attn.c_attn.weight.std().item() == pytest.approx(0.02, rel=0.02)
+    for projection in (model.h[3].attn.c_proj, model.h[3].mlp.c_proj):
+        assert projection.weight.std().item() == pytest.approx(0.02 / 4, rel=0.02)
+        assert not projection.bias.any()
+    assert model.h[0].ln_1.eps == 1e-5
+
+
+def test_learned_positions_end_and_sinusoidal_ones_go_on():
+    x = torch.randint(0, 50, (1, 13))
+    with pytest.raises(ValueError, match="13 tokens do not fit the 12 learned positions"):
+        _tiny()(x)
+    longer = _tiny(positions="sinusoidal")(x)[0]
+    assert longer.shape == (1, 13, 50)
+    assert longer.isfinite().all()
+
+
+def test_sinusoidal_positions_have_no_parameters():
+    names = dict(_tiny(positions="sinusoidal").named_parameters())
+    assert not any("pos" in n or "wpe" in n for n in names)
+    learned = count_parameters(TINY)
+    sinusoidal = count_parameters(GPTConfig(**{**vars(TINY), "positions": "sinusoidal"}))
+    assert learned - sinusoidal == 12 * 16
+
+
+def test_the_model_compiles_whole_and_agrees():
+    model = _tiny()
+    x = torch.randint(0, 50, (2, 12))
+    _, expected = model(x, x)
+    expected.backward()
+    grads = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    _, loss = torch.compile(model, fullgraph=True, backend="aot_eager")(x, x)
+    loss.backward()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close([p.grad for p in model.parameters()], grads)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"n_embd": 10, "n_head": 3}, "n_embd=10 cannot be split over n_head=3"),
+        ({"norm": "batchnorm"}, "norm must be one of layernorm, quicknorm, got 'batchnorm'"),
+        ({"dropout": 1.0}, "dropout must be in"),
+        ({"window": 0}, "window must be at least 1"),
+        ({"n_layer": 0}, "n_layer must be at least 1"),
+    ],
+)
+def test_impossible_configurations_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**options)
