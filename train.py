@@ -12,7 +12,7 @@ import time
 import torch
 import tyro
 
-from gpt2.build import build, plan, prepare_data
+from gpt2.build import begin, build, plan, prepare_data
 from gpt2.config import TrainConfig
 from gpt2.results import report
 from gpt2.training import Diverged
@@ -21,12 +21,13 @@ from gpt2.training import Diverged
 def main() -> int:
     """Exit status: 0 done, 2 a mistake or fault (with its message), 128 + n ended by signal n."""
     start = time.perf_counter()
-    config = tyro.cli(TrainConfig, description=__doc__, config=(tyro.conf.FlagConversionOff,))
+    config = tyro.cli(TrainConfig, description=__doc__)
     try:
         run = plan(config)
         prepared = prepare_data(run)
+        trainer = build(run, prepared)
         with run.claim():
-            trainer = build(run, prepared)
+            begin(run, prepared, trainer)
             signal_number = trainer.fit()
             if signal_number is not None:
                 print(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")

@@ -104,12 +104,12 @@ def prepare_data(the_plan: Plan) -> Prepared:
 
 
 def build(the_plan: Plan, prepared: Prepared) -> Trainer:
-    """Build the trainer of a run, say what it will do, and restore it when it is resumed.
+    """Build the trainer of a run and say what it will do; nothing is written yet.
 
     Raises:
-        ValueError: settings that this machine cannot run, or a run that cannot be resumed.
+        ValueError: settings that this machine cannot run, or too little text.
     """
-    folder, config = the_plan.folder, the_plan.config
+    config = the_plan.config
     assert config.preset is not None
     base = PRESETS[config.preset]
     device, note = choose_device(config.device)
@@ -128,11 +128,21 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
         machine,
         prepared.splits["train"],
         prepared.splits["valid"],
-        folder=folder,
+        folder=the_plan.folder,
         tokenizer_hash=prepared.tokenizer.hash,
         bos_id=prepared.tokenizer.eot_id,
     )
     _say_size(trainer, shape, machine)
+    return trainer
+
+
+def begin(the_plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
+    """Write what a new run folder holds, or put the trainer where the resumed run stands.
+
+    Raises:
+        ValueError: a run that cannot be resumed.
+    """
+    folder = the_plan.folder
     if the_plan.resumed:
         checkpoint, damaged = load_newest(folder / "checkpoints")
         for message in damaged:
@@ -142,8 +152,7 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
         say(f"resumed {folder} after step {trainer.step:,}")
     else:
         prepared.tokenizer.save(folder / "tokenizer.json")
-        write_config(folder, config, shape)
-    return trainer
+        write_config(folder, trainer.config, trainer.model.config)
 
 
 def _resumed_config(given: TrainConfig) -> TrainConfig:

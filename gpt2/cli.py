@@ -12,7 +12,7 @@ T = TypeVar("T")
 def run_tool(main: Callable[[T], None], arguments: type[T]) -> None:
     """Parse the command line and call `main`; a user's mistake is one sentence and status 2."""
     try:
-        main(tyro.cli(arguments, config=(tyro.conf.FlagConversionOff,)))
+        main(tyro.cli(arguments))
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

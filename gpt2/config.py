@@ -1,14 +1,24 @@
 """What can be chosen: the model (`GPTConfig`), the run (`TrainConfig`), and presets of both."""
 
 import dataclasses
-from dataclasses import dataclass
-from typing import Any, Literal
+import sys
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+import torch
 
 Norm = Literal["layernorm", "quicknorm"]
 NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
+_CHOICES = {"norm": Norm, "norm_position": NormPosition, "mlp": Mlp, "positions": Positions}
+
+
+def _compile_pays() -> bool:
+    """By default a GPU's training is compiled; on a CPU the compiler takes longer than it saves."""
+    return torch.cuda.is_available() and sys.platform == "linux"
+
 
 VOCAB_MULTIPLE = (
     128  # rows of the embedding are padded to this, so that products with it are aligned
@@ -48,15 +58,11 @@ class GPTConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 (the position itself), got {self.window}")
-        for field in dataclasses.fields(self):
-            choices = getattr(field.type, "__args__", ())
-            if (
-                field.name in ("norm", "norm_position", "mlp", "positions")
-                and getattr(self, field.name) not in choices
-            ):
+        for name, kind in _CHOICES.items():
+            choices = get_args(kind)
+            if getattr(self, name) not in choices:
                 raise ValueError(
-                    f"{field.name} must be one of {', '.join(choices)}, "
-                    f"got {getattr(self, field.name)!r}"
+                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
                 )
 
     @property
@@ -128,20 +134,16 @@ RUN_DEFAULTS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a GPT-2 class language model from raw text.
-
-    Settings left out (None) come from the preset; with --resume, from the run that is resumed.
-    """
+    """Train a GPT-2 class language model from raw text."""
 
     # --- text ---
     data: str = "python-docs"
-    """python-docs (no download), tinystories, wikitext-2, openwebtext, or a local .txt, .jsonl,
-    .parquet
-    file (also .gz), directory or glob."""
+    """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl or .parquet
+    file (or .gz of one), a folder of them, or a glob."""
     tokenizer: str | None = None
     """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
     vocab_size: int | None = None
-    """Size of the vocabulary to train, <|endoftext|> included."""
+    """Size of the vocabulary to train, <|endoftext|> included. None: the preset's."""
     cache_dir: str = "data"
     """Where trained tokenizers and tokenised shards are kept and found again."""
 
@@ -150,48 +152,49 @@ class TrainConfig:
     """demo, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl. None: demo on a CPU, mini on a GPU."""
     attn: AttnChoice = "auto"
     """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2) or triton."""
-    norm: Norm | None = None
+    norm: Norm = "layernorm"
     """layernorm, or quicknorm (= RMSNorm)."""
-    norm_position: NormPosition | None = None
+    norm_position: NormPosition = "pre"
     """Norm before each sub-layer (pre, GPT-2), or after its residual sum (post, Vaswani 2017)."""
-    mlp: Mlp | None = None
+    mlp: Mlp = "gelu"
     """gelu (GPT-2), or swiglu at the same number of parameters."""
-    positions: Positions | None = None
+    positions: Positions = "learned"
     """learned (GPT-2), or sinusoidal: no parameters, defined past the training length."""
-    tie: bool | None = None
+    tie: bool = True
     """Share the embedding matrix with the output head, as GPT-2 does."""
-    bias: bool | None = None
+    bias: bool = True
     """Biases in linear layers and LayerNorm, as GPT-2 has."""
-    dropout: float | None = None
+    dropout: float = 0.0
     """Dropout rate of embeddings, attention weights and residual branches."""
     window: int | None = None
     """Sliding window: each position sees itself and the window-1 before it. None: all of them."""
     n_layer: int | None = None
-    """Number of Transformer layers, in place of the preset's."""
+    """Number of Transformer layers. None: the preset's."""
     n_head: int | None = None
-    """Number of attention heads, in place of the preset's."""
+    """Number of attention heads. None: the preset's."""
     n_embd: int | None = None
-    """Width of the residual stream, in place of the preset's."""
+    """Width of the residual stream. None: the preset's."""
 
     # --- optimisation ---
     steps: int | None = None
-    """Optimizer steps."""
+    """Optimizer steps. None: the preset's."""
     epochs: float | None = None
     """Length of the run in passes over the training text, instead of --steps."""
     batch_size: int | None = None
-    """Sequences per micro-batch."""
+    """Sequences per micro-batch. None: the preset's."""
     seq_len: int | None = None
     """Tokens per sequence. None: the preset's context length."""
     grad_accum: int | None = None
-    """Micro-batches per optimizer step; the gradient is that of the one large batch."""
+    """Micro-batches per optimizer step; the gradient is that of the one large batch. None: the
+    preset's."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """adamw, or muon for the hidden matrices with AdamW for the rest."""
     lr: float | None = None
-    """Peak learning rate."""
+    """Peak learning rate. None: the preset's."""
     min_lr: float | None = None
     """Learning rate at the end of the cosine. None: a tenth of --lr."""
     warmup_steps: int | None = None
-    """Steps of linear warm-up."""
+    """Steps of linear warm-up. None: the preset's."""
     weight_decay: float = 0.1
     """Decoupled weight decay, on matrices only."""
     beta1: float = 0.9
@@ -210,8 +213,8 @@ class TrainConfig:
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
-    compile: bool | None = None
-    """torch.compile the model. None: on a GPU only."""
+    compile: bool = field(default_factory=_compile_pays)
+    """torch.compile the model."""
 
     # --- run folder ---
     out: str | None = None
@@ -219,13 +222,13 @@ class TrainConfig:
     resume: str | None = None
     """Run folder to go on with, bit for bit; its configuration is used."""
     eval_every: int | None = None
-    """Steps between two measurements of the validation loss."""
+    """Steps between two measurements of the validation loss. None: the preset's."""
     eval_tokens: int = 200_000
     """Validation tokens scored at each measurement, the same ones each time."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
     checkpoint_every: int | None = None
-    """Steps between two checkpoints."""
+    """Steps between two checkpoints. None: the preset's."""
     keep: int = 3
     """Newest checkpoints to keep, besides the one with the best validation loss."""
     tensorboard: bool = False

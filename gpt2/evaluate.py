@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from tqdm import tqdm
+from tyro.conf import Positional
 
 from gpt2.data.batches import evaluation_batches
 from gpt2.data.shards import TokenStream
@@ -109,7 +110,7 @@ def evaluate(
 class Arguments:
     """Loss, perplexity and bits per byte of a run on a text."""
 
-    run: str
+    run: Positional[str]
     """Run folder, as `python train.py` makes it."""
     data: str | None = None
     """Text to score: what train.py's --data takes. None: what the run was trained on."""

@@ -16,6 +16,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from tyro.conf import Positional
 
 from gpt2.model import GPT
 
@@ -142,7 +143,7 @@ def generate(
 class Arguments:
     """Continue a prompt with a trained model; the text appears as it is made."""
 
-    run: str
+    run: Positional[str]
     """Run folder, as `python train.py` makes it."""
     prompt: str = ""
     """Text to continue. Empty: the beginning of a new document."""

@@ -10,7 +10,7 @@ from gpt2.files import atomic_write
 
 
 class Logs:
-    """Writes a run's measurements: each line of metrics.jsonl is one JSON object with its `step`."""
+    """Writes a run's measurements; each line of metrics.jsonl is a JSON object with its `step`."""
 
     def __init__(self, folder: Path, *, tensorboard: bool = False, after_step: int = -1) -> None:
         """Open the logs of a run folder.

@@ -3,7 +3,6 @@
 An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
 """
 
-import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -71,7 +70,7 @@ def choose_device(asked: str) -> tuple[torch.device, str | None]:
 
 
 def choose_machine(
-    device: torch.device, config: GPTConfig, *, dtype: str, attn: str, compile: bool | None
+    device: torch.device, config: GPTConfig, *, dtype: str, attn: str, compile: bool
 ) -> Machine:
     """Settle compute type, attention backend and compilation for a model of `config` on `device`.
 
@@ -96,10 +95,8 @@ def choose_machine(
             raise ValueError(f"--attn {attn}: {reason}")
         why = "as asked"
     notes.append(f"attention: {attn} ({describe(attn, device)}), {why}")
-    if compile is None:
-        compile = device.type == "cuda" and sys.platform == "linux"
-        why = "which pays on a GPU" if compile else "--compile turns it on"
-        notes.append(f"torch.compile: {'on' if compile else 'off'}, {why}")
+    if compile:
+        notes.append("torch.compile: on (the first step takes a while); --no-compile turns it off")
     return Machine(device, compute, attn, compile, tuple(notes))
 
 

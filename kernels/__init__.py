@@ -1,1 +1,1 @@
-"""Fused Triton kernels. One module per operator; import the module: `from kernels.rms_norm import rms_norm`."""
+"""Fused Triton kernels, one module each: `from kernels.rms_norm import rms_norm`."""

@@ -9,6 +9,9 @@ import torch
 if not torch.cuda.is_available():  # must precede the first import of triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
+# One thread: sums in the same order on every machine, and no fight between processes over cores.
+torch.set_num_threads(1)
+
 DATA_VARIABLE = "GPT2_TEST_DATA"
 
 
