@@ -61,8 +61,11 @@ class Backend(Protocol):
 def naive(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
     """Masked matrix products; the softmax in fp32, also under autocast. O(T^2) memory."""
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, H, T, D)
-    scores = (q @ k.mT).float() / math.sqrt(q.shape[-1])
-    scores = scores.masked_fill(~causal_mask(q.shape[2], window, q.device), -torch.inf)
+    T, D = q.shape[2:]
+    precise = torch.promote_types(q.dtype, torch.float32)
+    mask = torch.zeros(T, T, dtype=precise, device=q.device)
+    mask.masked_fill_(~causal_mask(T, window, q.device), -torch.inf)
+    scores = torch.add(mask, q @ k.mT, alpha=1 / math.sqrt(D))
     weights = F.dropout(scores.softmax(dim=-1), dropout_p).to(v.dtype)
     return (weights @ v).transpose(1, 2)
 

@@ -17,12 +17,14 @@ compute dtype (autocast's when it is on); the softmax, the loss and the sum of d
 fp32.
 """
 
+import threading
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK_BYTES = 256 * 2**20
-CACHE_ELEMENTS = 2**21  # of a CPU softmax block; it takes two such pieces of fp32 scratch, 16 MiB
+CACHE_ELEMENTS = 2**19  # of a CPU softmax block: 2 MiB of fp32 scratch
 
 
 def linear_cross_entropy_reference(
@@ -130,10 +132,12 @@ def _op(
     precise = _precise(x.dtype)
     loss = x.new_zeros((), dtype=precise)
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dw = weight.new_zeros(weight.shape if need_dw else 0, dtype=precise)
+    dw = weight.new_empty(weight.shape if need_dw else 0, dtype=precise)
 
+    if not n_rows:
+        dw.zero_()
     chunk = min(max(1, chunk_bytes // (n_columns * x.element_size())), max(1, n_rows))
-    logits_buffer = x.new_empty(chunk, n_columns)
+    logits_buffer = _buffer(chunk, n_columns, x)
     for start in range(0, n_rows, chunk):
         rows = slice(start, start + chunk)
         x_chunk, w_chunk = x[rows], row_weight[rows]
@@ -165,19 +169,19 @@ def _(
 
 def _softmax_minus_onehot_(logits: Tensor, targets: Tensor) -> Tensor:
     """Turn logits (N, V) into softmax - onehot(targets) in place; return losses (N,) in fp32."""
-    losses = logits.new_empty(len(logits), dtype=_precise(logits.dtype))
-    block = len(logits)
-    if logits.device.type == "cpu":
-        block = max(1, CACHE_ELEMENTS // logits.shape[1])
-    for start in range(0, len(logits), block):
+    N, V = logits.shape
+    losses = logits.new_empty(N, dtype=_precise(logits.dtype))
+    block = max(1, CACHE_ELEMENTS // V) if logits.device.type == "cpu" else N
+    scratch = logits.new_empty(min(block, N), V, dtype=losses.dtype)
+    for start in range(0, N, block):
         z = logits[start : start + block]
         target = targets[start : start + block, None]
-        z32 = z.to(losses.dtype)
-        top = z32.amax(dim=1)
-        z_target = z32.gather(1, target)[:, 0]
-        p = torch.softmax(z32, dim=1)
-        # logsumexp without another pass of exponentials: the largest p is exp(top - logsumexp), and
-        # as it is at least 1/V its logarithm is accurate.
+        p = scratch[: len(z)].copy_(z)
+        top = p.amax(dim=1)
+        z_target = p.gather(1, target)[:, 0]
+        torch.softmax(p, dim=1, out=p)
+        # logsumexp without another pass of exponentials: the largest p is exp(top - logsumexp),
+        # and as it is at least 1/V its logarithm is accurate.
         losses[start : start + block] = top - p.amax(dim=1).log() - z_target
         p.scatter_add_(1, target, torch.full_like(z_target, -1.0)[:, None])
         z.copy_(p)
@@ -188,10 +192,33 @@ def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
     """total (fp32) += a @ b; the first product overwrites."""
     if a.dtype == total.dtype:
         torch.addmm(total, a, b, beta=0 if first else 1, out=total)
-    elif a.is_cuda:
-        total.add_(torch.mm(a, b, out_dtype=torch.float32))
-    else:  # CPU products of 16-bit matrices accumulate in fp32 but can only be stored in 16 bits
-        total.add_(torch.mm(a, b))
+        return
+    # CPU products of 16-bit matrices accumulate in fp32 but can only be stored in 16 bits.
+    product = torch.mm(a, b, out_dtype=total.dtype) if a.is_cuda else torch.mm(a, b)
+    total.copy_(product) if first else total.add_(product)
+
+
+class _Workspace(threading.local):
+    """The last logits buffer on the CPU, one a thread.
+
+    The C allocator gives so large a block back to the system each time, and taking it anew means a
+    page fault every 4 KiB, which can cost as much time as the softmax itself.
+    """
+
+    buffer: Tensor | None = None
+
+
+_workspace = _Workspace()
+
+
+def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
+    """An uninitialised (rows, columns), to be used before the next call only."""
+    if like.device.type != "cpu":  # PyTorch's own allocators keep what is freed
+        return like.new_empty(rows, columns)
+    kept = _workspace.buffer
+    if kept is None or kept.dtype != like.dtype or kept.numel() != rows * columns:
+        _workspace.buffer = kept = like.new_empty(rows * columns)
+    return kept.view(rows, columns)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

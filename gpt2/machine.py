@@ -88,7 +88,7 @@ def choose_machine(
             "use fp16 or fp32"
         )
     if attn == "auto":
-        attn, why = "sdpa", "as no other is both proved and faster here"
+        attn, why = _best_attention(device, compute, config)
     else:
         reason = unusable(attn, config, device=device, dtype=compute)
         if reason:
@@ -108,6 +108,14 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cpu" and _cpu_multiplies_bf16():
         return torch.bfloat16, "the CPU multiplies it natively, faster than fp32"
     return torch.float32, f"there is no fast 16-bit arithmetic on this {device.type}"
+
+
+def _best_attention(
+    device: torch.device, dtype: torch.dtype, config: GPTConfig
+) -> tuple[str, str]:
+    if device.type == "cpu" and dtype == torch.bfloat16 and config.block_size <= 256:
+        return "naive", "on a CPU the fastest for short contexts in bf16"
+    return "sdpa", f"the fastest on a {device.type}"
 
 
 def _native_bf16(device: torch.device) -> bool:
