@@ -12,6 +12,7 @@ Source: Vaswani et al. 2017, arXiv:1706.03762; FlashAttention-2: Dao 2023, arXiv
 
 import importlib.util
 import math
+import os
 from functools import lru_cache
 from typing import Protocol
 
@@ -115,7 +116,7 @@ def unusable(
     if name == "flash":
         return _flash_unusable(config, device, dtype)
     if name == "triton":
-        return _triton_unusable()
+        return _triton_unusable(config, device, dtype)
     return None
 
 
@@ -124,10 +125,11 @@ def describe(name: str, device: torch.device) -> str:
     if name == "flash":
         package = _use_flash_attn_package(device.type)
         return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
+    interpreted = ", interpreted: for checking, and slow" if device.type == "cpu" else ""
     return {
         "naive": "masked matrix products",
         "sdpa": "PyTorch's scaled_dot_product_attention",
-        "triton": "our Triton kernel",
+        "triton": "our Triton kernel" + interpreted,
     }[name]
 
 
@@ -162,7 +164,21 @@ def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype)
     return None
 
 
-def _triton_unusable() -> str | None:
-    if importlib.util.find_spec("kernels.attention") is None:
-        return "this version has no Triton attention kernel yet; use --attn sdpa"
+def _triton_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed (it exists for Linux); use --attn sdpa"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton has no {device.type} compiler; use --attn sdpa"
+    if config.head_dim > 256:
+        return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
+    if device.type == "cpu":
+        if dtype == torch.bfloat16:
+            return "Triton's interpreter computes bf16 wrongly; on a CPU use --dtype fp32"
+        if not triton_interpreter_on():
+            return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
     return None
+
+
+def triton_interpreter_on() -> bool:
+    """Whether kernels that are imported from now on run in Triton's interpreter, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET") == "1"

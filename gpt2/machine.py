@@ -3,6 +3,7 @@
 An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
 """
 
+import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -78,9 +79,14 @@ def choose_machine(
         ValueError: an explicit choice that this machine cannot run, with the reason and the remedy.
     """
     notes = []
+    interpreted = attn == "triton" and device.type == "cpu"
+    if interpreted:  # takes effect when kernels are imported, at the first call
+        os.environ.setdefault("TRITON_INTERPRET", "1")
     compute = DTYPES.get(dtype)
     if compute is None:
         compute, why = _best_dtype(device)
+        if interpreted:
+            compute, why = torch.float32, "as Triton's interpreter has no bf16"
         notes.append(f"dtype: {str(compute).removeprefix('torch.')}, {why}")
     elif compute == torch.bfloat16 and device.type == "cuda" and not _native_bf16(device):
         raise ValueError(

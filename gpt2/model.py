@@ -99,6 +99,12 @@ class GPT(nn.Module):
             for weight in {self.wte.weight, self.head_weight}:
                 weight[self.config.vocab_size :] = 0
 
+    def set_attention(self, name: str) -> None:
+        """Compute attention with another backend from now on."""
+        for module in self.modules():
+            if isinstance(module, MultiHeadAttention):
+                module.attend = BACKENDS[name]
+
     @property
     def head_weight(self) -> Tensor:  # (V padded, C)
         return self.wte.weight if self.config.tie else self.lm_head.weight

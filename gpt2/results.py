@@ -24,6 +24,9 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
     """Score the test split and print samples with the best weights; keep both in result.json."""
     step = trainer.load_best_weights()
     model = trainer.model.eval()
+    if model.config.attn == "triton" and trainer.machine.device.type == "cpu":
+        say("\nscoring and samples with --attn sdpa, as the interpreter would take hours for them")
+        model.set_attention("sdpa")
     tokenizer = prepared.tokenizer
     say(f"\nbest validation loss {trainer.best_val_loss:.4f} at step {step:,}; with its weights:")
     result: dict[str, Any] = {"step": step, "val_loss": trainer.best_val_loss}
