@@ -45,6 +45,7 @@ def make_trainer(
     """A trainer of a two-layer model; by default 31 windows an epoch, met by batches of 3 x 2."""
     settings = {
         "preset": "demo",
+        "optimizer": "adamw",
         "seq_len": 16,
         "batch_size": 2,
         "grad_accum": 3,
