@@ -1,0 +1,217 @@
+"""Measure the tile sizes of the attention kernels on this GPU and print rows for the table.
+
+    python -m bench.tune_attention --out bench/results
+
+Every candidate of every kernel is checked against the tiles in use, timed at each length (median of
+`triton.testing.do_bench`, random data, L2 cache flushed before each run) and written at once to
+`tune_attention_<architecture>.json`, so that an interrupted run keeps what it has. The table wants
+two rows per head width, for short and for long sequences: the candidate that wins is the one with
+the least mean slowdown against the best at each length. A few minutes: about 2 s of compiling for
+each of 68 kernels, then 0.1 s for each of 340 measurements.
+
+`--dry-run` goes the same way at toy sizes, also on a CPU in Triton's interpreter.
+"""
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton
+import tyro
+from torch import Tensor
+
+from kernels import _attention_ops
+from kernels._attention_tiles import SHORT, Tile, Tiles
+from kernels._launch import INTERPRETED, architecture
+
+KERNELS = ("fwd", "dq", "dkv")
+# FLOPs per visible score and unit of head width; dkv is timed as the whole one-pass backward.
+FLOPS = {"fwd": 4, "dq": 6, "dkv": 10}
+TOKENS = 32768
+CHANNELS = 768
+
+CANDIDATES: dict[str, tuple[Tile, ...]] = {
+    "fwd": (
+        Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), Tile(128, 64, 4, 2), Tile(128, 64, 4, 3),
+        Tile(128, 128, 8, 2), Tile(128, 128, 8, 3), Tile(128, 128, 4, 2), Tile(128, 32, 8, 3),
+        Tile(128, 32, 4, 3), Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 4, 4),
+        Tile(64, 128, 4, 2), Tile(64, 32, 4, 3), Tile(256, 64, 8, 2),
+    ),
+    "dq": (
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(128, 64, 8, 2), Tile(128, 64, 8, 3),
+        Tile(128, 32, 8, 2), Tile(64, 32, 4, 2), Tile(64, 128, 4, 2), Tile(128, 128, 8, 2),
+    ),
+    "dkv": (
+        Tile(64, 128, 8, 2), Tile(64, 128, 8, 3), Tile(64, 128, 8, 1), Tile(128, 128, 8, 2),
+        Tile(64, 64, 4, 2), Tile(64, 64, 4, 3), Tile(64, 64, 8, 2), Tile(32, 64, 4, 2),
+        Tile(32, 128, 8, 2), Tile(32, 128, 4, 2), Tile(128, 64, 8, 2),
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One candidate at one problem; milliseconds is None where it cannot run."""
+
+    kernel: str
+    width: int
+    length: int
+    tile: Tile
+    milliseconds: float | None
+    tflops: float | None
+    note: str = ""
+
+
+@contextmanager
+def _using(kernel: str, tile: Tile) -> Iterator[None]:
+    """Launch `kernel` with `tile` and the others with the table's."""
+    choose = _attention_ops.choose_tiles
+
+    def chosen(*problem: Any) -> Tiles:
+        return choose(*problem)._replace(**{kernel: tile})
+
+    with patch.object(_attention_ops, "choose_tiles", chosen):
+        yield
+
+
+def _problem(
+    width: int, length: int, dtype: torch.dtype, toy: bool
+) -> dict[str, Callable[[], Any]]:
+    """What to time for each kernel."""
+    heads = 1 if toy else max(1, CHANNELS // width)
+    batch = 1 if toy else max(1, TOKENS // length)
+    device = "cpu" if INTERPRETED else "cuda"
+    shape = (batch, length, 3, heads, width)
+    q, k, v = torch.randn(shape, device=device, dtype=dtype).unbind(2)
+    do = torch.randn(batch, length, heads, width, device=device, dtype=dtype)
+    options = (None, width**-0.5, None, 0.0, False)
+    o, lse = _attention_ops.attention_fwd(q, k, v, *options)
+    operands = (do, q, k, v, o, lse, *options)
+    return {
+        "fwd": lambda: _attention_ops.attention_fwd(q, k, v, *options)[0],
+        "dq": lambda: _attention_ops.attention_bwd(*operands, True, True, False)[0],
+        "dkv": lambda: _attention_ops.attention_bwd(*operands, False, True, True)[1],
+    }
+
+
+def _time(run: Callable[[], Any]) -> float:
+    if INTERPRETED:
+        start = time.perf_counter()
+        run()
+        return 1e3 * (time.perf_counter() - start)
+    return triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median")
+
+
+def _measure(
+    kernel: str, tile: Tile, width: int, length: int, run: Callable[[], Tensor], toy: bool
+) -> Measurement:
+    expected = run()
+    try:
+        with _using(kernel, tile):
+            got = run()
+            close = (got - expected).abs().max() <= 4 * torch.finfo(
+                got.dtype
+            ).eps * expected.abs().max()
+            if not bool(close):
+                return Measurement(kernel, width, length, tile, None, None, "wrong result")
+            milliseconds = _time(run)
+    except triton.runtime.errors.OutOfResources as error:
+        return Measurement(kernel, width, length, tile, None, None, str(error))
+    tokens, channels = (length, width) if toy else (TOKENS, CHANNELS)
+    useful = FLOPS[kernel] * tokens * channels * (length + 1) / 2
+    return Measurement(kernel, width, length, tile, milliseconds, useful / milliseconds * 1e-9)
+
+
+def best(measurements: list[Measurement], kernel: str, width: int, short: bool) -> Tile | None:
+    """The tile with the least mean slowdown over the lengths of a bucket, among those that run."""
+    slowdowns: dict[Tile, list[float]] = {}
+    lengths = [
+        m for m in measurements if (m.kernel, m.width, m.length <= SHORT) == (kernel, width, short)
+    ]
+    for _, group in groupby(sorted(lengths, key=lambda m: m.length), key=lambda m: m.length):
+        timed = {m.tile: m.milliseconds for m in group if m.milliseconds is not None}
+        fastest = min(timed.values(), default=0.0)
+        for tile, milliseconds in timed.items():
+            slowdowns.setdefault(tile, []).append(milliseconds / fastest)
+    complete = max(map(len, slowdowns.values()), default=0)
+    means = {t: statistics.mean(s) for t, s in slowdowns.items() if len(s) == complete}
+    return min(means, key=means.__getitem__, default=None)
+
+
+def rows(measurements: list[Measurement], arch: str) -> str:
+    """The winners as rows of `kernels._attention_tiles.TABLE`."""
+    lines = []
+    for width in sorted({m.width for m in measurements}):
+        lines.append(f'    ("{arch}", {width}): (')
+        for short in (True, False):
+            tiles = [best(measurements, kernel, width, short) for kernel in KERNELS]
+            if None not in tiles:
+                row = ", ".join(str(tuple(tile)) for tile in tiles if tile is not None)
+                lines.append(f"        ({row}),")
+        lines.append("    ),")
+    return "\n".join(lines)
+
+
+def tune(
+    out: Path,
+    widths: tuple[int, ...] = (64, 128),
+    lengths: tuple[int, ...] = (128, 256, 512, 1024, 4096),
+    dtype: str = "bfloat16",
+    dry_run: bool = False,
+) -> Path:
+    """Measure every candidate and print the rows of the winners.
+
+    Args:
+        out: the folder of the JSON file.
+        widths: head widths.
+        lengths: sequence lengths, at 32768 tokens of 768 channels.
+        dtype: float16 or bfloat16.
+        dry_run: toy sizes and few candidates, to see that everything works.
+
+    Returns:
+        The JSON file.
+    """
+    if dry_run:
+        widths, lengths, dtype = (16,), (32, SHORT + 32), "float16"
+    elif INTERPRETED:
+        raise ValueError("tuning needs a GPU; on a CPU only --dry-run works")
+    arch = architecture(torch.empty(0, device="cpu" if INTERPRETED else "cuda"))
+    report: dict[str, Any] = {
+        "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+        "python": platform.python_version(),
+        "dtype": dtype,
+        "tokens": TOKENS,
+        "channels": CHANNELS,
+        "measurements": [],
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    file = out / f"tune_attention_{arch}.json"
+    measurements: list[Measurement] = []
+    for width in widths:
+        for length in lengths:
+            problem = _problem(width, length, getattr(torch, dtype), toy=dry_run)
+            for kernel in KERNELS:
+                for tile in CANDIDATES[kernel][: 2 if dry_run else None]:
+                    m = _measure(kernel, tile, width, length, problem[kernel], toy=dry_run)
+                    measurements.append(m)
+                    report["measurements"].append(asdict(m))
+                    file.write_text(json.dumps(report, indent=1) + "\n")
+                    speed = m.note[:60] if m.tflops is None else f"{m.tflops:7.1f} TFLOP/s"
+                    print(f"{kernel:4} D={width:<4} T={length:<6} {tuple(tile)!s:18} {speed}")
+    print(rows(measurements, arch))
+    return file
+
+
+if __name__ == "__main__":
+    print(tyro.cli(tune))

@@ -1,0 +1,85 @@
+"""What every launcher needs to know of the machine: interpreter, device, architecture."""
+
+import functools
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import triton
+from torch import Tensor
+
+INTERPRETED: bool = triton.knobs.runtime.interpret
+"""True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, in NumPy."""
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def check_launchable(op: str, *tensors: Tensor, one_dtype: bool = True) -> None:
+    """Raise ValueError, saying what to change, unless the kernels of `op` can run on these tensors.
+
+    All tensors must share one device, a CUDA (or ROCm) one unless the interpreter is on, and have
+    one dtype (with one_dtype=False: each its own) of float16, bfloat16 (not in the interpreter) and
+    float32.
+    """
+    device, dtype = tensors[0].device, tensors[0].dtype
+    for tensor in tensors[1:]:
+        if tensor.device != device or (one_dtype and tensor.dtype != dtype):
+            shared = "device and dtype" if one_dtype else "a device"
+            raise ValueError(
+                f"{op}: all tensors must share {shared}, got {device} {dtype} "
+                f"and {tensor.device} {tensor.dtype}"
+            )
+    for tensor in tensors:
+        check_dtype(op, tensor.dtype)
+    if device.type != "cuda" and not INTERPRETED:
+        raise ValueError(
+            f"{op}: the kernels run on a GPU, got tensors on {device}; move them to cuda, or set "
+            "TRITON_INTERPRET=1 before Python starts to check results slowly on the CPU"
+        )
+
+
+def check_dtype(op: str, dtype: torch.dtype) -> None:
+    """Raise ValueError unless the kernels of `op` can compute in this dtype."""
+    if dtype not in DTYPES:
+        raise ValueError(f"{op}: dtype must be float16, bfloat16 or float32, got {dtype}")
+    if INTERPRETED and dtype == torch.bfloat16:
+        raise ValueError(
+            f"{op}: Triton's interpreter computes bfloat16 wrongly; "
+            "use float16 or float32 on the CPU, or a GPU"
+        )
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
+    """A context in which Triton launches on the tensor's device; free if it is the current one."""
+    if tensor.device.type != "cuda" or tensor.device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(tensor.device)
+
+
+def architecture(tensor: Tensor) -> str:
+    """The architecture that a kernel on this tensor is compiled for: `"sm_90"`, `"gfx942"`.
+
+    In the interpreter it is `"interpreter"`.
+    """
+    return "interpreter" if INTERPRETED else _architecture(tensor.device.index)
+
+
+def warps(threads: int, tensor: Tensor) -> int:
+    """How many warps of the tensor's device make a program of that many threads."""
+    return threads // (64 if architecture(tensor).startswith("gfx9") else 32)
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """Multiprocessors (compute units) of the tensor's device; without a GPU, those of an H100."""
+    return _multiprocessors(tensor.device.index) if tensor.device.type == "cuda" else 132
+
+
+@functools.cache
+def _multiprocessors(index: int | None) -> int:
+    return torch.cuda.get_device_properties(index).multi_processor_count
+
+
+@functools.cache
+def _architecture(index: int | None) -> str:
+    target = triton.runtime.driver.active.get_current_target()
+    # ROCm appends features to the name: "gfx942:sramecc+:xnack-".
+    return f"sm_{target.arch}" if target.backend == "cuda" else target.arch.partition(":")[0]

@@ -1,0 +1,314 @@
+"""Causal attention, forward and backward, without ever storing a score matrix.
+
+For one head, with q, k, v of shape (T, D), scores over the visible keys j of row i (j <= i, and
+j > i - window if there is one), and Z the dropout mask (0 or 1/(1-p); 1 without dropout):
+
+    S = scale * q k^T               L_i = log sum_j exp S_ij          P = exp(S - L)
+    o = (Z * P) v
+
+    delta = rowsum(o * do)          dP = Z * (do v^T)                 dS = P * (dP - delta)
+    dv = (Z * P)^T do               dq = scale * dS k                 dk = scale * dS^T q
+
+The backward recomputes P from L, so memory is linear in T. How the work is cut into tiles is told
+in `kernels._attention_kernels`, how the kernels are launched in `kernels._attention_ops`, and the
+sizes of the tiles are in `kernels._attention_tiles`.
+
+Precision: products take the input's dtype and sum in float32 (float32 inputs: IEEE, unless TF32 is
+asked for); everything else is float32.
+
+Sources: Dao, FlashAttention-2 (arXiv 2307.08691); Milakov and Gimelshein, Online normalizer
+calculation for softmax (arXiv 1805.02867); Salmon et al., Philox (SC 2011).
+
+Axes: B batch, T time, H heads, D head width.
+"""
+
+import math
+from typing import Literal, overload
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels._attention_kernels import attention_dropout_kernel
+from kernels._attention_ops import (
+    MAX_TIME_STRIDE,
+    attention_bwd,
+    attention_fwd,
+    attention_qkvpacked_bwd,
+)
+from kernels._launch import check_launchable, on_device_of
+
+MAX_HEAD_WIDTH = 256
+LN2 = math.log(2)  # the operators pass the log-sum-exp in base 2
+
+
+def attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    keep: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Causal attention in plain PyTorch, in the dtype that it is given: the specification.
+
+    Args:
+        q, k, v: (B, T, H, D).
+        scale: factor of the scores, 1 / sqrt(D) by default.
+        window: each position sees itself and the window - 1 before it; all before it by default.
+        dropout_p: the fraction of probabilities that `keep` drops.
+        keep: (B, H, T, T) bool, True where a probability is kept; see `dropout_mask`.
+
+    Returns:
+        o: (B, T, H, D), and the log-sum-exp of the scores (B, H, T).
+    """
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
+    behind = torch.arange(q.shape[1], device=q.device)
+    behind = behind[:, None] - behind[None, :]
+    visible = behind >= 0
+    if window is not None:
+        visible &= behind < window
+    scores = scores.masked_fill(~visible, -math.inf)
+    p = scores.softmax(-1)
+    if keep is not None:
+        p = p * keep / (1 - dropout_p)
+    return torch.einsum("bhij,bjhd->bihd", p, v), scores.logsumexp(-1)
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, q, k, v, seed, scale, window, dropout_p, allow_tf32, deterministic):
+        o, lse = attention_fwd(q, k, v, seed, scale, window, dropout_p, allow_tf32)
+        ctx.save_for_backward(q, k, v, o, lse, seed)
+        ctx.options = (scale, window, dropout_p, allow_tf32, deterministic)
+        ctx.mark_non_differentiable(lse)
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, _):
+        need_dq, *need_dkv = ctx.needs_input_grad[:3]
+        grads = attention_bwd(do, *ctx.saved_tensors, *ctx.options, need_dq, any(need_dkv))
+        wanted = (g if need else None for g, need in zip(grads, (need_dq, *need_dkv), strict=True))
+        return *wanted, None, None, None, None, None, None
+
+
+class _AttentionQkvPacked(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, qkv, seed, scale, window, dropout_p, allow_tf32, deterministic):
+        o, lse = attention_fwd(*qkv.unbind(2), seed, scale, window, dropout_p, allow_tf32)
+        ctx.save_for_backward(qkv, o, lse, seed)
+        ctx.options = (scale, window, dropout_p, allow_tf32, deterministic)
+        ctx.mark_non_differentiable(lse)
+        return o, lse
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, do, _):
+        dqkv = attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.options)
+        return dqkv, None, None, None, None, None, None
+
+
+def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
+    """Raise ValueError, in the name of `op`, unless the kernels can take these (B, T, H, D)."""
+    check_launchable(op, q, k, v)
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.dim() != 4:
+            raise ValueError(f"{op}: {name} must be (B, T, H, D), got shape {tuple(x.shape)}")
+        if x.shape != q.shape:
+            raise ValueError(
+                f"{op}: q, k and v must have one shape, got {tuple(q.shape)} for q "
+                f"and {tuple(x.shape)} for {name}"
+            )
+        if x.stride(3) != 1 and x.shape[3] > 1:
+            raise ValueError(
+                f"{op}: the last stride of {name} must be 1, got {x.stride(3)}; "
+                f"call {name}.contiguous()"
+            )
+        if x.stride(1) >= MAX_TIME_STRIDE:
+            raise ValueError(
+                f"{op}: the time stride of {name} must be below {MAX_TIME_STRIDE} elements, "
+                f"got {x.stride(1)}; call {name}.contiguous()"
+            )
+    if not 1 <= q.shape[3] <= MAX_HEAD_WIDTH:
+        raise ValueError(
+            f"{op}: head width must be 1..{MAX_HEAD_WIDTH}, got {q.shape[3]}; use more heads"
+        )
+
+
+def draw_seed(device: torch.device) -> Tensor:
+    """A dropout seed from PyTorch's generator, on the device: no sync; a CUDA graph can do it."""
+    return torch.randint(2**63 - 1, (1,), device=device)
+
+
+def _settings(
+    op: str,
+    q: Tensor,
+    scale: float | None,
+    window: int | None,
+    dropout_p: float,
+    dropout_seed: Tensor | None,
+    deterministic: bool | None,
+    allow_tf32: bool,
+) -> tuple[Tensor | None, float, int | None, float, bool, bool]:
+    """What the autograd functions take after the tensors: checked, with defaults filled in."""
+    if scale is None:
+        scale = q.shape[-1] ** -0.5
+    if not 0 < scale < math.inf:
+        raise ValueError(f"{op}: scale must be positive, got {scale}")
+    if window is not None and window < 1:
+        raise ValueError(
+            f"{op}: window must be at least 1 (each position sees itself), got {window}"
+        )
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"{op}: dropout_p must be in [0, 1), got {dropout_p}")
+    if dropout_p == 0:
+        dropout_seed = None
+    elif dropout_seed is None:
+        dropout_seed = draw_seed(q.device)
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+    return dropout_seed, scale, window, dropout_p, allow_tf32, deterministic
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = ...,
+    window: int | None = ...,
+    dropout_p: float = ...,
+    dropout_seed: Tensor | None = ...,
+    deterministic: bool | None = ...,
+    allow_tf32: bool = ...,
+    return_lse: Literal[False] = ...,
+) -> Tensor: ...
+
+
+@overload
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = ...,
+    window: int | None = ...,
+    dropout_p: float = ...,
+    dropout_seed: Tensor | None = ...,
+    deterministic: bool | None = ...,
+    allow_tf32: bool = ...,
+    return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    deterministic: bool | None = None,
+    allow_tf32: bool = False,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Fused causal attention: softmax(scale * q k^T + causal mask) v.
+
+    Args:
+        q, k, v: (B, T, H, D), float16, bfloat16 or float32, D at most 256. Read in place with any
+            strides but a unit last one, so views of one packed projection cost nothing.
+        scale: factor of the scores, 1 / sqrt(D) by default.
+        window: each position sees itself and the `window - 1` before it, and the work is linear in
+            T; by default it sees all before it.
+        dropout_p: probability of dropping a softmax probability, in [0, 1). The mask is a function
+            of the seed and of (batch, head, row, column), computed again in the backward.
+        dropout_seed: int64 tensor of one element on the device; by default drawn from PyTorch's
+            generator, so that `torch.manual_seed` repeats it.
+        deterministic: the backward gives the same bits every time, at 7 products for 5. By default
+            as `torch.use_deterministic_algorithms` says.
+        allow_tf32: let float32 inputs be rounded to TF32 in the products.
+        return_lse: also return the log-sum-exp of the scores.
+
+    Returns:
+        o: (B, T, H, D) contiguous, in the dtype of q; with return_lse, (o, lse) with lse (B, H, T)
+        float32, through which no gradient flows.
+
+    Raises:
+        ValueError: a shape, stride, dtype, device or option that the kernels cannot take.
+
+    Source:
+        Dao, FlashAttention-2: faster attention with better parallelism and work partitioning,
+        arXiv 2307.08691.
+    """
+    check_attention("attention", q, k, v)
+    settings = _settings(
+        "attention", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
+    )
+    o, lse = _Attention.apply(q, k, v, *settings)
+    return (o, lse * LN2) if return_lse else o
+
+
+def attention_qkvpacked(
+    qkv: Tensor,
+    *,
+    scale: float | None = None,
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    dropout_seed: Tensor | None = None,
+    deterministic: bool | None = None,
+    allow_tf32: bool = False,
+) -> Tensor:
+    """`attention` on a packed projection, whose gradient is written as one packed tensor.
+
+    Args:
+        qkv: (B, T, 3, H, D): q, k and v along axis 2, as one linear layer gives them. Any strides
+            but a unit last one; nothing is copied, nor concatenated in the backward.
+        scale, window, dropout_p, dropout_seed, deterministic, allow_tf32: as in `attention`.
+
+    Returns:
+        o: (B, T, H, D) contiguous, in the dtype of qkv.
+
+    Raises:
+        ValueError: a shape, stride, dtype, device or option that the kernels cannot take.
+
+    Source:
+        As `attention`.
+    """
+    if qkv.dim() != 5 or qkv.shape[2] != 3:
+        raise ValueError(
+            f"attention_qkvpacked: qkv must be (B, T, 3, H, D), got shape {tuple(qkv.shape)}"
+        )
+    q, k, v = qkv.unbind(2)
+    check_attention("attention_qkvpacked", q, k, v)
+    settings = _settings(
+        "attention_qkvpacked", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
+    )
+    return _AttentionQkvPacked.apply(qkv, *settings)[0]
+
+
+def dropout_mask(seed: Tensor, shape: tuple[int, int, int], dropout_p: float) -> Tensor:
+    """Read out the mask that attention draws: which probabilities it keeps.
+
+    Args:
+        seed: int64 tensor of one element, as given to `attention`.
+        shape: (B, T, H).
+        dropout_p: probability of dropping, in [0, 1).
+
+    Returns:
+        (B, H, T, T) bool, True where the probability is kept; also above the diagonal.
+    """
+    b, t, h = shape
+    keep = torch.empty((b, h, t, t), dtype=torch.bool, device=seed.device)
+    with on_device_of(seed):
+        attention_dropout_kernel[(b * h, triton.cdiv(t, 32), triton.cdiv(t, 32))](
+            seed, keep, t, dropout_p, BLOCK=32
+        )
+    return keep

@@ -1,0 +1,230 @@
+"""What the compiler makes of a kernel, for any GPU, on a machine that has none.
+
+`compile_jobs` calls launching functions in processes without the interpreter, under a driver that
+reports the wanted target. Every kernel that the call would launch is compiled
+exactly as it would be there (specialisation, tile choice and options included) and none is run. The
+report counts what decides speed: registers, spills, shared memory, tensor-core instructions and
+16-byte loads, read from the machine code with the tools that Triton ships.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+SHARED_LIMIT = {
+    "sm_75": 64 << 10,
+    "sm_80": 163 << 10,
+    "sm_86": 99 << 10,
+    "sm_89": 99 << 10,
+    "sm_90": 227 << 10,
+    "sm_100": 227 << 10,
+    "sm_120": 99 << 10,
+    "gfx942": 64 << 10,
+}
+"""Shared memory that one program may have, in bytes; the keys are the targets we compile for."""
+
+TENSOR_CORE = {
+    "sm_80": "HMMA",
+    "sm_86": "HMMA",
+    "sm_89": "HMMA",
+    "sm_90": "HGMMA",
+    "sm_100": "tcgen05.mma",
+    "sm_120": "HMMA",
+    "gfx942": "MFMA",
+}
+"""The matrix instruction that a good kernel uses on each target, as named in `Code.matrix`."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """One compiled kernel."""
+
+    kernel: str
+    target: str
+    key: str
+    """Equal for launches that share one compiled kernel."""
+    warps: int
+    registers: int
+    """Per thread (NVIDIA) or vector registers per lane (AMD)."""
+    spills: int
+    """Instructions that store to or load from local memory."""
+    shared: int
+    """Bytes of shared memory per program."""
+    matrix: dict[str, int]
+    """Matrix instructions by name: HMMA, HGMMA, tcgen05.mma, MFMA."""
+    wide_loads: int
+    """Instructions that load 16 bytes per thread from global memory, or by TMA."""
+    narrow_loads: int
+    """The others that load from global memory."""
+    wide_stores: int
+    """Instructions that store 16 bytes per thread to global memory."""
+    narrow_stores: int
+    """The others that store to global memory."""
+
+    @property
+    def programs_per_sm(self) -> int:
+        """How many programs an NVIDIA multiprocessor holds by registers and shared memory."""
+        registers = -(-self.registers // 8) * 8 * 32 * self.warps
+        pool = SHARED_LIMIT[self.target] + 1024
+        return min(65536 // registers, pool // (self.shared + 1024), 64 // self.warps)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A launching function to call for a target, by name: `Job("sm_90", "package.module:name")`."""
+
+    target: str
+    call: str
+    args: tuple[Any, ...] = ()
+
+
+_done: dict[Job, list[Code]] = {}
+
+
+def compile_jobs(jobs: Sequence[Job]) -> dict[Job, list[Code]]:
+    """Compile every kernel that the jobs would launch, in two child processes.
+
+    The called functions launch kernels on CPU tensors; their arguments are JSON values.
+
+    Returns:
+        For each job its kernels in the order launched. Results are kept while the process lives.
+    """
+    todo = [job for job in dict.fromkeys(jobs) if job not in _done]
+    shares = [share for share in (todo[::2], todo[1::2]) if share]
+    with ThreadPoolExecutor(2) as pool:
+        for share, results in zip(shares, pool.map(_compile_in_child, shares), strict=True):
+            _done.update(zip(share, results, strict=True))
+    return {job: _done[job] for job in jobs}
+
+
+def _compile_in_child(jobs: list[Job]) -> list[list[Code]]:
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.codegen"],
+        input=json.dumps([asdict(job) for job in jobs]),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert child.returncode == 0, child.stderr
+    return [[Code(**code) for code in codes] for codes in json.loads(child.stdout)]
+
+
+def _main() -> None:
+    """In the child: call each job under a driver that compiles for its target and runs nothing."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime.jit import JITFunction
+
+    from kernels._launch import _architecture
+
+    names = list(SHARED_LIMIT)
+
+    class CompileOnly:
+        """The part of Triton's driver interface that compiling needs; one "device" per target."""
+
+        target = ""
+
+        def get_current_target(self) -> GPUTarget:
+            arch = self.target.removeprefix("sm_")
+            return (
+                GPUTarget("hip", arch, 64)
+                if arch == self.target
+                else GPUTarget("cuda", int(arch), 32)
+            )
+
+        def get_current_device(self) -> int:
+            return names.index(self.target)
+
+        def get_current_stream(self, device: int) -> int:
+            return 0
+
+    driver = CompileOnly()
+    triton.runtime.driver.set_active(driver)
+    run = JITFunction.run
+    compiled: list[Any] = []
+
+    def warm_up(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        compiled.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
+
+    JITFunction.run = warm_up
+    results = []
+    for job in json.load(sys.stdin):
+        driver.target = job["target"]
+        _architecture.cache_clear()
+        module, _, function = job["call"].partition(":")
+        getattr(importlib.import_module(module), function)(*job["args"])
+        examine = _examine_nvidia if driver.target.startswith("sm_") else _examine_amd
+        results.append([asdict(examine(kernel, driver.target)) for kernel in compiled])
+        compiled.clear()
+    print(json.dumps(results))
+
+
+def _examine_nvidia(kernel: Any, target: str) -> Code:
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
+        cubin.write(kernel.asm["cubin"])
+        cubin.flush()
+        command = [tool, "-res-usage", "-sass", cubin.name]
+        sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    wide = len(re.findall(r"\b(?:LDG|LDGSTS)\.E\.[\w.]*128|UTMALDG|UBLKCP", sass))
+    return Code(
+        kernel=kernel.metadata.name,
+        target=target,
+        key=kernel.hash,
+        warps=kernel.metadata.num_warps,
+        registers=int(re.findall(r"REG:(\d+)", sass)[-1]),
+        spills=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
+        shared=kernel.metadata.shared,
+        matrix={
+            "HMMA": len(re.findall(r"\bHMMA\.", sass)),
+            "HGMMA": len(re.findall(r"\bHGMMA\.", sass)),
+            "tcgen05.mma": kernel.asm["ptx"].count("tcgen05.mma."),
+        },
+        wide_loads=wide,
+        narrow_loads=len(re.findall(r"\b(?:LDG|LDGSTS)\.E", sass)) - wide,
+        wide_stores=len(re.findall(r"\bSTG\.E\.[\w.]*128", sass)),
+        narrow_stores=len(re.findall(r"\bSTG\.E(?!\.[\w.]*128)", sass)),
+    )
+
+
+def _examine_amd(kernel: Any, target: str) -> Code:
+    assembly = kernel.asm["amdgcn"]
+    loads = re.findall(r"\b(?:global|buffer)_load_(\w+)", assembly)
+    stores = re.findall(r"\b(?:global|buffer)_store_(\w+)", assembly)
+
+    def note(name: str) -> int:
+        return int(re.findall(rf"\.{name}:\s*(\d+)", assembly)[0])
+
+    return Code(
+        kernel=kernel.metadata.name,
+        target=target,
+        key=kernel.hash,
+        warps=kernel.metadata.num_warps,
+        registers=note("vgpr_count"),
+        spills=note("vgpr_spill_count"),
+        shared=kernel.metadata.shared,
+        matrix={"MFMA": assembly.count("v_mfma_")},
+        wide_loads=loads.count("dwordx4"),
+        narrow_loads=len(loads) - loads.count("dwordx4"),
+        wide_stores=stores.count("dwordx4"),
+        narrow_stores=len(stores) - stores.count("dwordx4"),
+    )
+
+
+if __name__ == "__main__":
+    _main()

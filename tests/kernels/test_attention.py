@@ -1,0 +1,660 @@
+"""Causal attention against its reference: every shape, layout and option, forward and backward.
+
+Without a GPU the kernels run in Triton's interpreter, in float32 and float16; on a GPU the same
+tests also run in bfloat16. Tiles are made small where it is the tiling that is tested.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+import kernels._attention_ops
+from kernels._attention_tiles import Tile, Tiles
+from kernels.attention import (
+    attention,
+    attention_qkvpacked,
+    attention_reference,
+    dropout_mask,
+)
+from tests.numerics import Quantity, compare
+
+CUDA = torch.cuda.is_available()
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+
+# The interpreter computes the rows past the end, which nothing stores, and NumPy warns of them.
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+@pytest.fixture(autouse=True)
+def _nan_in_empty() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN: an element that no kernel writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[False, True], ids=["one-pass", "two-pass"])
+def deterministic(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
+    tile = Tile(block_m, block_n, 4, 2)
+    monkeypatch.setattr(kernels._attention_ops, "choose_tiles", lambda *_: Tiles(tile, tile, tile))
+
+
+def randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def qkv(
+    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, grad: bool = True
+) -> dict[str, Tensor]:
+    return {
+        name: randn(*shape, dtype=dtype, device=device).requires_grad_(grad)
+        for name in ("q", "k", "v")
+    }
+
+
+def reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
+    return attention_reference(q, k, v, **options)[0]
+
+
+def check(
+    inputs: dict[str, Tensor],
+    *,
+    deterministic: bool,
+    do: Tensor | None = None,
+    keep: Tensor | None = None,
+    dropout_seed: Tensor | None = None,
+    largest_logit: float = 0.0,
+    **options: Any,
+) -> dict[str, Quantity]:
+    """Compare `attention` with its reference on these inputs and options.
+
+    The kernels form dS = P * (dP - delta) from two float32 sums, which are equal where a row sees
+    one key; PyTorch's softmax backward subtracts in another order. P = exp(S - L) has the roundings
+    of S and of L, where PyTorch's softmax has those of S only: `largest_logit` says how large.
+    """
+    do = torch.randn_like(inputs["q"]) if do is None else do
+    q, k, v = (x.detach().double() for x in inputs.values())
+    ds = 2 * (1 + largest_logit) * torch.einsum("bihd,bjhd->bhij", do.double(), v).abs().max()
+    ds *= options.get("scale", q.shape[-1] ** -0.5) / (1 - options.get("dropout_p", 0.0))
+    return compare(
+        partial(attention, deterministic=deterministic, dropout_seed=dropout_seed, **options),
+        partial(reference, keep=keep, **options),
+        inputs,
+        upstream=[do],
+        cancelled={
+            "dq": float(ds * k.abs().max()),
+            "dk": float(ds * q.abs().max()),
+            "dv": largest_logit * float(do.abs().max()),
+        },
+    )
+
+
+SHAPES = [  # (B, T, H, D): T below, at and above the tiles; widths that are no power of two
+    (2, 3, 3, 64),
+    (1, 17, 2, 16),
+    (3, 33, 1, 40),
+    (1, 64, 2, 32),
+    (2, 65, 2, 80),
+    (1, 113, 1, 96),
+    (1, 128, 2, 64),
+    (1, 129, 1, 128),
+    (1, 70, 1, 160),
+    (1, 40, 1, 256),
+    (1, 257, 1, 64),
+    (1, 8, 1, 1),
+]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
+) -> None:
+    check(qkv(shape, dtype, device), deterministic=deterministic)
+
+
+@pytest.mark.parametrize("length", [1000, 1024])
+def test_matches_reference_at_the_lengths_of_training(length: int, device: torch.device) -> None:
+    check(qkv((1, length, 1, 64), torch.float16, device), deterministic=False)
+
+
+@pytest.mark.parametrize("window", [None, 1, 5, 16, 24, 40, 64, 2**40])
+@pytest.mark.parametrize(
+    ("length", "block_m", "block_n"),
+    [(1, 16, 16), (70, 16, 16), (64, 32, 16), (77, 32, 16), (96, 16, 32), (83, 16, 64)],
+)
+def test_tiles_and_windows(
+    length: int,
+    block_m: int,
+    block_n: int,
+    window: int | None,
+    deterministic: bool,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_tiles(monkeypatch, block_m, block_n)
+    inputs = qkv((1, length, 1, 16), torch.float32, device)
+    check(inputs, deterministic=deterministic, window=window)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 5])
+@pytest.mark.parametrize("group", [1, 2, 3])
+def test_every_head_is_computed_whatever_the_grouping(
+    heads: int, group: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    use_tiles(monkeypatch, 16, 16)
+    keys_and_values_of_a_head = 2 * 40 * 16 * 4
+    monkeypatch.setattr(kernels._attention_ops, "L2_BUDGET", group * keys_and_values_of_a_head)
+    check(qkv((1, 40, heads, 16), torch.float32, device), deterministic=False)
+
+
+@pytest.mark.parametrize("window", [None, 9])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_log_sum_exp(dtype: torch.dtype, window: int | None, device: torch.device) -> None:
+    inputs = qkv((2, 70, 2, 32), dtype, device)
+    o, lse = attention(**inputs, window=window, return_lse=True)
+    assert lse.dtype == torch.float32
+    assert not lse.requires_grad
+    assert o.requires_grad
+    compare(
+        partial(attention, window=window, return_lse=True),
+        partial(attention_reference, window=window),
+        {name: x.detach() for name, x in inputs.items()},
+    )
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
+def test_scale(scale: float, deterministic: bool, device: torch.device) -> None:
+    inputs = qkv((1, 50, 2, 16), torch.float32, device)
+    check(inputs, deterministic=deterministic, scale=scale, largest_logit=16 * scale)
+
+
+def _packed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    b, t, h, d = shape
+    return list(randn(b, t, 3, h, d, dtype=dtype, device=device).unbind(2))
+
+
+def _heads_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    b, t, h, d = shape
+    return [randn(b, h, t, d, dtype=dtype, device=device).transpose(1, 2) for _ in range(3)]
+
+
+def _time_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    b, t, h, d = shape
+    return [randn(t, b, h, d, dtype=dtype, device=device).transpose(0, 1) for _ in range(3)]
+
+
+def _in_nan(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Slices along every axis of a tensor that is NaN elsewhere, at an odd address."""
+    b, t, h, d = shape
+    views = []
+    for _ in range(3):
+        room = torch.full((b + 1, t + 5, h + 2, d + 7), math.nan, dtype=dtype, device=device)
+        view = room[1:, 2 : t + 2, 1 : h + 1, 3 : d + 3]
+        view.copy_(randn(*shape, dtype=dtype, device=device))
+        views.append(view)
+    return views
+
+
+def _broadcast(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """One batch and one head of keys and values for all."""
+    b, t, h, d = shape
+    q = randn(b, t, h, d, dtype=dtype, device=device)
+    k, v = (randn(1, t, 1, d, dtype=dtype, device=device).expand(shape) for _ in range(2))
+    return [q, k, v]
+
+
+def _mixed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+    """Another layout for each."""
+    layouts = (_packed, _heads_first, _time_first)
+    return [layout(shape, dtype, device)[0] for layout in layouts]
+
+
+LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__[1:])
+@pytest.mark.parametrize("width", [32, 20])
+def test_reads_any_layout_in_place(
+    layout: Any, dtype: torch.dtype, width: int, deterministic: bool, device: torch.device
+) -> None:
+    tensors = layout((2, 45, 3, width), dtype, device)
+    inputs = {name: x.requires_grad_() for name, x in zip("qkv", tensors, strict=True)}
+    check(inputs, deterministic=deterministic)
+
+
+@pytest.mark.parametrize("layout", ["sum", "heads first", "sliced", "every second"])
+def test_takes_any_upstream_gradient(
+    layout: str, deterministic: bool, device: torch.device
+) -> None:
+    b, t, h, d = shape = (2, 45, 3, 16)
+    dense = torch.randn(b, h, t + 2, 2 * d, device=device).transpose(1, 2)
+    upstream = {
+        "sum": torch.ones((), device=device).expand(shape),
+        "heads first": dense[:, :t, :, :d]
+        .contiguous()
+        .transpose(1, 2)
+        .contiguous()
+        .transpose(1, 2),
+        "sliced": dense[:, 1 : t + 1, :, 5 : d + 5],
+        "every second": dense[:, :t, :, ::2],
+    }[layout]
+    check(qkv(shape, torch.float32, device), deterministic=deterministic, do=upstream)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2, 45, 3, 3, 32), (1, 130, 3, 1, 64), (1, 20, 3, 2, 48)], ids=str
+)
+def test_packed_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
+) -> None:
+    compare(
+        partial(attention_qkvpacked, deterministic=deterministic),
+        lambda qkv: reference(*qkv.unbind(2)),
+        {"qkv": randn(*shape, dtype=dtype, device=device).requires_grad_()},
+    )
+
+
+def test_packed_reads_a_slice_of_a_wider_projection(device: torch.device) -> None:
+    wide = torch.full((2, 30, 3, 4, 40), math.nan, device=device)
+    part = wide[:, :, :, 1:3, 8:24]
+    part.copy_(torch.randn(2, 30, 3, 2, 16, device=device))
+    compare(
+        partial(attention_qkvpacked, window=7, scale=0.3),
+        lambda qkv: reference(*qkv.unbind(2), window=7, scale=0.3),
+        {"qkv": part.requires_grad_()},
+    )
+
+
+# ---- inputs that break attention kernels
+
+
+@pytest.mark.parametrize("length", [64, 192])
+def test_very_negative_logits(length: int, deterministic: bool, device: torch.device) -> None:
+    """Logits near -120, lse below -88, a length of 128k + 64: exp(-lse) overflows past the end."""
+    inputs = qkv((1, length, 1, 64), torch.float32, device, grad=False)
+    inputs["q"][..., 0] = 31
+    inputs["k"][..., 0] = -31
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    _, lse = attention(**inputs, return_lse=True)
+    assert float(lse.max()) < -88
+    check(inputs, deterministic=deterministic, largest_logit=120.0)
+
+
+def test_one_huge_logit(deterministic: bool, device: torch.device) -> None:
+    inputs = qkv((1, 70, 1, 16), torch.float32, device, grad=False)
+    inputs["k"][:, 33] *= 1e4
+    check({name: x.requires_grad_() for name, x in inputs.items()}, deterministic=deterministic)
+
+
+def test_float16_near_overflow(deterministic: bool, device: torch.device) -> None:
+    """Scores far beyond float16's range, values at its edge: all sums are in float32."""
+    inputs = qkv((1, 70, 1, 64), torch.float16, device, grad=False)
+    inputs["q"] *= 100
+    inputs["k"] *= 100
+    inputs["v"] = inputs["v"].sign() * 60000
+    o = attention(**inputs)
+    exact = reference(**{name: x.double() for name, x in inputs.items()})
+    assert o.isfinite().all()
+    assert float((o - exact).abs().max()) <= torch.finfo(torch.float16).eps * 60000
+
+
+def test_nothing_leaks_from_the_future(device: torch.device) -> None:
+    """Changing position 40 and later changes no earlier output, to the bit."""
+    inputs = qkv((1, 70, 1, 16), torch.float32, device, grad=False)
+    before = attention(**inputs)
+    for x in inputs.values():
+        x[:, 40:] *= 100
+    after = attention(**inputs)
+    assert torch.equal(before[:, :40], after[:, :40])
+    assert not (before[:, 40:] == after[:, 40:]).any()
+
+
+# ---- dropout
+
+
+@pytest.mark.parametrize("dropout_p", [0.1, 0.5])
+@pytest.mark.parametrize("window", [None, 21])
+def test_dropout_matches_reference_with_the_mask_read_out(
+    dropout_p: float,
+    window: int | None,
+    deterministic: bool,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    use_tiles(monkeypatch, 32, 16)
+    seed = torch.tensor([2**40 + 77], device=device)
+    check(
+        qkv((2, 45, 2, 16), torch.float32, device),
+        deterministic=deterministic,
+        window=window,
+        dropout_p=dropout_p,
+        dropout_seed=seed,
+        keep=dropout_mask(seed, (2, 45, 2), dropout_p),
+    )
+
+
+def test_dropout_mask_is_random_and_depends_on_the_place_alone(device: torch.device) -> None:
+    seed = torch.tensor([5], device=device)
+    keep = dropout_mask(seed, (2, 90, 3), 0.25)
+    assert keep.shape == (2, 3, 90, 90)
+    expected = 0.75 * keep.numel()
+    assert abs(int(keep.sum()) - expected) < 5 * math.sqrt(expected * 0.25)
+    rows = keep.flatten(0, 2)
+    assert len(rows.unique(dim=0)) == len(rows), "two rows drop the same columns"
+    columns = keep.transpose(2, 3).flatten(0, 2)
+    assert len(columns.unique(dim=0)) == len(columns), "two columns are dropped in the same rows"
+    assert torch.equal(dropout_mask(seed, (2, 50, 3), 0.25), keep[:, :, :50, :50])
+    assert not torch.equal(dropout_mask(seed + 2**32, (2, 90, 3), 0.25), keep)
+    assert dropout_mask(seed, (1, 70, 1), 0.0).all()
+
+
+def test_dropout_follows_the_manual_seed(device: torch.device) -> None:
+    inputs = qkv((1, 40, 2, 16), torch.float32, device, grad=False)
+    torch.manual_seed(1)
+    first = attention(**inputs, dropout_p=0.5)
+    second = attention(**inputs, dropout_p=0.5)
+    torch.manual_seed(1)
+    assert torch.equal(attention(**inputs, dropout_p=0.5), first)
+    assert not torch.equal(first, second)
+
+
+# ---- autograd, operators, compilation
+
+
+@pytest.mark.parametrize("trained", ["q", "k", "v", "qk", "qv", "kv"])
+def test_frozen_inputs_get_no_gradient(
+    trained: str, deterministic: bool, device: torch.device
+) -> None:
+    inputs = qkv((1, 45, 2, 16), torch.float32, device, grad=False)
+    inputs = {name: x.requires_grad_(name in trained) for name, x in inputs.items()}
+    report = check(inputs, deterministic=deterministic)
+    assert set(report) == {"out", *(f"d{name}" for name in trained)}
+
+
+def test_no_graph_without_gradients(device: torch.device) -> None:
+    assert attention(**qkv((1, 8, 1, 16), torch.float32, device, grad=False)).grad_fn is None
+
+
+def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
+    deterministic: bool, device: torch.device
+) -> None:
+    inputs = qkv((2, 45, 2, 16), torch.float32, device)
+    copies = {name: x.detach().clone() for name, x in inputs.items()}
+    o = attention(**inputs, deterministic=deterministic)
+    do = torch.randn_like(o)
+    first = torch.autograd.grad(o, list(inputs.values()), do, retain_graph=True)
+    second = torch.autograd.grad(o, list(inputs.values()), do)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(inputs[name], copies[name]) for name in inputs)
+
+
+def test_double_backward_is_refused(device: torch.device) -> None:
+    inputs = qkv((1, 8, 1, 16), torch.float32, device)
+    o = attention(**inputs)
+    do = torch.ones_like(o).requires_grad_()
+    (dq,) = torch.autograd.grad(o, inputs["q"], do, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        dq.sum().backward()
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
+def test_empty_input_gives_empty_output_and_gradients(
+    shape: tuple[int, ...], deterministic: bool, device: torch.device
+) -> None:
+    compare(
+        partial(attention, deterministic=deterministic),
+        reference,
+        qkv(shape, torch.float32, device),
+    )
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"window": 5, "dropout_p": 0.1}], ids=["plain", "window and dropout"]
+)
+def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.device) -> None:
+    def model(qkv: Tensor) -> Tensor:
+        q, k, v = (2 * qkv).unbind(2)
+        return attention(q, k, v, **options) + attention_qkvpacked(2 * qkv, **options)
+
+    packed = torch.randn(1, 20, 3, 2, 16, device=device, requires_grad=True)
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.manual_seed(3)
+    expected = model(packed)
+    torch.manual_seed(3)
+    got = compiled(packed)
+    do = torch.randn_like(got)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(got, packed, do), torch.autograd.grad(expected, packed, do)
+    )
+
+
+def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(attention_qkvpacked, fullgraph=True, backend=counter, dynamic=True)
+    for batch, length in ((5, 20), (7, 31), (4, 17)):
+        packed = torch.randn(batch, length, 3, 2, 16, device=device)
+        torch.testing.assert_close(compiled(packed), attention_qkvpacked(packed))
+    assert counter.frame_count == 1
+
+
+@pytest.mark.parametrize("seeded", [False, True])
+def test_operators_pass_opcheck(seeded: bool, device: torch.device) -> None:
+    ops = torch.ops.gpt2_triton
+    q, k, v = (torch.randn(1, 20, 2, 16, device=device) for _ in range(3))
+    seed = torch.tensor([1], device=device) if seeded else None
+    options = (0.25, 7, 0.1 if seeded else 0.0, False)
+    torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options))
+    o, lse = ops.attention_fwd(q, k, v, seed, *options)
+    for need_dq, need_dkv in ((True, True), (True, False), (False, True)):
+        torch.library.opcheck(
+            ops.attention_bwd.default,
+            (o, q, k, v, o, lse, seed, *options, True, need_dq, need_dkv),
+        )
+    packed = torch.stack([q, k, v], 2)
+    torch.library.opcheck(
+        ops.attention_qkvpacked_bwd.default, (o, packed, o, lse, seed, *options, True)
+    )
+
+
+def test_the_global_switch_selects_the_deterministic_backward(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    launch = kernels._attention_ops._launch_bwd
+
+    def record(*args: Any) -> None:
+        chosen.append(args[-1])
+        launch(*args)
+
+    monkeypatch.setattr(kernels._attention_ops, "_launch_bwd", record)
+    for switch in (True, False):
+        torch.use_deterministic_algorithms(switch, warn_only=True)
+        attention(**qkv((1, 8, 1, 16), torch.float32, device)).sum().backward()
+    assert chosen == [True, False]
+
+
+# ---- what is refused
+
+
+def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
+    return torch.zeros(shape, device=device, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("message", "make"),
+    [
+        (r"\(B, T, H, D\), got shape \(2, 8, 16\)", lambda d: (_on(d, 2, 8, 16),) * 3),
+        (
+            r"\(1, 8, 2, 16\) for q and \(1, 8, 1, 16\) for k",
+            lambda d: (_on(d, 1, 8, 2, 16), _on(d, 1, 8, 1, 16), _on(d, 1, 8, 2, 16)),
+        ),
+        ("1..256, got 257", lambda d: (_on(d, 1, 8, 1, 257),) * 3),
+        ("1..256, got 0", lambda d: (_on(d, 1, 8, 1, 0),) * 3),
+        ("last stride of q must be 1, got 2", lambda d: (_on(d, 1, 8, 1, 32)[..., ::2],) * 3),
+        (
+            "time stride of q must be below",
+            lambda d: (_on(d, 1, 1, 1, 16).as_strided((1, 1, 1, 16), (1, 2**24, 1, 1)),) * 3,
+        ),
+        ("float64", lambda d: (_on(d, 1, 8, 1, 16, dtype=torch.float64),) * 3),
+        (
+            "share device and dtype",
+            lambda d: (_on(d, 1, 8, 1, 16), _on(d, 1, 8, 1, 16).half(), _on(d, 1, 8, 1, 16)),
+        ),
+    ],
+)
+def test_refuses_tensors_that_it_cannot_take(message: str, make: Any, device: torch.device) -> None:
+    with pytest.raises(ValueError, match=message):
+        attention(*make(device))
+
+
+@pytest.mark.parametrize(
+    ("message", "options"),
+    [
+        ("window must be at least 1.*got 0", {"window": 0}),
+        ("scale must be positive, got -1", {"scale": -1.0}),
+        ("scale must be positive, got nan", {"scale": math.nan}),
+        (r"dropout_p must be in \[0, 1\), got 1", {"dropout_p": 1.0}),
+    ],
+)
+def test_refuses_options_out_of_range(
+    message: str, options: dict[str, Any], device: torch.device
+) -> None:
+    packed = torch.zeros(1, 8, 3, 1, 16, device=device)
+    with pytest.raises(ValueError, match=message):
+        attention(*packed.unbind(2), **options)
+    with pytest.raises(ValueError, match=message):
+        attention_qkvpacked(packed, **options)
+
+
+def test_packed_refuses_what_is_not_packed(device: torch.device) -> None:
+    with pytest.raises(ValueError, match=r"\(B, T, 3, H, D\), got shape \(1, 8, 2, 1, 16\)"):
+        attention_qkvpacked(torch.zeros(1, 8, 2, 1, 16, device=device))
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+def test_refuses_bfloat16_in_the_interpreter() -> None:
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        attention(*(torch.zeros(1, 8, 1, 16, dtype=torch.bfloat16),) * 3)
+
+
+def test_refuses_cpu_tensors_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels._launch.INTERPRETED", False)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        attention(*(torch.zeros(1, 8, 1, 16),) * 3)
+
+
+# ---- on a GPU only
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(4, 1024, 12, 64), (2, 2048, 4, 128), (1, 4096, 2, 64)], ids=str)
+def test_cuda_matches_reference_at_full_size(
+    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
+) -> None:
+    check(qkv(shape, dtype, device), deterministic=deterministic)
+
+
+@pytest.mark.cuda
+def test_cuda_more_than_2_to_31_scores(device: torch.device) -> None:
+    """B * H * T * T > 2^31; a head among many equals the same head alone."""
+    inputs = qkv((8, 8192, 6, 64), torch.bfloat16, device)
+    o = attention(**inputs, deterministic=False)
+    do = torch.randn_like(o)
+    grads = torch.autograd.grad(o, list(inputs.values()), do)
+    for b, h in ((0, 0), (7, 5)):
+        part = {
+            name: x.detach()[b : b + 1, :, h : h + 1].requires_grad_() for name, x in inputs.items()
+        }
+        alone = attention(**part, deterministic=False)
+        expected = torch.autograd.grad(
+            alone, list(part.values()), do[b : b + 1, :, h : h + 1].contiguous()
+        )
+        torch.testing.assert_close(o[b : b + 1, :, h : h + 1], alone, rtol=0, atol=0)
+        for got, want in zip(grads, expected, strict=True):
+            torch.testing.assert_close(got[b : b + 1, :, h : h + 1], want)
+
+
+@pytest.mark.cuda
+def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
+    shape = (1024, 1024, 33, 64)
+    packed = torch.zeros(shape[0], shape[1], 3, *shape[2:], dtype=torch.bfloat16, device=device)
+    packed[-1] = torch.randn_like(packed[-1])
+    with torch.no_grad():
+        o = attention_qkvpacked(packed)
+        torch.testing.assert_close(o[-1:], attention_qkvpacked(packed[-1:]), rtol=0, atol=0)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("length", [192, 1088])
+def test_cuda_very_negative_logits_in_bfloat16(length: int, device: torch.device) -> None:
+    inputs = qkv((2, length, 4, 64), torch.bfloat16, device, grad=False)
+    inputs["q"][..., 0] = 31
+    inputs["k"][..., 0] = -31
+    inputs = {name: x.requires_grad_() for name, x in inputs.items()}
+    check(inputs, deterministic=False, largest_logit=120.0)
+
+
+@pytest.mark.cuda
+def test_cuda_deterministic_backward_repeats_its_bits(device: torch.device) -> None:
+    inputs = qkv((4, 1000, 6, 64), torch.bfloat16, device)
+    o = attention(**inputs, deterministic=True)
+    do = torch.randn_like(o)
+    first = torch.autograd.grad(o, list(inputs.values()), do, retain_graph=True)
+    for _ in range(20):
+        again = torch.autograd.grad(o, list(inputs.values()), do, retain_graph=True)
+        assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.cuda
+def test_cuda_memory_is_linear_in_length(device: torch.device) -> None:
+    def peak(length: int) -> int:
+        packed = torch.zeros(
+            1, length, 3, 12, 64, dtype=torch.bfloat16, device=device, requires_grad=True
+        )
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        attention_qkvpacked(packed, deterministic=False).sum().backward()
+        return torch.cuda.max_memory_allocated() - before
+
+    peak(1024)
+    assert peak(32768) <= 1.1 * 8 * peak(4096)
+
+
+@pytest.mark.cuda
+def test_cuda_graph_captures_forward_and_backward(device: torch.device) -> None:
+    packed = torch.randn(2, 256, 3, 4, 64, device=device).bfloat16().requires_grad_()
+
+    def step() -> Tensor:
+        o = attention_qkvpacked(packed, dropout_p=0.1, deterministic=False)
+        (gradient,) = torch.autograd.grad(o, packed, torch.ones_like(o))
+        return gradient
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    graph.replay()
+    first = captured.clone()
+    graph.replay()
+    assert first.isfinite().all()
+    assert not torch.equal(first, captured), "each replay must draw a new dropout mask"

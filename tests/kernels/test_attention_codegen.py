@@ -1,0 +1,128 @@
+"""The code that attention compiles to on every GPU family, examined without a GPU."""
+
+import itertools
+
+import pytest
+import torch
+
+from kernels._attention_ops import attention_bwd, attention_fwd
+from kernels._attention_tiles import SHORT, Tiles, choose_tiles
+from tests.codegen import SHARED_LIMIT, TENSOR_CORE, Code, Job, compile_jobs
+
+HERE = "tests.kernels.test_attention_codegen"
+TARGETS = list(TENSOR_CORE)
+WIDTHS = [64, 128]
+
+
+def rows(target: str, width: int) -> list[Tiles]:
+    return [choose_tiles(target, width, length, itemsize=2) for length in (SHORT, 1024)]
+
+
+# Short and long sequences, where the table tells them apart.
+CASES = [
+    (target, width, length)
+    for target, width in itertools.product(TARGETS, WIDTHS)
+    for length in ([1024] if len(set(rows(target, width))) == 1 else [SHORT, 1024])
+]
+# Registers that a thread can have: ptxas spills past them; on CDNA3 512 with the accumulators.
+REGISTER_LIMIT = {target: 512 if target == "gfx942" else 255 for target in TARGETS}
+
+
+def launch(
+    width: int,
+    length: int,
+    batch: int = 2,
+    dtype: str = "float16",
+    window: int | None = None,
+    dropout_p: float = 0.0,
+    allow_tf32: bool = False,
+) -> None:
+    """In the compiling process: the forward, the one-pass backward and the two-pass backward."""
+    qkv = torch.empty((batch, length, 3, 12, width), dtype=getattr(torch, dtype))
+    q, k, v = qkv.unbind(2)
+    seed = torch.zeros(1, dtype=torch.int64) if dropout_p > 0 else None
+    options = (seed, 0.125, window, dropout_p, allow_tf32)
+    o, lse = attention_fwd(q, k, v, *options)
+    for deterministic in (False, True):
+        attention_bwd(o, q, k, v, o, lse, *options, deterministic, True, True)
+
+
+def code(target: str, width: int, length: int, *options: object) -> list[Code]:
+    """The kernels with a product, in the order launched."""
+    job = Job(target, f"{HERE}:launch", (width, length, *options))
+    return [c for c in compile_jobs([job])[job] if "delta" not in c.kernel]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compile_all_at_once() -> None:
+    compile_jobs([Job(target, f"{HERE}:launch", (w, length)) for target, w, length in CASES])
+
+
+def check_fits(compiled: list[Code]) -> None:
+    for c in compiled:
+        assert c.shared <= SHARED_LIMIT[c.target], c
+        assert c.registers <= REGISTER_LIMIT[c.target], c
+        assert c.matrix[TENSOR_CORE[c.target]] > 0, c
+
+
+@pytest.mark.parametrize(("target", "width", "length"), CASES)
+def test_tensor_cores_and_no_spills(target: str, width: int, length: int) -> None:
+    compiled = code(target, width, length)
+    assert [c.kernel for c in compiled] == [
+        "attention_fwd_kernel",
+        "attention_bwd_dkv_kernel",
+        "attention_bwd_dq_kernel",
+        "attention_bwd_dkv_kernel",
+    ]
+    check_fits(compiled)
+    for c in compiled:
+        assert c.spills == 0, c
+        assert c.wide_loads > 0, c
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_width_256_does_not_spill_either(target: str) -> None:
+    for c in code(target, 256, 1024):
+        assert c.shared <= SHARED_LIMIT[target], c
+        assert c.spills == 0, c
+        # Tiles of 32 rows are below what a warp group multiplies: there it is HMMA everywhere.
+        assert any(c.matrix.values()), c
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_86", "sm_90", "sm_100"])
+def test_two_programs_of_the_forward_share_a_multiprocessor(target: str) -> None:
+    """At width 64: while one waits for a product, the other has its softmax to do."""
+    forward, *_ = code(target, 64, 1024)
+    assert forward.programs_per_sm >= 2, forward
+
+
+@pytest.mark.parametrize("options", [(256, 0.0), (None, 0.1)], ids=["window", "dropout"])
+def test_options_keep_the_tensor_cores_and_fit(options: tuple[int | None, float]) -> None:
+    check_fits(code("sm_90", 64, 1024, 2, "bfloat16", *options))
+
+
+def test_one_compiled_kernel_serves_every_length_and_batch() -> None:
+    keys = [[c.key for c in code("sm_90", 64, *size)] for size in ((1024, 2), (999, 1), (4096, 3))]
+    assert keys[0] == keys[1] == keys[2]
+
+
+def test_float32_takes_tensor_cores_only_when_told() -> None:
+    for allow_tf32 in (False, True):
+        for c in code("sm_90", 64, 1024, 2, "float32", None, 0.0, allow_tf32):
+            assert bool(c.matrix["HMMA"] + c.matrix["HGMMA"]) == allow_tf32, c
+
+
+def test_turing_compiles_without_tensor_cores() -> None:
+    """Triton 3.6 and 3.7 emit none for sm_75: attention runs there, slowly."""
+    for c in code("sm_75", 64, 1024):
+        assert c.shared <= SHARED_LIMIT["sm_75"], c
+        assert not any(c.matrix.values()), c
+
+
+@pytest.mark.parametrize("width", [1, 16, 64, 80, 128, 160, 256])
+@pytest.mark.parametrize("architecture", [*TARGETS, "interpreter", "sm_75", "gfx90a"])
+def test_every_problem_has_tiles(architecture: str, width: int) -> None:
+    for length, itemsize in itertools.product((1, SHORT, SHORT + 1, 10**6), (2, 4)):
+        tiles = choose_tiles(architecture, width, length, itemsize)
+        assert all(n & (n - 1) == 0 and 16 <= n <= 128 for t in tiles for n in t[:2])

@@ -1,0 +1,131 @@
+"""What attention executes and moves, counted in the interpreter: a performance test without noise.
+
+Useful work is that on the visible scores (the causal half, or the band): 4 * D FLOPs each in the
+forward (two products), 10 * D in the backward (five).
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels._attention_tiles import choose_tiles
+from kernels._launch import INTERPRETED
+from kernels.attention import attention, attention_qkvpacked
+from tests.work_counts import Work, count_work
+
+pytestmark = pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter")
+
+WIDTH = 64
+SIZE = 2  # bytes of float16
+
+
+def visible(length: int, window: int | None = None) -> int:
+    """How many scores a head has."""
+    hidden = 0 if window is None else max(length - window, 0) * (length - window + 1) // 2
+    return length * (length + 1) // 2 - hidden
+
+
+def inputs(length: int, grad: bool = False) -> dict[str, Tensor]:
+    shape = (1, length, 1, WIDTH)
+    return {name: torch.randn(shape).half().requires_grad_(grad) for name in ("q", "k", "v")}
+
+
+def forward(length: int, window: int | None = None) -> Work:
+    tensors = inputs(length)
+    with count_work(**tensors) as work:
+        attention(**tensors, window=window)
+    return work
+
+
+def backward(length: int, *, deterministic: bool, window: int | None = None) -> Work:
+    o = attention(**inputs(length, grad=True), deterministic=deterministic, window=window)
+    do = torch.randn_like(o)
+    with count_work() as work:
+        o.backward(do)
+    return work
+
+
+@pytest.mark.parametrize(
+    ("length", "bound"), [(256, 1.25), (512, 1.25), (1024, 1.13), (2048, 1.07)]
+)
+def test_forward_executes_little_more_than_the_useful_work(length: int, bound: float) -> None:
+    assert forward(length).flops <= bound * 4 * WIDTH * visible(length)
+
+
+def test_one_pass_backward_executes_five_products() -> None:
+    work = backward(1024, deterministic=False)
+    assert [launch.kernel for launch in work.launches] == [
+        "attention_bwd_delta_kernel",
+        "attention_bwd_dkv_kernel",
+    ]
+    assert work.flops <= 1.13 * 10 * WIDTH * visible(1024)
+
+
+def test_two_pass_backward_executes_seven_products_in_two_launches() -> None:
+    work = backward(1024, deterministic=True)
+    assert [launch.kernel for launch in work.launches] == [
+        "attention_bwd_dq_kernel",
+        "attention_bwd_dkv_kernel",
+    ]
+    assert work.added == 0
+    assert work.flops <= 1.13 * 14 * WIDTH * visible(1024)
+
+
+def test_forward_moves_each_byte_as_often_as_the_tiles_say() -> None:
+    """q once; k and v once per row tile that sees them; o and lse written once."""
+    length = 1024
+    tile = choose_tiles("interpreter", WIDTH, length, SIZE).fwd
+    work = forward(length)
+    assert len(work.launches) == 1
+    row_tiles = length // tile.block_m
+    keys = sum((i + 1) * tile.block_m for i in range(row_tiles))
+    (launch,) = work.launches
+    assert launch.programs == row_tiles
+    assert launch.read["q"] == length * WIDTH * SIZE
+    assert launch.read["k"] == launch.read["v"] == keys * WIDTH * SIZE
+    assert launch.loaded == launch.read["q"] + launch.read["k"] + launch.read["v"]
+    assert launch.stored == length * (WIDTH * SIZE + 4)
+
+
+def test_one_pass_backward_adds_dq_once_per_tile_of_keys() -> None:
+    length = 1024
+    tile = choose_tiles("interpreter", WIDTH, length, SIZE).dkv
+    work = backward(length, deterministic=False)
+    rows = sum(length - n for n in range(0, length, tile.block_n))
+    assert work.added == rows * WIDTH * 4
+    main = work.of("dkv")
+    kv_once = 2 * length * WIDTH * SIZE
+    assert main.loaded == kv_once + rows * (2 * WIDTH * SIZE + 2 * 4)
+    assert main.stored == kv_once
+
+
+@pytest.mark.parametrize("window", [256, 100])
+@pytest.mark.parametrize("part", ["forward", "one-pass", "two-pass"])
+def test_windowed_work_is_linear_in_length(part: str, window: int) -> None:
+    """Past the first window every row costs the same, and only whole tiles leave the band."""
+
+    def flops(length: int) -> int:
+        if part == "forward":
+            return forward(length, window).flops
+        return backward(length, deterministic=part == "two-pass", window=window).flops
+
+    f512, f1024, f2048 = (flops(length) for length in (512, 1024, 2048))
+    assert f2048 - f1024 == 2 * (f1024 - f512)
+    products = {"forward": 2, "one-pass": 5, "two-pass": 7}[part]
+    # At most a tile of 128 beyond the band on one side and a tile of 64 on the other.
+    assert f2048 <= products * 2 * WIDTH * 2048 * (window + 128 + 64)
+
+
+def test_windowed_work_grows_as_the_useful_work() -> None:
+    ratio = forward(4096, 256).flops / forward(1024, 256).flops
+    assert ratio == pytest.approx(visible(4096, 256) / visible(1024, 256), rel=0.01)
+
+
+def test_packed_entry_launches_and_moves_no_more_than_the_separate_one() -> None:
+    packed = torch.randn(1, 200, 3, 2, WIDTH).half().requires_grad_()
+    q, k, v = (x.detach().clone().requires_grad_() for x in packed.unbind(2))
+    with count_work() as separate:
+        attention(q, k, v, deterministic=False).sum().backward()
+    with count_work() as together:
+        attention_qkvpacked(packed, deterministic=False).sum().backward()
+    assert separate == together
