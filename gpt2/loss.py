@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 256 * 2**20
+CHUNK_BYTES = 128 * 2**20
 CACHE_ELEMENTS = 2**19  # of a CPU softmax block: 2 MiB of fp32 scratch
 
 
@@ -136,9 +136,10 @@ def _op(
 
     if not n_rows:
         dw.zero_()
-    chunk = min(max(1, chunk_bytes // (n_columns * x.element_size())), max(1, n_rows))
+    fitting = max(1, chunk_bytes // (n_columns * x.element_size()))
+    chunk = -(-n_rows // max(1, -(-n_rows // fitting)))  # as few as fit, all about equal
     logits_buffer = _buffer(chunk, n_columns, x)
-    for start in range(0, n_rows, chunk):
+    for start in range(0, n_rows, max(1, chunk)):
         rows = slice(start, start + chunk)
         x_chunk, w_chunk = x[rows], row_weight[rows]
         logits = torch.mm(x_chunk, weight.T, out=logits_buffer[: len(x_chunk)])

@@ -116,9 +116,7 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     return torch.float32, f"there is no fast 16-bit arithmetic on this {device.type}"
 
 
-def _best_attention(
-    device: torch.device, dtype: torch.dtype, config: GPTConfig
-) -> tuple[str, str]:
+def _best_attention(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> tuple[str, str]:
     if device.type == "cpu" and dtype == torch.bfloat16 and config.block_size <= 256:
         return "naive", "on a CPU the fastest for short contexts in bf16"
     return "sdpa", f"the fastest on a {device.type}"

@@ -41,12 +41,8 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
         )
         say(f"test: {test}")
         result["test"] = dataclasses.asdict(test)
-        prompt = prepared.splits["test"].read(0, _PROMPT_TOKENS).tolist()
-    else:
-        prompt = prepared.splits["valid"].read(0, _PROMPT_TOKENS).tolist()
-    if tokenizer.eot_id in prompt:  # a first document shorter than the prompt
-        prompt = prompt[: prompt.index(tokenizer.eot_id)] or [tokenizer.eot_id]
-    text = tokenizer.decode(prompt)
+    text = _beginning(prepared)
+    prompt = tokenizer.encode(text) or [tokenizer.eot_id]
     say(f"\nsamples that continue the beginning of unseen text, {text!r}:")
     result["prompt"] = text
     result["samples"] = {}
@@ -66,3 +62,14 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
         result["samples"][name] = continuation
     write_json(trainer.folder / "result.json", result)
     say(f"\nloss curve: {plot_loss(trainer.folder)}")
+
+
+def _beginning(prepared: Prepared) -> str:
+    """The first whole words of the first held-out document."""
+    tokenizer = prepared.tokenizer
+    split = prepared.splits.get("test", prepared.splits["valid"])
+    ids = split.read(0, min(_PROMPT_TOKENS, len(split))).tolist()
+    if tokenizer.eot_id in ids:
+        return tokenizer.decode(ids[: ids.index(tokenizer.eot_id)])
+    text = tokenizer.decode(ids)
+    return text.rpartition(" ")[0] or text

@@ -14,6 +14,7 @@ from gpt2.model import GPT
 from gpt2.optim import build_optimizers, learning_rate
 from gpt2.training import Diverged, train_step
 from tests.gpt2.streams import ArrayStream, make_trainer, text_stream
+from tests.numerics import judge
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=32, block_size=8)
 
@@ -214,3 +215,20 @@ def test_the_loss_comes_down_to_the_entropy_of_the_text_and_never_below_it(tmp_p
     losses = [m["val_loss"] for m in read_metrics(tmp_path / "metrics.jsonl") if "val_loss" in m]
     assert min(losses) > floor
     assert losses[-1] < 1.03 * floor
+
+
+def test_five_steps_with_our_kernel_lose_no_more_precision_than_plain_attention(tmp_path):
+    """A29, through Triton's interpreter on a CPU: losses against those of the model in float64."""
+    losses = {}
+    for name, attn in (("exact", "naive"), ("naive", "naive"), ("triton", "triton")):
+        trainer = make_trainer(
+            tmp_path / name, model={"attn": attn}, steps=5, grad_accum=1, eval_every=5
+        )
+        if name == "exact":
+            trainer.model.double()
+        trainer._validate = lambda: 0.0
+        trainer.fit()
+        metrics = read_metrics(tmp_path / name / "metrics.jsonl")
+        losses[name] = torch.tensor([m["loss"] for m in metrics], dtype=torch.float64)
+    judged = judge("loss", losses["triton"], losses["naive"].float(), losses["exact"])
+    assert judged.within, str(judged)

@@ -1,0 +1,68 @@
+"""The README's commands run as they stand there, made short by settings added at their end."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def _commands() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def test_set_up_is_one_line_each_and_names_what_exists():
+    main, development = (line for line in _commands() if line.startswith("python3 -m venv"))
+    assert main.endswith("pip install -e . && python train.py")
+    assert development.endswith("pip install -e '.[dev]' && pytest")
+
+
+def test_every_extra_that_is_named_exists():
+    declared = (ROOT / "pyproject.toml").read_text()
+    for extra in re.findall(r"'\.\[([a-z,]+)\]'", README):
+        for name in extra.split(","):
+            assert f"\n{name} = [" in declared, name
+
+
+@pytest.mark.timeout(900)
+def test_commands_run_in_their_order(tmp_path):
+    for name in ("train.py", "gpt2", "kernels", "bench"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    story = "Once upon a time there was a fox. It met a hen, and they talked.\n"
+    documents = [story * (3 + i % 5) for i in range(80)]
+    (tmp_path / "stories.txt").write_text("<|endoftext|>\n".join(documents))
+    ran = 0
+    for command in ["python train.py", *_commands()]:
+        words = command.replace("--vocab-size 8000", "--vocab-size 300").replace('"', "").split()
+        if words[0] != "python" or "wikitext-2" in words:  # needs the network
+            continue
+        if "--prompt" in command:
+            prompt = re.search(r'--prompt "(.*?)"', command)
+            assert prompt
+            start = words.index("--prompt") + 1
+            words[start : start + len(prompt[1].split())] = [prompt[1]]
+        if words[1] == "train.py" and "--resume" not in words:
+            short = ["--steps", "2"]
+            if "--epochs" in words:
+                words[words.index("--epochs") + 1] = "0.01"
+                short = []
+            words += [*short, "--sample-tokens", "2", "--n-layer", "1", "--batch-size", "2"]
+        if "gpt2.generate" in words:
+            words += ["--max-tokens", "3"]
+        done = subprocess.run(
+            [sys.executable, *words[1:]],
+            cwd=tmp_path,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+        ran += 1
+    assert ran >= 6
