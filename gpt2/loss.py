@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK_BYTES = 128 * 2**20
+CHUNK_BYTES = 256 * 2**20
 CACHE_ELEMENTS = 2**19  # of a CPU softmax block: 2 MiB of fp32 scratch
 
 
