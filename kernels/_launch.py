@@ -70,11 +70,13 @@ def warps(threads: int, tensor: Tensor) -> int:
 
 def multiprocessors(tensor: Tensor) -> int:
     """Multiprocessors (compute units) of the tensor's device; without a GPU, those of an H100."""
-    return _multiprocessors(tensor.device.index) if tensor.device.type == "cuda" else 132
+    return _multiprocessors(tensor.device.index if tensor.device.type == "cuda" else None)
 
 
 @functools.cache
 def _multiprocessors(index: int | None) -> int:
+    if index is None:
+        return 132
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
