@@ -125,12 +125,20 @@ def describe(name: str, device: torch.device) -> str:
     if name == "flash":
         package = _use_flash_attn_package(device.type)
         return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
-    interpreted = ", interpreted: for checking, and slow" if device.type == "cpu" else ""
+    if name == "triton":
+        return "our Triton kernel" + _why_slow(device)
     return {
         "naive": "masked matrix products",
         "sdpa": "PyTorch's scaled_dot_product_attention",
-        "triton": "our Triton kernel" + interpreted,
     }[name]
+
+
+def _why_slow(device: torch.device) -> str:
+    if device.type == "cpu":
+        return ", interpreted: for checking, and slow"
+    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return ", slow here: before compute capability 8.0 Triton uses no tensor cores"
+    return ""
 
 
 @lru_cache

@@ -8,6 +8,7 @@ from gpt2.attention import (
     BasicAttention,
     ScaledAttention,
     causal_mask,
+    describe,
     unusable,
 )
 from gpt2.config import GPTConfig
@@ -102,3 +103,12 @@ def test_what_cannot_run_is_refused_with_a_reason(name, options, device, message
     reason = unusable(name, GPTConfig(**options), device=torch.device(device), dtype=torch.float32)
     assert reason is not None
     assert message in reason
+
+
+def test_where_our_kernel_is_slow_it_says_so(monkeypatch):
+    capability = {"value": (7, 5)}  # a T4
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability["value"])
+    assert "interpreted" in describe("triton", torch.device("cpu"))
+    assert "no tensor cores" in describe("triton", torch.device("cuda"))
+    capability["value"] = (9, 0)
+    assert describe("triton", torch.device("cuda")) == "our Triton kernel"
