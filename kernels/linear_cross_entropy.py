@@ -1,0 +1,223 @@
+"""Output head and cross-entropy in one operator: the logits of the whole batch never exist.
+
+For hidden states x (N, C), head weight W (V, C) and targets t (N,), n of which count:
+
+    X = x W^T                                            P = softmax of the rows of X
+    loss = 1/n sum over rows of  logsumexp(X_i) - X_i[t_i]
+    dX = P - onehot(t), zero in ignored rows             dx = dloss/n dX W      dW = dloss/n dX^T x
+
+(with smoothing and z-loss as in `kernels.cross_entropy`). The gradient needs nothing but the
+logits, so it is formed where they are: rows are taken in chunks whose logits fit a byte budget, the
+kernel of `kernels.cross_entropy` turns a chunk into its loss and dX in place, and two products
+finish it. That is three products of N x C x V in all, the least there is, and one (with no
+gradient at all) in evaluation.
+
+Memory beyond the gradients: one chunk of logits. Its rows begin at multiples of 128 bytes whatever
+V is, so that a vocabulary of 50257 is read as fast as a padded one.
+
+Precision: products take x's dtype and sum in float32. dW is added up over chunks in float32, in
+place. dX is kept free of 1/n, which would push float16 into underflow; the scalar dloss/n meets dx
+and dW in the backward, in place.
+
+Sources: Hsu et al., Liger kernel (arXiv 2410.10989): gradients formed in the forward, by chunks;
+Wijmans et al., Cut your losses in large-vocabulary language models (arXiv 2411.09009): the problem.
+"""
+
+import torch
+import triton
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from kernels._launch import check_dtype, check_launchable
+from kernels._op import register_op
+from kernels.cross_entropy import (
+    check_loss_options,
+    check_vocab_size,
+    count_targets,
+    cross_entropy_reference,
+    launch_cross_entropy,
+)
+
+CHUNK_BYTES = 400 * 2**20
+ROW_MULTIPLE = 128  # of a chunk, for the sake of the matrix products
+LINE = 128  # bytes
+
+
+def linear_cross_entropy_reference(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """Mean cross-entropy of the logits x W^T in plain PyTorch: the specification."""
+    return cross_entropy_reference(
+        x @ weight.T, targets, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        z_loss=z_loss, vocab_size=vocab_size,
+    )  # fmt: skip
+
+
+def chunk_rows(n: int, row_bytes: int, chunk_bytes: int) -> int:
+    """Rows per chunk: as even as the budget allows, in round numbers where it allows many."""
+    most = max(1, chunk_bytes // row_bytes)
+    if n <= most:
+        return max(1, n)
+    if most >= ROW_MULTIPLE:
+        most -= most % ROW_MULTIPLE
+    even = triton.cdiv(n, triton.cdiv(n, most))
+    return min(most, triton.cdiv(even, ROW_MULTIPLE) * ROW_MULTIPLE)
+
+
+def _fwd_fake(
+    x, weight, targets, vocab_size, ignore_index, smoothing, z_loss, chunk_bytes, need_dx, need_dw
+):
+    loss, count = (x.new_empty((), dtype=torch.float32) for _ in range(2))
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    dw = x.new_empty(weight.shape if need_dw else (0,), dtype=torch.float32)
+    return loss, count, dx, dw
+
+
+@register_op(
+    "linear_cross_entropy_fwd(Tensor x, Tensor weight, Tensor targets, int vocab_size, "
+    "int ignore_index, float label_smoothing, float z_loss, int chunk_bytes, bool need_dx, "
+    "bool need_dw) -> (Tensor, Tensor, Tensor, Tensor)",
+    _fwd_fake,
+)
+def _fwd(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    vocab_size: int,
+    ignore_index: int,
+    label_smoothing: float,
+    z_loss: float,
+    chunk_bytes: int,
+    need_dx: bool,
+    need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The loss, the count of rows, and the gradients of the sum of the rows' losses."""
+    n, n_columns = len(x), len(weight)
+    targets = targets.contiguous()
+    count = count_targets(targets, ignore_index, vocab_size)
+    losses = torch.empty(n, dtype=torch.float32, device=x.device)
+    dx = x.new_empty(x.shape if need_dx else (0,))
+    dw = x.new_empty(weight.shape if need_dw else (0,), dtype=torch.float32)
+    if n == 0:
+        return losses.sum(), count, dx, dw.zero_()
+    row = triton.cdiv(n_columns * x.element_size(), LINE) * LINE // x.element_size()
+    chunk = chunk_rows(n, row * x.element_size(), chunk_bytes)
+    buffer = x.new_empty((chunk, row))
+    # Autocast would cast dW, the one operand that is meant to be float32.
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, n, chunk):
+            rows = slice(start, min(start + chunk, n))
+            whole = buffer[: rows.stop - start]
+            logits = torch.mm(x[rows], weight.T, out=whole[:, :n_columns])
+            launch_cross_entropy(
+                whole, targets[rows], count, losses[rows], whole if need_dx or need_dw else None,
+                vocab_size, ignore_index, label_smoothing, z_loss, mean=False,
+            )  # fmt: skip
+            if need_dx:
+                torch.mm(logits, weight, out=dx[rows])
+            if need_dw:
+                _add_product_(dw, logits.T, x[rows], first=start == 0)
+    return losses.sum(), count, dx, dw
+
+
+def _add_product_(total: Tensor, a: Tensor, b: Tensor, *, first: bool) -> None:
+    """total (float32) += a @ b, summed in float32 throughout; the first product overwrites."""
+    if a.dtype != torch.float32 and not a.is_cuda:
+        a, b = a.float(), b.float()  # what `out_dtype` does, which CPUs lack
+    if a.dtype == torch.float32:
+        torch.addmm(total, a, b, beta=0 if first else 1, out=total)
+    elif first:
+        torch.mm(a, b, out_dtype=torch.float32, out=total)
+    else:
+        torch.addmm(total, a, b, out_dtype=torch.float32, out=total)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight, targets, dtype, settings, with_grad):
+        ctx.dtypes = x.dtype, weight.dtype
+        needs = [with_grad and need for need in ctx.needs_input_grad[:2]]
+        loss, *saved = _fwd(x.to(dtype), weight.to(dtype), targets, *settings, *needs)
+        ctx.save_for_backward(*saved)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dloss):
+        count, dx, dw = ctx.saved_tensors
+        scale = dloss / count
+        # In place, since dw is as large as the head. Autograd notices a second use of the buffers
+        # by their version and refuses it.
+        dx = dx.mul_(scale).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
+        dw = dw.mul_(scale).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
+        return dx, dw, None, None, None, None
+
+
+def linear_cross_entropy(
+    x: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    vocab_size: int | None = None,
+    chunk_bytes: int = CHUNK_BYTES,
+) -> Tensor:
+    """Mean cross-entropy of the output head `x @ weight.T`, in nats.
+
+    Args:
+        x: hidden states (N, C), float16, bfloat16 or float32.
+        weight: head weight (V, C), of x's dtype unless autocast is on, which casts both.
+        targets: (N,), int64, in [0, vocab_size) or ignore_index. Another target is an error on a
+            CPU and, with TRITON_DEBUG=1, on a GPU; else it makes the loss NaN.
+        ignore_index, label_smoothing, z_loss: as in `cross_entropy`.
+        vocab_size: the number of real classes, V by default. Rows of `weight` from there on are
+            padding and take no part.
+        chunk_bytes: upper bound for the logits that exist at a time, in bytes; never less than a
+            row. The default is 4096 rows at GPT-2's vocabulary in 16 bits: larger chunks read and
+            write dW less often, smaller ones save memory.
+
+    Returns:
+        The loss, a float32 scalar; 0 with zero gradients if every target is ignored. Nothing is
+        computed for what needs no gradient. A second backward through the same graph raises
+        RuntimeError.
+
+    Raises:
+        ValueError: a shape, dtype, device or option that cannot be taken.
+
+    Source:
+        Hsu et al., Liger kernel: efficient Triton kernels for LLM training, arXiv 2410.10989.
+    """
+    op = "linear_cross_entropy"
+    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{op}: expected x (N, C) and weight (V, C), got {tuple(x.shape)} and "
+            f"{tuple(weight.shape)}"
+        )
+    if targets.shape != x.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"{op}: expected int64 targets of shape ({len(x)},), got {targets.dtype} "
+            f"{tuple(targets.shape)}"
+        )
+    dtype = x.dtype
+    if torch.is_autocast_enabled(x.device.type):
+        dtype = torch.get_autocast_dtype(x.device.type)
+        check_dtype(op, dtype)
+    check_launchable(op, x, weight, one_dtype=dtype == x.dtype)
+    vocab_size = check_vocab_size(op, vocab_size, len(weight))
+    check_loss_options(op, label_smoothing, z_loss)
+    if chunk_bytes < 1:
+        raise ValueError(f"{op}: chunk_bytes must be at least 1, got {chunk_bytes}")
+    settings = (vocab_size, ignore_index, label_smoothing, z_loss, chunk_bytes)
+    loss: Tensor = _LinearCrossEntropy.apply(
+        x, weight, targets, dtype, settings, torch.is_grad_enabled()
+    )
+    return loss

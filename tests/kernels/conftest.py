@@ -1,0 +1,14 @@
+"""Fixtures of the kernel tests."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture
+def nan_in_empty() -> Iterator[None]:
+    """Fill what torch.empty returns with NaN: an element that no kernel writes shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

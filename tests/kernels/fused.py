@@ -1,0 +1,121 @@
+"""What the tests of the fused kernels share: dtypes, data, layouts, compilation."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch._dynamo.testing import CompileCounter
+
+CUDA = torch.cuda.is_available()
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
+# Rows past the end are computed and stored nowhere; NumPy warns of what it finds there.
+MARKS = [
+    pytest.mark.usefixtures("nan_in_empty"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device) -> Tensor:
+    return torch.randn(shape, device=device).to(dtype)
+
+
+def one_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few programs, so that each of them walks over many tiles of few rows."""
+    monkeypatch.setattr("kernels._launch._multiprocessors", lambda _: 1)
+
+
+def _contiguous(x: Tensor) -> Tensor:
+    return x
+
+
+def _transposed(x: Tensor) -> Tensor:
+    """The last two axes swapped in memory: no row has neighbouring elements."""
+    return x.transpose(-1, -2).contiguous().transpose(-1, -2)
+
+
+def _time_first(x: Tensor) -> Tensor:
+    """The first two axes swapped in memory: two strides lead from row to row."""
+    return x.transpose(0, 1).contiguous().transpose(0, 1)
+
+
+def _in_nan(x: Tensor) -> Tensor:
+    """A slice of longer rows, NaN elsewhere, at an odd address: one stride from row to row."""
+    b, t, c = x.shape
+    room = x.new_full((b + 1, t, c + 7), math.nan)
+    view = room[1:, :, 3 : c + 3]
+    view.copy_(x)
+    return view
+
+
+def _every_second(x: Tensor) -> Tensor:
+    return torch.stack([x, torch.full_like(x, math.nan)], -1).flatten(-2)[..., ::2]
+
+
+def _same_rows(x: Tensor) -> Tensor:
+    """One row for all: stride 0."""
+    return x[:1, :1].expand(x.shape)
+
+
+def _one_number(x: Tensor) -> Tensor:
+    """What `sum().backward()` sends back: every stride 0."""
+    return x.new_ones(()).expand(x.shape)
+
+
+LAYOUTS = {
+    layout.__name__[1:].replace("_", " "): layout
+    for layout in (
+        _contiguous, _transposed, _time_first, _in_nan, _every_second, _same_rows, _one_number,
+    )
+}  # fmt: skip
+"""Name -> function that lays a (B, T, C) tensor out in memory."""
+
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+
+
+def check_double_use(function: Callable[..., Any], inputs: dict[str, Any]) -> None:
+    """A second backward gives the same bits, inputs stay as they are, a double one is refused."""
+    leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+    copies = [x.detach().clone() for x in leaves]
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    upstream = [torch.randn_like(out) for out in outputs]
+    first = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
+    second = torch.autograd.grad(outputs, leaves, upstream)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(x, copy) for x, copy in zip(leaves, copies, strict=True))
+    check_refuses_double_backward(function, inputs)
+
+
+def check_refuses_double_backward(function: Callable[..., Any], inputs: dict[str, Any]) -> None:
+    leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
+    out = function(**inputs)
+    out = out[0] if isinstance(out, tuple) else out
+    upstream = torch.ones_like(out).requires_grad_()
+    (gradient,) = torch.autograd.grad(out, leaves[:1], upstream, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
+
+
+def check_compiles(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
+    """`torch.compile(fullgraph=True)` gives the values and gradients of eager mode."""
+    leaves = [x for x in inputs if x.requires_grad]
+    expected = function(*inputs)
+    upstream = torch.randn_like(expected)
+    want = torch.autograd.grad(expected, leaves, upstream)
+    got = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
+    torch.testing.assert_close(got, expected)
+    torch.testing.assert_close(torch.autograd.grad(got, leaves, upstream), want)
+
+
+def check_one_graph_for_every_length(
+    function: Callable[..., Tensor], make: Callable[[int], Sequence[Tensor]]
+) -> None:
+    counter = CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    for n in (5, 9, 6):
+        inputs = make(n)
+        torch.testing.assert_close(compiled(*inputs), function(*inputs))
+    assert counter.frame_count == 1

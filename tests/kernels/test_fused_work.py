@@ -1,0 +1,155 @@
+"""Bytes that the fused kernels move, counted in the interpreter, against the least possible.
+
+The least is one read of each input and one write of each output that is as large as the data.
+Vectors that all rows share count once, since the cache serves every further program; how often they
+are read is asserted too.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels._launch import INTERPRETED
+from kernels._norm import BWD_PROGRAMS
+from kernels.cross_entropy import cross_entropy
+from kernels.gelu import gelu_tanh
+from kernels.layer_norm import add_layer_norm, layer_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.swiglu import swiglu, swiglu_packed
+from tests.kernels.fused import MARKS, one_multiprocessor
+from tests.work_counts import Work, count_work
+
+pytestmark = [
+    *MARKS,
+    pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter"),
+]
+HALF, SINGLE = torch.float16, torch.float32
+ROWS = 288
+
+
+def size(*tensors: Tensor) -> int:
+    return sum(x.nbytes for x in tensors)
+
+
+def moved(work: Work, *shared: Tensor) -> int:
+    """Bytes moved, with the vectors that were watched counted once."""
+    again = sum(sum(launch.read.values()) for launch in work.launches)
+    return work.loaded + work.stored + work.added - again + size(*shared)
+
+
+def randn(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
+    return torch.randn(shape).to(dtype).requires_grad_()
+
+
+@pytest.fixture
+def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many rows per program as in training: 96 here, 165 at 65,536 rows on an H100."""
+    one_multiprocessor(monkeypatch)
+
+
+@pytest.mark.usefixtures("_few_programs")
+@pytest.mark.parametrize(("width", "centred"), [(768, False), (768, True), (1600, True)], ids=str)
+def test_norms_move_every_byte_once(width: int, centred: bool) -> None:
+    x, vectors = randn(ROWS, width), [randn(width, dtype=SINGLE) for _ in range(1 + centred)]
+    watched = dict(zip(("weight", "bias"), vectors, strict=False))
+    with count_work(**watched) as forward:
+        y = (layer_norm if centred else rms_norm)(x, *vectors)
+    assert moved(forward, *vectors) <= 1.05 * size(x, y, *vectors)
+    (launch,) = forward.launches
+    assert launch.read["weight"] == launch.programs * size(vectors[0])
+    dy = torch.randn_like(y)
+    with count_work(**watched) as backward:
+        grads = torch.autograd.grad(y, [x, *vectors], dy)
+    assert len(backward.launches) == 2
+    assert moved(backward, vectors[0]) <= 1.05 * size(x, dy, vectors[0], *grads)
+    assert backward.launches[0].programs == BWD_PROGRAMS
+    assert backward.launches[0].read["weight"] == BWD_PROGRAMS * size(vectors[0])
+
+
+@pytest.mark.usefixtures("_few_programs")
+@pytest.mark.parametrize("stream", [HALF, SINGLE], ids=str)
+@pytest.mark.parametrize("centred", [False, True], ids=["add_rms_norm", "add_layer_norm"])
+def test_residual_addition_costs_no_pass_of_its_own(centred: bool, stream: torch.dtype) -> None:
+    x, residual = randn(ROWS, 768), randn(ROWS, 768, dtype=stream)
+    vectors = [randn(768, dtype=SINGLE) for _ in range(1 + centred)]
+    watched = dict(zip(("weight", "bias"), vectors, strict=False))
+    with count_work(**watched) as forward:
+        y, total = (add_layer_norm if centred else add_rms_norm)(x, residual, *vectors)
+    assert moved(forward, *vectors) <= 1.05 * size(x, residual, y, total, *vectors)
+    upstream = [torch.randn_like(y), torch.randn_like(total)]
+    with count_work(**watched) as backward:
+        dx, dresidual, *rest = torch.autograd.grad([y, total], [x, residual, *vectors], upstream)
+    # One gradient serves both streams when they share a dtype.
+    written = [dx] if stream == HALF else [dx, dresidual]
+    assert moved(backward, vectors[0]) <= 1.05 * size(total, *upstream, vectors[0], *written, *rest)
+
+
+@pytest.mark.usefixtures("_few_programs")
+@pytest.mark.parametrize("biased", [False, True])
+def test_gelu_moves_every_byte_once(biased: bool) -> None:
+    x = randn(3 * ROWS, 256)
+    bias = randn(256, dtype=SINGLE) if biased else None
+    shared = [bias] if biased else []
+    watched = {"bias": bias} if biased else {}
+    with count_work(**watched) as forward:
+        y = gelu_tanh(x, bias)
+    assert moved(forward, *shared) <= 1.05 * size(x, y, *shared)
+    dy = torch.randn_like(y)
+    with count_work(**watched) as backward:
+        grads = torch.autograd.grad(y, [x, *shared], dy)
+    assert moved(backward, *shared) <= 1.05 * size(x, dy, *grads, *shared)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_swiglu_moves_every_byte_once(packed: bool) -> None:
+    given = [randn(64, 704)] if packed else [randn(64, 352), randn(64, 352)]
+    with count_work() as forward:
+        y = swiglu_packed(*given) if packed else swiglu(*given)
+    assert moved(forward) == size(y, *given)
+    dy = torch.randn_like(y)
+    with count_work() as backward:
+        grads = torch.autograd.grad(y, given, dy)
+    assert moved(backward) == size(dy, *given, *grads)
+
+
+@pytest.mark.parametrize("need_grad", [True, False])
+@pytest.mark.parametrize("inplace", [True, False])
+def test_cross_entropy_reads_once_from_memory_and_once_from_the_cache(
+    need_grad: bool, inplace: bool
+) -> None:
+    logits, targets = randn(8, 50304).detach(), torch.arange(8)
+    targets[3] = -100
+    with count_work(logits=logits) as work:
+        cross_entropy(logits.requires_grad_(need_grad), targets, vocab_size=50257, inplace=inplace)
+    (launch,) = work.launches
+    counted = size(logits) * 7 // 8
+    assert launch.read["logits"] <= 1.001 * counted * (2 if need_grad else 1)
+    assert launch.stored <= (size(logits) if need_grad else 0) + 4 * len(logits)
+    assert launch.loaded - launch.read["logits"] <= 16 * len(logits)
+    assert launch.programs == len(logits)
+
+
+def test_a_gradient_of_one_moves_nothing_in_the_backward() -> None:
+    logits = randn(4, 5000, dtype=SINGLE)
+    for factor, passes in ((1.0, 0), (2.0, 2)):
+        loss = factor * cross_entropy(logits, torch.arange(4))
+        with count_work() as work:
+            loss.backward()
+        (launch,) = work.launches
+        assert work.stored == passes // 2 * size(logits)
+        assert work.loaded <= passes // 2 * size(logits) + 4 * launch.programs
+
+
+def test_the_head_turns_each_chunk_into_its_gradient_in_place() -> None:
+    x, weight, targets = randn(12, 8, dtype=SINGLE), randn(5000, 8, dtype=SINGLE), torch.arange(12)
+    logits = 12 * 5024 * 4  # rows begin at multiples of 128 bytes
+    with count_work() as trained:
+        linear_cross_entropy(x, weight, targets, chunk_bytes=5 * 5024 * 4).backward()
+    assert [launch.programs for launch in trained.launches] == [5, 5, 2]
+    assert trained.stored <= 1.01 * logits
+    assert trained.loaded <= 2.01 * logits
+    with count_work() as evaluated, torch.no_grad():
+        linear_cross_entropy(x, weight, targets)
+    assert evaluated.stored == 4 * 12
+    assert evaluated.loaded <= 1.01 * logits

@@ -1,0 +1,197 @@
+"""GELU in its tanh form, with and without the bias before it, against its reference."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels._launch import INTERPRETED
+from kernels.gelu import gelu_tanh, gelu_tanh_reference
+from tests.kernels.fused import (
+    CUDA,
+    DTYPES,
+    MARKS,
+    check_compiles,
+    check_double_use,
+    check_one_graph_for_every_length,
+    every_layout,
+    one_multiprocessor,
+    randn,
+)
+from tests.numerics import Quantity, compare
+from tests.work_counts import count_work
+
+pytestmark = MARKS
+
+
+def inputs(
+    *shape: int,
+    dtype: torch.dtype = torch.float32,
+    bias: torch.dtype | None = None,
+    device: torch.device,
+) -> dict[str, Tensor]:
+    made = {"x": 2 * randn(*shape, dtype=dtype, device=device)}
+    if bias is not None:
+        made["bias"] = randn(shape[-1], dtype=bias, device=device)
+    return {name: x.requires_grad_() for name, x in made.items()}
+
+
+def check(given: dict[str, Tensor], **options: Any) -> dict[str, Quantity]:
+    """Compare with the reference; dbias is a float32 sum over rows, whose terms may cancel."""
+    return compare(gelu_tanh, gelu_tanh_reference, given, cancelled={"dbias": 4.0}, **options)
+
+
+@pytest.mark.parametrize("bias", [None, torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "shape", [(1, 1), (3, 1), (1, 3), (2, 7, 113), (9, 257), (3, 1000), (5,)], ids=str
+)
+def test_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, bias: torch.dtype | None, device: torch.device
+) -> None:
+    check(inputs(*shape, dtype=dtype, bias=bias, device=device))
+
+
+@pytest.mark.parametrize("width", [3072, 4096, 5120, 6400])
+def test_matches_reference_at_the_widths_of_gpt2(width: int, device: torch.device) -> None:
+    check(inputs(5, width, dtype=torch.float16, bias=torch.float32, device=device))
+
+
+@pytest.mark.parametrize("rows", [1, 8, 9, 100])
+def test_programs_that_walk_over_many_tiles(
+    rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One multiprocessor: a few programs share the rows of a block of columns."""
+    one_multiprocessor(monkeypatch)
+    check(inputs(rows, 1000, bias=torch.float32, device=device))
+
+
+@every_layout
+@pytest.mark.parametrize("bias", [None, torch.float32], ids=str)
+def test_any_layout_in_and_upstream(
+    layout: Any, bias: torch.dtype | None, device: torch.device
+) -> None:
+    given = inputs(2, 5, 20, bias=bias, device=device)
+    check(given, upstream=[layout(randn(2, 5, 20, device=device))])
+    given["x"] = layout(given["x"].detach()).requires_grad_()
+    check(given)
+
+
+def test_bias_may_be_a_slice(device: torch.device) -> None:
+    given = inputs(3, 20, device=device)
+    check(given | {"bias": randn(40, device=device)[::2].requires_grad_()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_size_of_input(dtype: torch.dtype, device: torch.device) -> None:
+    """From where exp overflows on the left to where the cube does on the right."""
+    largest = min(torch.finfo(dtype).max, 1e12)
+    sizes = torch.logspace(-8, math.log10(largest) - 0.01, 60, dtype=torch.float64)
+    x = torch.cat([-sizes, torch.zeros(1, dtype=torch.float64), sizes]).to(device, dtype)
+    given = {"x": x.requires_grad_()}
+    check(given, upstream=[torch.ones_like(x)])
+    y = gelu_tanh(x)
+    (dx,) = torch.autograd.grad(y, x, torch.ones_like(y))
+    assert torch.equal(y[x >= 10], x[x >= 10])
+    assert torch.equal(dx[x >= 10], torch.ones_like(dx[x >= 10]))
+    assert (y[x <= -20] == 0).all()
+    assert (dx[x <= -20] == 0).all()
+
+
+@pytest.mark.parametrize("trained", ["x", "bias"])
+def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> None:
+    given = inputs(5, 30, bias=torch.float32, device=device)
+    given = {name: x.detach().requires_grad_(name == trained) for name, x in given.items()}
+    assert set(check(given)) == {"out", f"d{trained}"}
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="launches are counted in the interpreter")
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_frozen_bias_costs_no_sums(trained: bool, device: torch.device) -> None:
+    given = inputs(5, 30, bias=torch.float32, device=device)
+    given["bias"].requires_grad_(trained)
+    y = gelu_tanh(**given)
+    with count_work() as work:
+        y.sum().backward()
+    assert len(work.launches) == (2 if trained else 1)
+
+
+def test_the_graph_can_be_used_twice_but_not_differentiated(device: torch.device) -> None:
+    check_double_use(gelu_tanh, inputs(4, 30, bias=torch.float32, device=device))
+    check_double_use(gelu_tanh, inputs(4, 30, device=device))
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (3, 0)], ids=str)
+def test_empty_input(shape: tuple[int, ...], device: torch.device) -> None:
+    check(inputs(*shape, device=device))
+    given = inputs(*shape, bias=torch.float32, device=device)
+    gelu_tanh(**given).sum().backward()
+    assert not given["bias"].grad.any()
+
+
+def test_compiles_without_a_graph_break(device: torch.device) -> None:
+    given = inputs(4, 30, bias=torch.float32, device=device)
+    check_compiles(lambda x, bias: gelu_tanh(2 * x, bias) + gelu_tanh(x), list(given.values()))
+
+
+def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+    check_one_graph_for_every_length(
+        gelu_tanh, lambda n: list(inputs(n, 24, bias=torch.float32, device=device).values())
+    )
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_operators_pass_opcheck(bias: bool, device: torch.device) -> None:
+    ops = torch.ops.gpt2_triton
+    x, vector = randn(3, 20, device=device), randn(20, device=device) if bias else None
+    torch.library.opcheck(ops.gelu_tanh_fwd.default, (x, vector))
+    torch.library.opcheck(ops.gelu_tanh_bwd.default, (x, x, vector, bias))
+
+
+@pytest.mark.parametrize(
+    ("message", "x", "bias"),
+    [
+        (r"bias must be \(8,\) .* got \(7,\)", torch.zeros(3, 8), torch.zeros(7)),
+        ("got a scalar", torch.zeros(()), None),
+        ("float64", torch.zeros(3, 8).double(), None),
+        ("int64", torch.zeros(3, 8).long(), None),
+    ],
+)
+def test_refuses_what_it_cannot_take(
+    message: str, x: Tensor, bias: Tensor | None, device: torch.device
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        gelu_tanh(x.to(device), None if bias is None else bias.to(device))
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+def test_refuses_bfloat16_in_the_interpreter() -> None:
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        gelu_tanh(torch.zeros(3, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [3072, 4096, 5120, 6400])
+def test_cuda_matches_reference_at_full_size(
+    width: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    check(inputs(4095, width, dtype=dtype, bias=torch.float32, device=device))
+    check(inputs(4095, width, dtype=dtype, device=device))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("bias", [True, False])
+def test_cuda_more_than_2_to_31_elements(bias: bool, device: torch.device) -> None:
+    x = torch.zeros(2**31 // 6400 + 1000, 6400, dtype=torch.bfloat16, device=device)
+    x[-3:] = torch.randn(3, 6400, device=device)
+    vector = torch.randn(6400, device=device) if bias else None
+    y = gelu_tanh(x.requires_grad_(), vector)
+    torch.testing.assert_close(y[-3:], gelu_tanh(x[-3:], vector), rtol=0, atol=0)
+    (dx,) = torch.autograd.grad(y, x, y.detach())
+    tail = x.detach()[-3:].clone().requires_grad_()
+    part = gelu_tanh(tail, vector)
+    (want,) = torch.autograd.grad(part, tail, part.detach())
+    torch.testing.assert_close(dx[-3:], want, rtol=0, atol=0)

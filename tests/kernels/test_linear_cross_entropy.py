@@ -1,0 +1,381 @@
+"""The fused output head and loss against the plain ones: values, memory, products, refusals."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import gpt2.loss
+from kernels.linear_cross_entropy import (
+    CHUNK_BYTES,
+    chunk_rows,
+    linear_cross_entropy,
+    linear_cross_entropy_reference,
+)
+from tests.kernels.fused import (
+    CUDA,
+    DTYPES,
+    LAYOUTS,
+    MARKS,
+    check_compiles,
+    check_one_graph_for_every_length,
+    check_refuses_double_backward,
+    randn,
+)
+from tests.numerics import compare
+
+pytestmark = MARKS
+IGNORED = -100
+
+
+def inputs(
+    n: int, v: int, c: int, dtype: torch.dtype = torch.float32, *, device: torch.device
+) -> dict[str, Tensor]:
+    targets = torch.randint(0, v, (n,), device=device)
+    targets[1::4] = IGNORED
+    return {
+        "x": randn(n, c, dtype=dtype, device=device).requires_grad_(),
+        "weight": randn(v, c, dtype=dtype, device=device).requires_grad_(),
+        "targets": targets,
+    }
+
+
+def check(given: dict[str, Tensor], chunk_bytes: int = CHUNK_BYTES, **options: Any) -> Any:
+    """Compare with the reference: p - onehot cancels where the target has all the probability."""
+    return compare(
+        partial(linear_cross_entropy, chunk_bytes=chunk_bytes, **options),
+        partial(linear_cross_entropy_reference, **options),
+        given,
+        cancelled={name: float(given[name].detach().abs().max()) for name in ("x", "weight")},
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(1, 3, 2), (3, 1, 5), (13, 257, 16), (30, 1000, 33)], ids=str)
+@pytest.mark.parametrize("chunk_bytes", [1, 4 * 288 * 3, CHUNK_BYTES])
+def test_is_within_the_error_budget_for_every_chunking(
+    shape: tuple[int, int, int], chunk_bytes: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    check(inputs(*shape, dtype, device=device), chunk_bytes)
+
+
+@pytest.mark.parametrize(
+    "options", [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"ignore_index": 3}], ids=str
+)
+def test_options(options: dict[str, Any], device: torch.device) -> None:
+    given = inputs(9, 50, 8, device=device)
+    if "ignore_index" in options:
+        given["targets"][given["targets"] == IGNORED] = options["ignore_index"]
+    check(given, 1, **options)
+
+
+@pytest.mark.parametrize("layout", ["transposed", "in nan", "every second", "same rows"])
+@pytest.mark.parametrize("name", ["x", "weight"])
+def test_reads_any_layout(layout: str, name: str, device: torch.device) -> None:
+    given = inputs(9, 50, 8, device=device)
+    given[name] = LAYOUTS[layout](given[name].detach()[None])[0].requires_grad_()
+    given["targets"] = torch.stack([given["targets"]] * 2, 1)[:, 0]
+    check(given, 4 * 64 * 4)
+
+
+def test_dw_over_many_chunks_is_as_exact_as_over_one(device: torch.device) -> None:
+    """Added up in float32: at most 1.5 times the error of the unchunked product in float16."""
+    given = inputs(96, 64, 16, torch.float16, device=device)
+    given["x"] = (given["x"].detach() + 1).requires_grad_()
+
+    def dw(function: Any, dtype: torch.dtype = torch.float16, **options: Any) -> Tensor:
+        weight = given["weight"].detach().to(dtype).requires_grad_()
+        loss = function(given["x"].detach().to(dtype), weight, given["targets"], **options)
+        return torch.autograd.grad(loss, weight)[0].double()
+
+    exact = dw(linear_cross_entropy_reference, torch.float64)
+    plain = (dw(linear_cross_entropy_reference) - exact).norm()
+    assert (dw(linear_cross_entropy, chunk_bytes=1) - exact).norm() <= 1.5 * plain
+
+
+def test_padded_rows_of_the_vocabulary_take_no_part(device: torch.device) -> None:
+    given = inputs(9, 100, 4, device=device)
+    x, weight = given["x"], torch.randn(128, 4, device=device, requires_grad=True)
+    padded = linear_cross_entropy(x, weight, given["targets"], vocab_size=100)
+    dx, dw = torch.autograd.grad(padded, [x, weight])
+    plain = linear_cross_entropy_reference(x, weight[:100], given["targets"])
+    want = torch.autograd.grad(plain, [x, weight])
+    torch.testing.assert_close(padded, plain)
+    torch.testing.assert_close(dx, want[0])
+    torch.testing.assert_close(dw, want[1])
+    assert (dw[100:] == 0).all()
+
+
+def test_agrees_with_the_loss_of_cpu_users(device: torch.device) -> None:
+    """The same keywords, so that a model can swap one for the other."""
+    given = inputs(20, 100, 8, device=device)
+    options = {"vocab_size": 97, "ignore_index": 3, "chunk_bytes": 4 * 128 * 5}
+    given["targets"] = given["targets"].clamp(0, 96)
+    ours = linear_cross_entropy(**given, **options)
+    theirs = gpt2.loss.linear_cross_entropy(**given, **options)
+    torch.testing.assert_close(ours, theirs)
+    leaves = [given["x"], given["weight"]]
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves), torch.autograd.grad(theirs, leaves)
+    )
+
+
+def test_huge_logits_keep_the_loss_finite_and_exact(device: torch.device) -> None:
+    given = inputs(20, 100, 8, device=device)
+    given["x"] = (300 * given["x"].detach()).requires_grad_()
+    check(given)
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_a_batch_without_targets_gives_zero_and_no_gradient(n: int, device: torch.device) -> None:
+    given = inputs(n, 7, 4, device=device)
+    given["targets"].fill_(IGNORED)
+    loss = linear_cross_entropy(**given)
+    loss.backward()
+    assert loss.item() == 0
+    assert not given["x"].grad.any()
+    assert not given["weight"].grad.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if CUDA else [])], ids=str)
+def test_autocast_chooses_the_dtype_of_the_products(
+    dtype: torch.dtype, device: torch.device
+) -> None:
+    given = inputs(9, 50, 8, device=device)
+    given["weight"] = given["weight"].detach().to(dtype).requires_grad_()
+    with torch.autocast(device.type, dtype):
+        loss = linear_cross_entropy(**given)
+    loss.backward()
+    logits = (given["x"].to(dtype) @ given["weight"].T).double()
+    exact = torch.nn.functional.cross_entropy(logits, given["targets"])
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
+    assert given["x"].grad.dtype == torch.float32
+    assert given["weight"].grad.dtype == dtype
+
+
+# ---- work and memory
+
+
+def test_chunks_fit_the_budget_and_are_even() -> None:
+    row = 50304 * 2
+    assert chunk_rows(65536, row, CHUNK_BYTES) == 4096
+    assert chunk_rows(12288, row, CHUNK_BYTES) == 4096
+    assert chunk_rows(5000, row, CHUNK_BYTES) == 2560  # rather than 4096 and 904
+    assert chunk_rows(100, row, CHUNK_BYTES) == 100
+    assert chunk_rows(0, row, CHUNK_BYTES) == 1
+    assert chunk_rows(100, row, 1) == 1
+    for n in (1, 127, 128, 129, 1000, 4097):
+        for most in (1, 7, 128, 130, 300, 5000):
+            assert 1 <= chunk_rows(n, row, most * row) <= most
+
+
+def _count_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Multiply-adds of every matrix product from here on."""
+    counted: list[int] = []
+
+    def counting(product: Any, first: int) -> Any:
+        def run(*args: Tensor, **kwargs: Any) -> Tensor:
+            (n, k), m = args[first].shape, args[first + 1].shape[1]
+            counted.append(n * k * m)
+            return product(*args, **kwargs)
+
+        return run
+
+    monkeypatch.setattr(torch, "mm", counting(torch.mm, 0))
+    monkeypatch.setattr(torch, "addmm", counting(torch.addmm, 1))
+    return counted
+
+
+@pytest.mark.parametrize("trained", ["", "x", "weight", "x and weight"])
+def test_one_product_and_one_more_for_each_gradient(
+    trained: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, v, c = 20, 100, 8
+    given = inputs(n, v, c, device=device)
+    for name in ("x", "weight"):
+        given[name] = given[name].detach().requires_grad_(name in trained.split())
+    counted = _count_products(monkeypatch)
+    loss = linear_cross_entropy(**given, chunk_bytes=4 * 128 * 7)
+    if trained:
+        loss.backward()
+    assert sum(counted) == n * v * c * (1 + sum(name in trained.split() for name in given))
+
+
+def test_evaluation_costs_one_product_and_gives_no_graph(
+    device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = inputs(20, 100, 8, device=device)
+    counted = _count_products(monkeypatch)
+    with torch.no_grad():
+        quiet = linear_cross_entropy(**given)
+    assert sum(counted) == 20 * 100 * 8
+    assert not quiet.requires_grad
+
+
+def _peak_of_cpu(step: Any) -> int:
+    """The most bytes that PyTorch held on the CPU during a step beyond what it held before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        step()
+    held = peak = 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            peak = max(peak, held)
+    return peak
+
+
+@pytest.mark.parametrize("chunks", [1, 4])
+def test_peak_memory_is_a_chunk_and_the_gradients(chunks: int, device: torch.device) -> None:
+    n, v, c = 64, 2048, 128
+    budget = n * v * 4 // chunks
+    given = inputs(n, v, c, device=device)
+
+    def step() -> None:
+        linear_cross_entropy(**given, chunk_bytes=budget).backward()
+
+    step()  # whatever is allocated once and for all
+    for name in ("x", "weight"):
+        given[name].grad = None
+    gradients = (n + v) * c * 4
+    if CUDA:
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        peak = torch.cuda.max_memory_allocated() - before
+    else:
+        peak = _peak_of_cpu(step)
+    assert 0.9 * (budget + gradients) <= peak <= 1.1 * (budget + gradients)
+
+
+# ---- autograd, operators, compilation
+
+
+def test_a_second_backward_is_refused(device: torch.device) -> None:
+    loss = linear_cross_entropy(**inputs(5, 9, 4, device=device))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_double_backward_is_refused(device: torch.device) -> None:
+    check_refuses_double_backward(linear_cross_entropy, inputs(5, 9, 4, device=device))
+
+
+def test_inputs_stay_as_they_are(device: torch.device) -> None:
+    given = inputs(5, 9, 4, device=device)
+    before = {name: x.detach().clone() for name, x in given.items()}
+    linear_cross_entropy(**given).backward()
+    assert all(torch.equal(given[name], before[name]) for name in given)
+
+
+def test_compiles_without_a_graph_break(device: torch.device) -> None:
+    given = inputs(5, 40, 8, device=device)
+
+    def model(x: Tensor, weight: Tensor) -> Tensor:
+        return 3 * linear_cross_entropy(2 * x, weight, given["targets"], chunk_bytes=4 * 64 * 2)
+
+    check_compiles(model, [given["x"], given["weight"]])
+
+
+def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+    def make(n: int) -> list[Tensor]:
+        return list(inputs(n, 24, 8, device=device).values())
+
+    check_one_graph_for_every_length(linear_cross_entropy, make)
+
+
+@pytest.mark.parametrize("needed", [(True, True), (False, True), (True, False), (False, False)])
+def test_operator_passes_opcheck(needed: tuple[bool, bool], device: torch.device) -> None:
+    given = [x.detach() for x in inputs(5, 24, 8, device=device).values()]
+    torch.library.opcheck(
+        torch.ops.gpt2_triton.linear_cross_entropy_fwd.default,
+        (*given, 24, IGNORED, 0.0, 0.0, 4 * 32 * 2, *needed),
+    )
+
+
+# ---- what is refused
+
+
+@pytest.mark.skipif(CUDA, reason="a GPU answers with NaN")
+def test_a_target_outside_the_vocabulary_is_named() -> None:
+    x, weight = torch.randn(3, 4), torch.randn(128, 4)
+    with pytest.raises(ValueError, match=r"target 100 is outside the vocabulary \[0, 100\)"):
+        linear_cross_entropy(x, weight, torch.tensor([1, 100, 2]), vocab_size=100)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        (r"x \(N, C\) and weight \(V, C\), got \(3, 5\) and \(9, 4\)", {"x": torch.zeros(3, 5)}),
+        (r"int64 targets of shape \(3,\)", {"targets": torch.arange(4)}),
+        (r"int64 targets of shape \(3,\), got torch.int32", {"targets": torch.arange(3).int()}),
+        ("share device and dtype", {"weight": torch.zeros(9, 4).half()}),
+        ("float64", {"x": torch.zeros(3, 4).double(), "weight": torch.zeros(9, 4).double()}),
+        (r"vocab_size must be in 1\.\.9", {"vocab_size": 10}),
+        ("chunk_bytes must be at least 1, got 0", {"chunk_bytes": 0}),
+        (r"label_smoothing must be in \[0, 1\), got -1", {"label_smoothing": -1.0}),
+    ],
+)
+def test_refuses_what_it_cannot_take(
+    message: str, change: dict[str, Any], device: torch.device
+) -> None:
+    given = {"x": torch.zeros(3, 4), "weight": torch.zeros(9, 4), "targets": torch.arange(3)}
+    given = {
+        name: value.to(device) if isinstance(value, Tensor) else value
+        for name, value in (given | change).items()
+    }
+    with pytest.raises(ValueError, match=message):
+        linear_cross_entropy(**given)
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+def test_refuses_bfloat16_in_the_interpreter() -> None:
+    given = inputs(3, 9, 4, device=torch.device("cpu"))
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"),
+    ):
+        linear_cross_entropy(**given)
+
+
+# ---- on a GPU only
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("vocab", [50304, 50257])
+def test_cuda_matches_reference_at_full_size(
+    vocab: int, dtype: torch.dtype, device: torch.device
+) -> None:
+    given = inputs(2000, vocab, 768, dtype, device=device)
+    given["weight"] = (given["weight"].detach() * 0.03).requires_grad_()
+    check(given, chunk_bytes=2 * 50304 * 512)
+
+
+@pytest.mark.cuda
+def test_cuda_peak_memory_at_the_size_of_training(device: torch.device) -> None:
+    n, v, c = 65536, 50304, 768
+    x = torch.randn(n, c, device=device, dtype=torch.bfloat16, requires_grad=True)
+    weight = (0.03 * torch.randn(v, c, device=device)).bfloat16().requires_grad_()
+    targets = torch.randint(0, v, (n,), device=device)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    linear_cross_entropy(x, weight, targets).backward()
+    peak = torch.cuda.max_memory_allocated() - before
+    assert peak <= 1.1 * (CHUNK_BYTES + 4 * v * c) + 2 * (n + v) * c
+
+
+@pytest.mark.cuda
+def test_cuda_never_waits_for_the_device(device: torch.device) -> None:
+    given = inputs(64, 4096, 64, torch.bfloat16, device=device)
+    linear_cross_entropy(**given).backward()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        linear_cross_entropy(**given).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -1,0 +1,179 @@
+"""SwiGLU's elementwise part, from two tensors and packed, against its reference."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
+from tests.kernels.fused import (
+    CUDA,
+    DTYPES,
+    MARKS,
+    check_compiles,
+    check_double_use,
+    check_one_graph_for_every_length,
+    every_layout,
+    randn,
+)
+from tests.numerics import compare
+
+pytestmark = MARKS
+
+
+def inputs(
+    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device
+) -> dict[str, Tensor]:
+    return {
+        name: (2 * randn(*shape, dtype=dtype, device=device)).requires_grad_()
+        for name in ("gate", "up")
+    }
+
+
+def packed(
+    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device
+) -> dict[str, Tensor]:
+    """The same, given the shape of the result."""
+    both = 2 * randn(*shape[:-1], 2 * shape[-1], dtype=dtype, device=device)
+    return {"gate_up": both.requires_grad_()}
+
+
+def check(given: dict[str, Tensor], **options: Any) -> None:
+    if "gate" in given:
+        compare(swiglu, swiglu_reference, given, **options)
+    else:
+        compare(
+            swiglu_packed, lambda gate_up: swiglu_reference(*gate_up.chunk(2, -1)), given, **options
+        )
+
+
+SHAPES = [(1, 1), (3, 1), (1, 3), (2, 7, 113), (9, 257), (3, 1000), (70, 128), (5,)]
+
+
+@pytest.mark.parametrize("make", [inputs, packed])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_matches_reference(
+    shape: tuple[int, ...], dtype: torch.dtype, make: Any, device: torch.device
+) -> None:
+    check(make(*shape, dtype=dtype, device=device))
+
+
+@pytest.mark.parametrize("make", [inputs, packed])
+@pytest.mark.parametrize("width", [2048, 2752, 3392, 4288])
+def test_matches_reference_at_the_widths_of_gpt2(
+    width: int, make: Any, device: torch.device
+) -> None:
+    check(make(5, width, dtype=torch.float16, device=device))
+
+
+@every_layout
+@pytest.mark.parametrize("make", [inputs, packed])
+def test_takes_any_upstream_gradient(layout: Any, make: Any, device: torch.device) -> None:
+    upstream = layout(randn(2, 5, 20, device=device))
+    check(make(2, 5, 20, device=device), upstream=[upstream])
+
+
+@every_layout
+@pytest.mark.parametrize("name", ["gate", "up", "gate_up"])
+def test_reads_any_layout(layout: Any, name: str, device: torch.device) -> None:
+    given = (packed if name == "gate_up" else inputs)(2, 5, 20, device=device)
+    given[name] = layout(given[name].detach()).requires_grad_()
+    check(given)
+
+
+def test_reads_views_of_one_projection_in_place(device: torch.device) -> None:
+    gate, up = randn(4, 60, device=device).chunk(2, -1)
+    check({"gate": gate.requires_grad_(), "up": up.requires_grad_()})
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_size_of_gate(dtype: torch.dtype, device: torch.device) -> None:
+    sizes = torch.logspace(-8, math.log10(min(torch.finfo(dtype).max, 1e30)) - 0.01, 60)
+    gate = torch.cat([-sizes, torch.zeros(1), sizes]).to(device, dtype).requires_grad_()
+    up = torch.ones_like(gate).requires_grad_()
+    check({"gate": gate, "up": up}, upstream=[torch.ones_like(gate)])
+
+
+@pytest.mark.parametrize("trained", ["gate", "up"])
+def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> None:
+    given = inputs(5, 30, device=device)
+    given = {name: x.detach().requires_grad_(name == trained) for name, x in given.items()}
+    assert set(compare(swiglu, swiglu_reference, given)) == {"out", f"d{trained}"}
+
+
+def test_the_graph_can_be_used_twice_but_not_differentiated(device: torch.device) -> None:
+    """Nothing is written over gate and up, so a second backward finds them as they were."""
+    check_double_use(swiglu, inputs(4, 30, device=device))
+    check_double_use(swiglu_packed, packed(4, 30, device=device))
+
+
+@pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (3, 0)], ids=str)
+def test_empty_input(shape: tuple[int, ...], device: torch.device) -> None:
+    check(inputs(*shape, device=device))
+    check(packed(*shape, device=device))
+
+
+def test_compiles_without_a_graph_break(device: torch.device) -> None:
+    def model(gate_up: Tensor) -> Tensor:
+        return swiglu_packed(2 * gate_up) + swiglu(*(2 * gate_up).chunk(2, -1))
+
+    check_compiles(model, [packed(4, 30, device=device)["gate_up"]])
+
+
+def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+    check_one_graph_for_every_length(
+        swiglu_packed, lambda n: [packed(n, 24, device=device)["gate_up"]]
+    )
+
+
+def test_operators_pass_opcheck(device: torch.device) -> None:
+    ops = torch.ops.gpt2_triton
+    x, both = randn(3, 20, device=device), randn(3, 40, device=device)
+    torch.library.opcheck(ops.swiglu_fwd.default, (x, x + 1))
+    torch.library.opcheck(ops.swiglu_bwd.default, (x, x, x + 1))
+    torch.library.opcheck(ops.swiglu_packed_fwd.default, (both,))
+    torch.library.opcheck(ops.swiglu_packed_bwd.default, (x, both))
+
+
+def test_refuses_what_it_cannot_take(device: torch.device) -> None:
+    x = torch.zeros(3, 8, device=device)
+    with pytest.raises(ValueError, match=r"one shape .* got \(3, 8\) and \(1, 8\)"):
+        swiglu(x, x[:1])
+    with pytest.raises(ValueError, match="share device and dtype"):
+        swiglu(x, x.half())
+    with pytest.raises(ValueError, match=r"\(\.\.\., 2F\), got shape \(3, 7\)"):
+        swiglu_packed(x[:, :7])
+    with pytest.raises(ValueError, match="float64"):
+        swiglu_packed(x.double())
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+def test_refuses_bfloat16_in_the_interpreter() -> None:
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        swiglu_packed(torch.zeros(3, 8, dtype=torch.bfloat16))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("make", [inputs, packed])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("width", [2048, 2752, 3392, 4288])
+def test_cuda_matches_reference_at_full_size(
+    width: int, dtype: torch.dtype, make: Any, device: torch.device
+) -> None:
+    check(make(4095, width, dtype=dtype, device=device))
+
+
+@pytest.mark.cuda
+def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
+    both = torch.zeros(2**31 // 8192 + 1000, 8192, dtype=torch.bfloat16, device=device)
+    both[-3:] = torch.randn(3, 8192, device=device)
+    y = swiglu_packed(both.requires_grad_())
+    (gradient,) = torch.autograd.grad(y, both, y.detach())
+    tail = both.detach()[-3:].clone().requires_grad_()
+    part = swiglu_packed(tail)
+    (want,) = torch.autograd.grad(part, tail, part.detach())
+    torch.testing.assert_close(y[-3:], part, rtol=0, atol=0)
+    torch.testing.assert_close(gradient[-3:], want, rtol=0, atol=0)
