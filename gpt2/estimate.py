@@ -40,8 +40,9 @@ def flops_per_token(config: GPTConfig, seq_len: int) -> int:
     L, C = config.n_layer, config.n_embd
     mlp_matrices = 3 if config.mlp == "swiglu" else 2
     weights = L * (4 * C * C + mlp_matrices * C * config.mlp_width) + config.vocab_size * C
-    visible = seq_len + 1 if config.window is None else min(seq_len + 1, 2 * config.window)
-    return 6 * weights + 6 * L * C * visible
+    window = min(config.window or seq_len, seq_len)
+    visible = window - window * (window - 1) / (2 * seq_len)  # positions that one sees, on average
+    return round(6 * weights + 12 * L * C * visible)
 
 
 def flops_per_token_nanogpt(config: GPTConfig, seq_len: int) -> int:
