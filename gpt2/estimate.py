@@ -1,9 +1,8 @@
 """What a training step costs: floating point operations, and bytes of memory by item.
 
 FLOPs per token, two conventions (always say which):
-    exact     6 (matrix weights) + 6 L C (T + 1):  the causal half of attention only, the head
-    included,
-              positions and norms left out; forward + backward, nothing recomputed
+    exact     6 (matrix weights) + 6 L C (T + 1):  head included, positions and norms not; only the
+              causal half of attention; forward and backward, nothing recomputed
     nanogpt   6 (N - T C) + 12 L C T:  all parameters but positions, the masked half counted too
 
 Axes: L layers, C channels, T time, V vocabulary, H heads, F feed-forward width.

@@ -3,9 +3,10 @@
     python -m gpt2.generate runs/demo --prompt "Once upon a time" --strategy top-p --top-p 0.9
 
 With logits z and temperature t the next token is drawn from p = softmax(z / t), cut down to
-    greedy     the most probable token (t = 0) top-k      the k most probable
-    (Fan et al. 2018, arXiv:1805.04833) top-p      the smallest set that holds probability p
-    (nucleus; Holtzman et al. 2020, arXiv:1904.09751)
+    greedy  the most probable token (t = 0)
+    top-k   the k most probable (Fan et al. 2018, arXiv:1805.04833)
+    top-p   the smallest set that holds probability p (nucleus; Holtzman et al. 2020,
+            arXiv:1904.09751)
 and renormalised.
 """
 

@@ -1,9 +1,9 @@
 """GPT: a decoder-only Transformer, from token ids to the next token's logits.
 
-    x = embed(idx) + positions                                  (B, T, C) pre-norm  (GPT-2):
-    x = x + attention(norm(x));     x = x + mlp(norm(x)); at last norm(x) post-norm (Vaswani 2017):
-    x = norm(x + attention(x));     x = norm(x + mlp(x)) logits = x W_head^T
-    (B, T, V)
+    x = embed(idx) + positions                                                      (B, T, C)
+    pre-norm  (GPT-2):         x = x + attention(norm(x));  x = x + mlp(norm(x));  last norm(x)
+    post-norm (Vaswani 2017):  x = norm(x + attention(x));  x = norm(x + mlp(x))
+    logits = x W_head^T                                                             (B, T, V)
 
 Parameters carry the names of GPT-2's checkpoints (wte, wpe, h.0.attn.c_attn, ...).
 Axes: B batch, T time, C channels, H heads, D = C/H head width, V vocabulary.
