@@ -173,20 +173,21 @@ def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype)
 
 
 def _triton_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "Triton is not installed (it exists for Linux); use --attn sdpa"
-    if device.type not in ("cpu", "cuda"):
-        return f"Triton has no {device.type} compiler; use --attn sdpa"
-    if config.head_dim > 256:
+    reason = triton_unusable(device, dtype, instead="--attn sdpa")
+    if reason is None and config.head_dim > 256:
         return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
+    return reason
+
+
+def triton_unusable(device: torch.device, dtype: torch.dtype, *, instead: str) -> str | None:
+    """Why none of our kernels can run so, with the remedy; None when they can."""
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed (it exists for Linux); use {instead}"
+    if device.type not in ("cpu", "cuda"):
+        return f"Triton has no {device.type} compiler; use {instead}"
     if device.type == "cpu":
         if dtype == torch.bfloat16:
             return "Triton's interpreter computes bf16 wrongly; on a CPU use --dtype fp32"
-        if not triton_interpreter_on():
+        if os.environ.get("TRITON_INTERPRET") != "1":
             return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
     return None
-
-
-def triton_interpreter_on() -> bool:
-    """Whether kernels that are imported from now on run in Triton's interpreter, on the CPU."""
-    return os.environ.get("TRITON_INTERPRET") == "1"

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from gpt2.checkpoint import load_newest, remove_unfinished
-from gpt2.config import PRESETS, GPTConfig, TrainConfig, model_config, with_preset
+from gpt2.config import GPTConfig, TrainConfig, model_config, with_preset
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.estimate import device_memory, human_bytes, training_memory
 from gpt2.files import lock
@@ -111,13 +111,9 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
     """
     config = the_plan.config
     assert config.preset is not None
-    base = PRESETS[config.preset]
     device, note = choose_device(config.device)
-    shape = model_config(config, prepared.tokenizer.vocab_size, base.attn)
-    machine = choose_machine(
-        device, shape, dtype=config.dtype, attn=config.attn, compile=config.compile
-    )
-    shape = dataclasses.replace(shape, attn=machine.attn)
+    shape = model_config(config, prepared.tokenizer.vocab_size)
+    machine, shape = choose_machine(device, config, shape)
     for line in (*([note] if note else []), *machine.notes):
         say(line)
     torch.manual_seed(config.seed)

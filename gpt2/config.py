@@ -12,7 +12,23 @@ NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
-_CHOICES = {"norm": Norm, "norm_position": NormPosition, "mlp": Mlp, "positions": Positions}
+Kernel = Literal["torch", "triton"]
+_CHOICES = {
+    "norm": Norm,
+    "norm_position": NormPosition,
+    "mlp": Mlp,
+    "positions": Positions,
+    "norm_kernel": Kernel,
+    "mlp_kernel": Kernel,
+    "loss_kernel": Kernel,
+}
+# What computes a model on every machine; all other choices give the same function.
+PORTABLE: dict[str, Any] = {
+    "attn": "sdpa",
+    "norm_kernel": "torch",
+    "mlp_kernel": "torch",
+    "loss_kernel": "torch",
+}
 
 
 def _compile_pays() -> bool:
@@ -44,6 +60,9 @@ class GPTConfig:
     dropout: float = 0.0
     window: int | None = None
     n_inner: int | None = None
+    norm_kernel: Kernel = "torch"
+    mlp_kernel: Kernel = "torch"
+    loss_kernel: Kernel = "torch"
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
@@ -179,6 +198,18 @@ class TrainConfig:
     n_embd: int | None = None
     """Width of the residual stream. None: the preset's."""
 
+    # --- kernels: they change how the model is computed, not what it is ---
+    kernels: Literal["auto", "torch", "triton"] = "auto"
+    """Norms, MLP activation and loss: torch (PyTorch's operators, loss in chunks) or triton (our
+    fused kernels)."""
+    norm_kernel: Kernel | None = None
+    """torch or triton for the norms, with the residual additions before them. None: as --kernels.
+    """
+    mlp_kernel: Kernel | None = None
+    """torch or triton for GELU (with its bias) or SwiGLU. None: as --kernels."""
+    loss_kernel: Kernel | None = None
+    """torch or triton for output head and loss. None: as --kernels."""
+
     # --- optimisation ---
     steps: int | None = None
     """Optimizer steps. None: the preset's."""
@@ -241,17 +272,20 @@ class TrainConfig:
     """Tokens of each sample printed at the end."""
 
 
-def model_config(config: TrainConfig, vocab_size: int, attn: str) -> GPTConfig:
-    """The model that `config` asks for: its preset with the options given on the command line."""
+def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
+    """The model that `config` asks for: its preset with the options given on the command line.
+
+    Its kernels are not settled here, but by `choose_machine`.
+    """
     assert config.preset is not None
     names = {f.name for f in dataclasses.fields(GPTConfig)} & {
         f.name for f in dataclasses.fields(TrainConfig)
     }
+    names -= PORTABLE.keys()
     given = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
     if config.seq_len is not None:
         given["block_size"] = config.seq_len
-    given |= {"vocab_size": vocab_size, "attn": attn}
-    return dataclasses.replace(PRESETS[config.preset], **given)
+    return dataclasses.replace(PRESETS[config.preset], **(given | {"vocab_size": vocab_size}))
 
 
 def with_preset(config: TrainConfig, default: str) -> TrainConfig:

@@ -1,5 +1,8 @@
 """The layers of a Transformer block besides attention, and sinusoidal positions.
 
+Norms and MLPs have two `kernel`s: "torch", PyTorch's own operators, and "triton", ours, which fuse
+the residual addition into the norm and the bias into GELU. Both compute the same function.
+
 Axes: B batch, T time, C channels (n_embd), F feed-forward width.
 """
 
@@ -9,7 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.config import GPTConfig
+from gpt2.config import GPTConfig, Kernel
+
+
+def _next_dtype(x: Tensor) -> torch.dtype:
+    """What the next linear layer computes in: autocast's dtype where it is on."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return x.dtype
 
 
 class LayerNorm(nn.Module):
@@ -19,14 +29,38 @@ class LayerNorm(nn.Module):
     variants want it. Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450.
     """
 
-    def __init__(self, width: int, bias: bool = True, eps: float = 1e-5):
+    def __init__(
+        self, width: int, bias: bool = True, eps: float = 1e-5, kernel: Kernel = "torch"
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.bias = nn.Parameter(torch.zeros(width)) if bias else None
         self.eps = eps
+        self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        if self.kernel == "triton":
+            from kernels.layer_norm import layer_norm
+
+            return layer_norm(x, self.weight, self.bias, self.eps, dtype=_next_dtype(x))
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+    def add(
+        self, x: Tensor, branch: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(norm(x + branch), x + branch): the residual addition and the norm after it.
+
+        The norm comes in `dtype`, or by default in what suits the next linear layer.
+        """
+        if self.kernel == "triton":
+            from kernels.layer_norm import add_layer_norm
+
+            return add_layer_norm(
+                branch, x, self.weight, self.bias, self.eps, dtype=dtype or _next_dtype(x)
+            )
+        x = x + branch
+        y = self(x)
+        return y if dtype is None else y.to(dtype), x
 
 
 class QuickNorm(nn.Module):
@@ -40,13 +74,33 @@ class QuickNorm(nn.Module):
     one reduction over x instead of two, and half of LayerNorm's parameters.
     """
 
-    def __init__(self, width: int, eps: float = 1e-6):
+    def __init__(self, width: int, eps: float = 1e-6, kernel: Kernel = "torch") -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.kernel = kernel
 
     def forward(self, x: Tensor) -> Tensor:  # (..., C) -> (..., C)
+        if self.kernel == "triton":
+            from kernels.rms_norm import rms_norm
+
+            return rms_norm(x, self.weight, self.eps, dtype=_next_dtype(x))
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+    def add(
+        self, x: Tensor, branch: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(norm(x + branch), x + branch): the residual addition and the norm after it.
+
+        The norm comes in `dtype`, or by default in what suits the next linear layer.
+        """
+        if self.kernel == "triton":
+            from kernels.rms_norm import add_rms_norm
+
+            return add_rms_norm(branch, x, self.weight, self.eps, dtype=dtype or _next_dtype(x))
+        x = x + branch
+        y = self(x)
+        return y if dtype is None else y.to(dtype), x
 
 
 class GELU(nn.Module):
@@ -60,8 +114,13 @@ class GELU(nn.Module):
         super().__init__()
         self.c_fc = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.c_proj = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.kernel = config.mlp_kernel
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        if self.kernel == "triton":
+            from kernels.gelu import gelu_tanh
+
+            return self.c_proj(gelu_tanh(F.linear(x, self.c_fc.weight), self.c_fc.bias))
         return self.c_proj(F.gelu(self.c_fc(x), approximate="tanh"))
 
 
@@ -78,8 +137,13 @@ class SwiGLU(nn.Module):
         self.w_gate = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.w_up = nn.Linear(config.n_embd, config.mlp_width, bias=config.bias)
         self.w_down = nn.Linear(config.mlp_width, config.n_embd, bias=config.bias)
+        self.kernel = config.mlp_kernel
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        if self.kernel == "triton":
+            from kernels.swiglu import swiglu
+
+            return self.w_down(swiglu(self.w_gate(x), self.w_up(x)))
         return self.w_down(F.silu(self.w_gate(x)) * self.w_up(x))
 
 
@@ -100,11 +164,11 @@ def create_sinusoidal_positions(max_len: int, d_model: int) -> Tensor:
     return torch.stack([(t * frequency).sin(), (t * frequency).cos()], dim=-1).flatten(1)
 
 
-def build_norm(config: GPTConfig) -> nn.Module:
+def build_norm(config: GPTConfig) -> LayerNorm | QuickNorm:
     if config.norm == "quicknorm":
-        return QuickNorm(config.n_embd)
-    return LayerNorm(config.n_embd, bias=config.bias)
+        return QuickNorm(config.n_embd, kernel=config.norm_kernel)
+    return LayerNorm(config.n_embd, bias=config.bias, kernel=config.norm_kernel)
 
 
-def build_mlp(config: GPTConfig) -> nn.Module:
+def build_mlp(config: GPTConfig) -> GELU | SwiGLU:
     return SwiGLU(config) if config.mlp == "swiglu" else GELU(config)

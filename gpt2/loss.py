@@ -18,6 +18,7 @@ fp32.
 """
 
 import threading
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,6 +77,29 @@ def linear_cross_entropy(
         x, weight, targets, dtype, vocab_size, ignore_index, chunk_bytes, torch.is_grad_enabled()
     )
     return loss
+
+
+class HeadLoss(Protocol):
+    """One signature for every implementation of output head and loss."""
+
+    def __call__(
+        self, x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int | None
+    ) -> Tensor: ...
+
+
+def triton_linear_cross_entropy(
+    x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int | None
+) -> Tensor:
+    """The same by our kernel, see kernels/linear_cross_entropy.py."""
+    from kernels.linear_cross_entropy import linear_cross_entropy
+
+    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size)
+
+
+LOSSES: dict[str, HeadLoss] = {
+    "torch": linear_cross_entropy,
+    "triton": triton_linear_cross_entropy,
+}
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

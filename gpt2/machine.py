@@ -1,27 +1,31 @@
-"""What this machine can do: device, compute type and attention backend, chosen or checked.
+"""What this machine can do: device, compute type and kernels, chosen or checked.
 
 An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
 """
 
+import dataclasses
 import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
-from gpt2.attention import describe, unusable
-from gpt2.config import GPTConfig
+from gpt2.attention import describe, triton_unusable, unusable
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+# What the kernels of `TrainConfig.kernels` compute.
+FUSED = {"norm_kernel": "norms", "mlp_kernel": "MLP activation", "loss_kernel": "head and loss"}
+
+
 @dataclass(frozen=True)
 class Machine:
-    """The settings that a run uses, and a line for each of them that `auto` chose."""
+    """How a run computes, and a line for each setting that was chosen."""
 
     device: torch.device
     dtype: torch.dtype
-    attn: str
     compile: bool
     notes: tuple[str, ...]
 
@@ -71,15 +75,26 @@ def choose_device(asked: str) -> tuple[torch.device, str | None]:
 
 
 def choose_machine(
-    device: torch.device, config: GPTConfig, *, dtype: str, attn: str, compile: bool
-) -> Machine:
-    """Settle compute type, attention backend and compilation for a model of `config` on `device`.
+    device: torch.device, config: TrainConfig, shape: GPTConfig
+) -> tuple[Machine, GPTConfig]:
+    """Settle compute type, kernels and compilation for a model of `shape` on `device`.
+
+    Args:
+        device: where it will run.
+        config: what was asked for.
+        shape: the model; which kernels it names does not matter.
+
+    Returns:
+        The machine, and `shape` with the kernels settled.
 
     Raises:
         ValueError: an explicit choice that this machine cannot run, with the reason and the remedy.
     """
     notes = []
-    interpreted = attn == "triton" and device.type == "cpu"
+    dtype, attn = config.dtype, config.attn
+    asked = {name: getattr(config, name) or config.kernels for name in FUSED}
+    ours = attn == "triton" or "triton" in asked.values()
+    interpreted = ours and device.type == "cpu"
     if interpreted:  # takes effect when kernels are imported, at the first call
         os.environ.setdefault("TRITON_INTERPRET", "1")
     compute = DTYPES.get(dtype)
@@ -94,16 +109,36 @@ def choose_machine(
             "use fp16 or fp32"
         )
     if attn == "auto":
-        attn, why = _best_attention(device, compute, config)
+        chosen, why = _best_attention(device, compute, shape)
     else:
-        reason = unusable(attn, config, device=device, dtype=compute)
+        reason = unusable(attn, shape, device=device, dtype=compute)
         if reason:
             raise ValueError(f"--attn {attn}: {reason}")
-        why = "as asked"
-    notes.append(f"attention: {attn} ({describe(attn, device)}), {why}")
-    if compile:
+        chosen, why = attn, "as asked"
+    notes.append(f"attention: {chosen} ({describe(chosen, device)}), {why}")
+    fused = _choose_fused(asked, device, compute)
+    why = "as asked"
+    if "auto" in asked.values():
+        why = "PyTorch's where none was asked for: ours are chosen once they have been measured"
+    kernels = ", ".join(f"{FUSED[name]} {kernel}" for name, kernel in fused.items())
+    notes.append(f"kernels: {kernels}, {why}")
+    if config.compile:
         notes.append("torch.compile: on (the first step takes a while); --no-compile turns it off")
-    return Machine(device, compute, attn, compile, tuple(notes))
+    shape = dataclasses.replace(shape, attn=chosen, **fused)  # type: ignore[arg-type]
+    return Machine(device, compute, config.compile, tuple(notes)), shape
+
+
+def _choose_fused(
+    asked: dict[str, str], device: torch.device, dtype: torch.dtype
+) -> dict[str, str]:
+    """Each "auto" becomes PyTorch's kernel: ours are chosen once they have been measured."""
+    chosen = {name: PORTABLE[name] if k == "auto" else k for name, k in asked.items()}
+    for name, kernel in chosen.items():
+        reason = triton_unusable(device, dtype, instead="--kernels torch")
+        if kernel == "triton" and reason:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} triton: {reason}")
+    return chosen
 
 
 def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:

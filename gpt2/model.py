@@ -3,6 +3,10 @@
     x = embed(idx) + positions                                                      (B, T, C)
     pre-norm  (GPT-2):         x = x + attention(norm(x));  x = x + mlp(norm(x));  last norm(x)
     post-norm (Vaswani 2017):  x = norm(x + attention(x));  x = norm(x + mlp(x))
+
+In pre-norm a residual addition is always followed by a norm, so the two are one step, `norm.add`;
+what the last sub-layer adds to the stream x travels beside it to the norm of the next one.
+
     logits = x W_head^T                                                             (B, T, V)
 
 Parameters carry the names of GPT-2's checkpoints (wte, wpe, h.0.attn.c_attn, ...).
@@ -10,6 +14,7 @@ Axes: B batch, T time, C channels, H heads, D = C/H head width, V vocabulary.
 Source: Radford et al. 2019; tied head: Press and Wolf 2017, arXiv:1608.05859.
 """
 
+import dataclasses
 import math
 
 import torch
@@ -18,8 +23,16 @@ from torch import Tensor, nn
 
 from gpt2.attention import BACKENDS
 from gpt2.config import GPTConfig
-from gpt2.layers import build_mlp, build_norm, create_sinusoidal_positions
-from gpt2.loss import linear_cross_entropy
+from gpt2.layers import (
+    GELU,
+    LayerNorm,
+    QuickNorm,
+    SwiGLU,
+    build_mlp,
+    build_norm,
+    create_sinusoidal_positions,
+)
+from gpt2.loss import LOSSES
 
 
 class MultiHeadAttention(nn.Module):
@@ -54,12 +67,15 @@ class TransformerLayer(nn.Module):
         self.mlp = build_mlp(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """The residual stream (B, T, C), and what is still to be added to it (pre-norm only)."""
         if self.pre_norm:
-            x = x + self.drop(self.attn(self.ln_1(x)))
-            return x + self.drop(self.mlp(self.ln_2(x)))
-        x = self.ln_1(x + self.drop(self.attn(x)))
-        return self.ln_2(x + self.drop(self.mlp(x)))
+            y, x = (self.ln_1(x), x) if branch is None else self.ln_1.add(x, branch)
+            y, x = self.ln_2.add(x, self.drop(self.attn(y)))
+            return x, self.drop(self.mlp(y))
+        x, _ = self.ln_1.add(x, self.drop(self.attn(x)), x.dtype)
+        x, _ = self.ln_2.add(x, self.drop(self.mlp(x)), x.dtype)
+        return x, None
 
 
 class GPT(nn.Module):
@@ -78,8 +94,8 @@ class GPT(nn.Module):
             self.register_buffer("positions", table, persistent=False)
         self.drop = nn.Dropout(config.dropout)
         self.h = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layer))
-        # Post-norm layers already end in a norm.
-        self.ln_f = build_norm(config) if config.norm_position == "pre" else nn.Identity()
+        if config.norm_position == "pre":  # post-norm layers already end in a norm
+            self.ln_f = build_norm(config)
         if not config.tie:
             self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.init_weights()
@@ -99,11 +115,20 @@ class GPT(nn.Module):
             for weight in {self.wte.weight, self.head_weight}:
                 weight[self.config.vocab_size :] = 0
 
-    def set_attention(self, name: str) -> None:
-        """Compute attention with another backend from now on."""
+    def use(self, **choices: str) -> None:
+        """Compute with other kernels from now on.
+
+        Args:
+            choices: any of attn, norm_kernel, mlp_kernel, loss_kernel, as in `GPTConfig`.
+        """
+        self.config = dataclasses.replace(self.config, **choices)  # type: ignore[arg-type]
         for module in self.modules():
             if isinstance(module, MultiHeadAttention):
-                module.attend = BACKENDS[name]
+                module.attend = BACKENDS[self.config.attn]
+            elif isinstance(module, LayerNorm | QuickNorm):
+                module.kernel = self.config.norm_kernel
+            elif isinstance(module, GELU | SwiGLU):
+                module.kernel = self.config.mlp_kernel
 
     @property
     def head_weight(self) -> Tensor:  # (V padded, C)
@@ -126,10 +151,10 @@ class GPT(nn.Module):
 
     def hidden(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
         """What the layers make of the tokens: the input of the output head."""
-        x = self.drop(self.embed(idx))
+        x, branch = self.drop(self.embed(idx)), None
         for layer in self.h:
-            x = layer(x)
-        return self.ln_f(x)
+            x, branch = layer(x, branch)
+        return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)
         return F.linear(x, self.head_weight[: self.config.vocab_size])
@@ -153,7 +178,7 @@ class GPT(nn.Module):
         x = self.hidden(idx)
         if targets is None:
             return self.logits(x), None
-        loss = linear_cross_entropy(
+        loss = LOSSES[self.config.loss_kernel](
             x.flatten(0, 1),
             self.head_weight,
             targets.flatten(),

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from gpt2.config import PORTABLE
 from gpt2.data.prepare import Prepared
 from gpt2.evaluate import evaluate
 from gpt2.files import write_json
@@ -24,9 +25,11 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
     """Score the test split and print samples with the best weights; keep both in result.json."""
     step = trainer.load_best_weights()
     model = trainer.model.eval()
-    if model.config.attn == "triton" and trainer.machine.device.type == "cpu":
-        say("\nscoring and samples with --attn sdpa, as the interpreter would take hours for them")
-        model.set_attention("sdpa")
+    config = model.config
+    kernels = (config.attn, config.norm_kernel, config.mlp_kernel, config.loss_kernel)
+    if "triton" in kernels and trainer.machine.device.type == "cpu":
+        say("\nscoring and samples by PyTorch's kernels: the interpreter would take hours for them")
+        model.use(**PORTABLE)
     tokenizer = prepared.tokenizer
     say(f"\nbest validation loss {trainer.best_val_loss:.4f} at step {step:,}; with its weights:")
     result: dict[str, Any] = {"step": step, "val_loss": trainer.best_val_loss}

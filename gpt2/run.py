@@ -12,7 +12,7 @@ from gpt2.checkpoint import (
     load_checkpoint,
     step_of,
 )
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
 from gpt2.files import write_json
 from gpt2.machine import choose_device
 from gpt2.model import GPT
@@ -52,8 +52,7 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
             f"{folder / 'tokenizer.json'} is not the tokenizer that {path} was trained with"
         )
     where, _ = choose_device(device)
-    # Any backend computes the same function; PyTorch's own runs everywhere.
-    model = GPT(dataclasses.replace(model_config, attn="sdpa"))
+    model = GPT(dataclasses.replace(model_config, **PORTABLE))
     model.load_state_dict(loaded.model)
     return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
 

@@ -32,6 +32,7 @@ SMALL = [
     *("--batch-size", "4", "--log-every", "1", "--sample-tokens", "8"),
     *("--device", "cpu", "--dtype", "fp32"),
 ]
+BF16 = ("--dtype", "bf16")  # the last one given counts
 
 
 def _command(*words: str) -> list[str]:
@@ -158,6 +159,22 @@ def test_an_interrupted_command_resumes_exactly(workplace, name):
     assert curve(workplace / out) == curve(straight)
 
 
+def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
+    """By Triton's interpreter: the norms, the MLP, the loss and attention, all of them ours."""
+    words = [*SMALL, "--data", "stories.txt", "--steps", "4", "--eval-every", "4"]
+    curves = []
+    for out, kernels in {"fused": "triton", "plain": "torch"}.items():
+        attn = "triton" if kernels == "triton" else "sdpa"
+        choice = ["--kernels", kernels, "--attn", attn, "--out", out, "--eval-tokens", "64"]
+        done = _run(workplace, str(ROOT / "train.py"), *words, *choice)
+        assert done.returncode == 0, done.stderr
+        said = f"kernels: norms {kernels}, MLP activation {kernels}, head and loss {kernels}"
+        assert said in done.stdout
+        curves.append([m["loss"] for m in read_metrics(workplace / out / "metrics.jsonl")])
+        assert json.loads((workplace / out / "result.json").read_text())["test"]["perplexity"] > 1
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -171,6 +188,10 @@ def test_an_interrupted_command_resumes_exactly(workplace, name):
         (
             ("train.py", "--data", "stories.txt", "--attn", "flash", "--window", "8", *SMALL),
             "--attn flash: PyTorch's FlashAttention kernel has no sliding window",
+        ),
+        (
+            ("train.py", "--data", "stories.txt", "--norm-kernel", "triton", *SMALL, *BF16),
+            "--norm-kernel triton: Triton's interpreter computes bf16 wrongly",
         ),
         (("train.py", "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1"),
         (
@@ -211,7 +232,8 @@ def test_help_names_every_option_with_its_meaning(workplace):
     options = (
         "data vocab-size tokenizer preset attn norm norm-position mlp positions tie dropout window "
         "steps epochs batch-size seq-len grad-accum lr min-lr warmup-steps weight-decay beta1 "
-        "beta2 clip eval-every checkpoint-every out resume seed device dtype compile optimizer"
+        "beta2 clip eval-every checkpoint-every out resume seed device dtype compile optimizer "
+        "kernels norm-kernel mlp-kernel loss-kernel"
     )
     for option in options.split():
         assert f"--{option} " in done.stdout.replace(",", " "), option

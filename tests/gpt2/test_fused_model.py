@@ -1,0 +1,118 @@
+"""The model on our kernels against the model on PyTorch's: one training step, every combination."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2.config import PORTABLE, GPTConfig
+from gpt2.model import GPT
+from tests.numerics import judge
+
+FUSED = dict.fromkeys(PORTABLE, "triton")
+OPTIONS = {
+    "norm": ("layernorm", "quicknorm"),
+    "norm_position": ("pre", "post"),
+    "mlp": ("gelu", "swiglu"),
+    "tie": (True, False),
+}
+COMBINATIONS = [
+    dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())
+]
+
+
+def _model(**options: object) -> GPT:
+    """Odd sizes, and two layers, so that a residual addition is fused across them."""
+    shape = {"n_layer": 2, "n_head": 3, "n_embd": 48, "vocab_size": 131, "block_size": 33}
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**(shape | PORTABLE | options)))  # type: ignore[arg-type]
+    with torch.no_grad():  # away from the special values of a fresh model
+        for p in model.parameters():
+            p.add_(torch.randn_like(p), alpha=0.05)
+        model.wte.weight[131:] = 0
+    return model
+
+
+def _batch() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, y = torch.randint(0, 131, (2, 2, 33), generator=generator)
+    y[0, :5] = -100
+    return x, y
+
+
+def _step(model: torch.nn.Module, dtype: torch.dtype = torch.float32) -> dict[str, Tensor]:
+    """The loss and every gradient, by name."""
+    x, y = _batch()
+    _, loss = model.to(dtype)(x, y)
+    loss.backward()
+    found = {name: p.grad.detach().clone() for name, p in model.named_parameters()}
+    model.zero_grad()
+    return {"loss": loss.detach()} | found
+
+
+def _check(got: dict[str, Tensor], options: dict[str, object]) -> None:
+    plain, exact = _step(_model(**options)), _step(_model(**options), torch.float64)
+    assert got.keys() == exact.keys()
+    worst = [str(q) for n in exact if not (q := judge(n, got[n], plain[n], exact[n])).within]
+    assert not worst, "; ".join(worst)
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_a_step_on_our_kernels_keeps_the_error_budget(options):
+    model = _model(**options)
+    model.use(**FUSED)
+    _check(_step(model), options)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    _, loss = compiled(*_batch())
+    loss.backward()
+    _check(
+        {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}, options
+    )
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_each_kernel_can_be_swapped_alone(name):
+    model = _model(**{name: "triton"})
+    assert [n for n in PORTABLE if getattr(model.config, n) == "triton"] == [name]
+    _check(_step(model), {})
+
+
+def test_dropout_and_a_window_reach_the_fused_model():
+    plain, fused = _model(window=7), _model(window=7, **FUSED)
+    x, y = _batch()
+    torch.testing.assert_close(plain(x, y)[1], fused(x, y)[1])
+    torch.manual_seed(3)
+    dropped = _model(dropout=0.5, norm_kernel="triton")(x, y)[1]
+    assert not torch.isclose(dropped, _model()(x, y)[1], rtol=1e-3)
+
+
+@pytest.mark.parametrize("position", ["pre", "post"])
+def test_under_autocast_the_residual_stream_stays_fp32(position):
+    """fp16 stands in for bf16, which the interpreter lacks."""
+    model = _model(norm_position=position, norm_kernel="triton")
+    seen = []
+    for layer in model.h:
+        layer.register_forward_hook(lambda m, args, out: seen.append(out[0].dtype))
+    with torch.autocast("cpu", dtype=torch.float16):
+        x, y = _batch()
+        fused = model(x, y)[1]
+        model.use(norm_kernel="torch")
+        plain = model(x, y)[1]
+    assert seen == [torch.float32] * 4
+    torch.testing.assert_close(fused, plain, rtol=2e-3, atol=0)
+
+
+def test_what_was_chosen_is_what_runs(monkeypatch):
+    """A kernel that is asked for is called, and none that is not."""
+    import kernels.linear_cross_entropy as lce
+
+    def fail(*args: object, **kwargs: object) -> None:
+        raise AssertionError("our loss kernel was called")
+
+    monkeypatch.setattr(lce, "linear_cross_entropy", fail)
+    x, y = _batch()
+    _model()(x, y)
+    with pytest.raises(AssertionError, match="our loss kernel"):
+        _model(loss_kernel="triton")(x, y)
