@@ -21,7 +21,7 @@ from kernels.cross_entropy import LOADS, launch_cross_entropy
 from tests.codegen import SHARED_LIMIT, Code, Job, compile_jobs
 
 HERE = "tests.kernels.test_fused_codegen"
-TARGETS = ["sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "gfx942"]
+TARGETS = list(SHARED_LIMIT)
 REGISTER_LIMIT = {target: 512 if target == "gfx942" else 255 for target in TARGETS}
 
 
