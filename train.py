@@ -14,6 +14,8 @@ import tyro
 
 from gpt2.build import begin, build, plan, prepare_data
 from gpt2.config import TrainConfig
+from gpt2.logs import say
+from gpt2.parallel import agree, joined, separate
 from gpt2.results import report
 from gpt2.training import Diverged
 
@@ -23,21 +25,24 @@ def main() -> int:
     start = time.perf_counter()
     config = tyro.cli(TrainConfig, description=__doc__)
     try:
-        run = plan(config)
-        prepared = prepare_data(run)
-        trainer = build(run, prepared)
-        with run.claim():
-            begin(run, prepared, trainer)
-            signal_number = trainer.fit()
-            if signal_number is not None:
-                print(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")
-                print(f"python train.py --resume {run.folder}")
-                return 128 + signal_number
-            report(trainer, prepared)
+        with joined() as world:
+            run = agree(lambda: plan(config))
+            prepared = prepare_data(run)
+            trainer = build(run, prepared)
+            with run.claim():
+                begin(run, prepared, trainer)
+                signal_number = trainer.fit()
+                separate()
+                if signal_number is not None:
+                    say(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")
+                    say(f"python train.py --resume {run.folder}")
+                    return 128 + signal_number
+                if world.main:
+                    report(trainer, prepared)
     except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"done in {time.perf_counter() - start:.0f} s; everything is in {run.folder}")
+    say(f"done in {time.perf_counter() - start:.0f} s; everything is in {run.folder}")
     return 0
 
 

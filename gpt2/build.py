@@ -20,13 +20,14 @@ from gpt2.files import lock
 from gpt2.logs import say
 from gpt2.machine import Machine, choose_device, choose_machine
 from gpt2.model import GPT, count_parameters
+from gpt2.parallel import world
 from gpt2.run import read_config, write_config
 from gpt2.training import Trainer
 
 # What may be given anew with --resume: it changes neither the model nor the steps already taken.
 _RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
-    "keep", "tensorboard", "sample_tokens", "max_skipped",
+    "keep", "tensorboard", "sample_tokens", "max_skipped", "parallel",
 }  # fmt: skip
 
 
@@ -40,7 +41,10 @@ class Plan:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """Make the folder and hold it; ValueError when another process trains in it."""
+        """Make the folder and hold it; ValueError when another run trains in it."""
+        if not world().main:
+            yield
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             try:
@@ -118,6 +122,8 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
         say(line)
     torch.manual_seed(config.seed)
     model = GPT(shape).to(device)
+    if world().rank:  # equal weights in all processes, but other dropout masks
+        torch.manual_seed(config.seed + world().rank)
     trainer = Trainer(
         config,
         model,
@@ -143,10 +149,11 @@ def begin(the_plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
         checkpoint, damaged = load_newest(folder / "checkpoints")
         for message in damaged:
             say(message)
-        remove_unfinished(folder / "checkpoints")
+        if world().main:
+            remove_unfinished(folder / "checkpoints")
         trainer.restore(checkpoint)
         say(f"resumed {folder} after step {trainer.step:,}")
-    else:
+    elif world().main:
         prepared.tokenizer.save(folder / "tokenizer.json")
         write_config(folder, trainer.config, trainer.model.config)
 

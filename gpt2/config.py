@@ -251,6 +251,10 @@ class TrainConfig:
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
 
+    parallel: Literal["ddp", "fsdp"] | None = None
+    """Under torchrun: every process holds the whole model (ddp), or a part of it (fsdp). None: ddp.
+    """
+
     # --- run folder ---
     out: str | None = None
     """Run folder. None: runs/<data>-<preset>; an existing run is never overwritten."""

@@ -7,6 +7,7 @@ from typing import Any
 from tqdm import tqdm
 
 from gpt2.files import atomic_write
+from gpt2.parallel import world
 
 
 class Logs:
@@ -95,8 +96,9 @@ def plot_loss(folder: Path) -> Path:
 
 
 def say(line: str) -> None:
-    """Print a line without tearing a progress bar apart."""
-    tqdm.write(line)
+    """Print a line, once for all processes, without tearing a progress bar apart."""
+    if world().main:
+        tqdm.write(line)
 
 
 def _tensorboard_writer(folder: Path, after_step: int) -> Any:

@@ -12,6 +12,7 @@ import torch
 
 from gpt2.attention import describe, triton_unusable, unusable
 from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.parallel import world
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -42,6 +43,8 @@ def choose_device(asked: str) -> tuple[torch.device, str | None]:
     Raises:
         ValueError: it does not exist here.
     """
+    if asked in ("auto", "cuda") and torch.cuda.is_available() and world().size > 1:
+        asked = f"cuda:{world().local_rank}"  # one GPU for each process of torchrun
     if asked == "auto":
         if torch.cuda.is_available():
             name = torch.cuda.get_device_name()

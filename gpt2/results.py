@@ -23,8 +23,8 @@ _PROMPT_TOKENS = 12
 
 def report(trainer: Trainer, prepared: Prepared) -> None:
     """Score the test split and print samples with the best weights; keep both in result.json."""
-    step = trainer.load_best_weights()
-    model = trainer.model.eval()
+    model, step = trainer.best_model()
+    model.eval()
     config = model.config
     kernels = (config.attn, config.norm_kernel, config.mlp_kernel, config.loss_kernel)
     if "triton" in kernels and trainer.machine.device.type == "cpu":

@@ -8,6 +8,7 @@ skipped and counted, and too many in a row end the run.
 
 import dataclasses
 import math
+import os
 import signal
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,9 +27,7 @@ from gpt2.checkpoint import (
     best_checkpoint,
     load_checkpoint,
     prune,
-    random_state,
     save_checkpoint,
-    set_random_state,
 )
 from gpt2.config import TrainConfig
 from gpt2.data.batches import Batches
@@ -44,6 +43,20 @@ from gpt2.optim import (
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
+)
+from gpt2.parallel import (
+    check_parallel,
+    gradients_meet,
+    highest,
+    parts_like,
+    random_states,
+    set_random_states,
+    share,
+    spread,
+    summed,
+    whole,
+    whole_tensors,
+    world,
 )
 
 
@@ -69,7 +82,7 @@ def train_step(
     autocast: AbstractContextManager[object] | None = None,
     scaler: torch.amp.GradScaler | None = None,
 ) -> StepResult:
-    """One optimizer step on all micro-batches together.
+    """One optimizer step on all micro-batches together, those of other processes included.
 
     Args:
         model: a GPT, compiled or not; its gradients must be None or zero, and are None afterwards.
@@ -80,20 +93,25 @@ def train_step(
         scaler: loss scaling, for fp16.
     """
     counts = [(y >= 0).sum() for _, y in micro_batches]
-    total = torch.stack(counts).sum()
+    total = summed(torch.stack(counts).sum())
     loss_sum = torch.zeros((), device=total.device)
-    for (x, y), count in zip(micro_batches, counts, strict=True):
-        with autocast or nullcontext():
-            _, loss = model(x, y)
-        part = loss * (count / total)
-        (part if scaler is None else scaler.scale(part)).backward()
-        loss_sum += part.detach()
+    processes = world().size  # they average their gradients, where the sum is wanted
+    for i, ((x, y), count) in enumerate(zip(micro_batches, counts, strict=True)):
+        with gradients_meet(model, now=i == len(micro_batches) - 1):
+            with autocast or nullcontext():
+                _, loss = model(x, y)
+            part = loss * (count / total)
+            loss_sum += part.detach()
+            if processes > 1:
+                part = part * processes
+            (part if scaler is None else scaler.scale(part)).backward()
+    summed(loss_sum)
 
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf)
+    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
     loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # the one wait for the device
     finite = math.isfinite(loss_value) and math.isfinite(norm_value)
     if finite:
@@ -139,18 +157,18 @@ class Trainer:
         self.config, self.model, self.machine = config, model, machine
         self.valid, self.folder, self.bos_id = valid, folder, bos_id
         self.tokenizer_hash = tokenizer_hash
+        self.world = world()
+        check_parallel(config, machine.dtype)
         self.batches = Batches(
             train, seq_len=config.seq_len, batch_size=config.batch_size, seed=config.seed
         )
         self.tokens_per_step = config.seq_len * config.batch_size * config.grad_accum
         self.steps = config.steps or self._steps_of_epochs()
+        self.called = spread(model, config.parallel, compile=machine.compile, device=machine.device)
         self.optimizers = build_optimizers(model, config)
         self.scaler = (
             torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None
         )
-        self.compiled: torch.nn.Module = model
-        if machine.compile:
-            self.compiled = cast(torch.nn.Module, torch.compile(model))
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
@@ -166,7 +184,8 @@ class Trainer:
     def fit(self) -> int | None:
         """Train until the last step. Returns None, or the number of the signal that ended it early.
 
-        SIGINT and SIGTERM end the step at hand, save a checkpoint and return; a second one kills.
+        SIGINT, SIGTERM and SIGHUP end the step at hand, save a checkpoint and return; a second one
+        kills.
 
         Raises:
             Diverged: too many steps in a row were skipped.
@@ -174,13 +193,23 @@ class Trainer:
         config = self.config
         assert config.eval_every
         assert config.checkpoint_every
-        logs = Logs(self.folder, tensorboard=config.tensorboard, after_step=self.step)
-        bar = tqdm(total=self.steps, initial=self.step, unit="step", dynamic_ncols=True)
+        logs = None
+        if self.world.main:
+            logs = Logs(self.folder, tensorboard=config.tensorboard, after_step=self.step)
+        bar = tqdm(
+            total=self.steps,
+            initial=self.step,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.world.main,
+        )
+        ended_by = 0
         clock = time.perf_counter()
         try:
             with _signals() as caught:
-                while self.step < self.steps and not caught:
+                while self.step < self.steps and not ended_by:
                     result, lr = self._next_step()
+                    ended_by = highest(max(caught, default=0))
                     bar.update()
                     last = self.step == self.steps
                     log = self.step % config.log_every == 0 or last
@@ -193,9 +222,9 @@ class Trainer:
                         bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tok/s")
                     if evaluating:
                         metrics["val_loss"] = self._validate()
-                    if len(metrics) > 1:
+                    if logs and len(metrics) > 1:
                         logs.write(**metrics)
-                    if evaluating:
+                    if logs and evaluating:
                         self._report(metrics)
                         plot_loss(self.folder)
                     best = metrics.get("val_loss", math.inf) < self.best_val_loss
@@ -205,14 +234,15 @@ class Trainer:
                         self.save(metrics.get("val_loss"))
                     if log or evaluating:
                         clock = time.perf_counter()  # evaluation and saving are not training time
-                if not caught or self.step == self.steps:
+                if not ended_by or self.step == self.steps:
                     return None
                 if self._saved != self.step:
                     self.save(None)
-                return caught[0]
+                return ended_by
         finally:
             bar.close()
-            logs.close()
+            if logs:
+                logs.close()
 
     def _next_step(self) -> tuple[StepResult, float]:
         config = self.config
@@ -220,9 +250,9 @@ class Trainer:
         assert config.min_lr is not None
         assert config.warmup_steps is not None
         device = self.machine.device
+        drawn = [self.batches.next() for _ in range(config.grad_accum or 1)]
         micro_batches = []
-        for _ in range(config.grad_accum or 1):
-            x, y = self.batches.next()
+        for x, y in share(drawn, self.world):
             if device.type == "cuda":  # pinned, so that the copy does not wait for the GPU
                 x, y = x.pin_memory(), y.pin_memory()
             micro_batches.append((x.to(device, non_blocking=True), y.to(device, non_blocking=True)))
@@ -235,7 +265,7 @@ class Trainer:
         )
         set_learning_rate(self.optimizers, lr)
         result = train_step(
-            self.compiled,
+            self.called,
             self.optimizers,
             micro_batches,
             clip=config.clip,
@@ -303,8 +333,11 @@ class Trainer:
             parts.append(f"MFU {metrics['mfu_exact']:.1%} (exact FLOPs, data-sheet peak)")
         say(" | ".join(parts))
 
-    def save(self, val_loss: float | None) -> Path:
-        """Write a checkpoint of the step at hand, and delete those no longer to be kept."""
+    def save(self, val_loss: float | None) -> None:
+        """Write a checkpoint of the step at hand, and delete those no longer to be kept.
+
+        Every process must call it; the main one writes.
+        """
         state = {
             "step": self.step,
             "val_loss": val_loss,
@@ -320,16 +353,16 @@ class Trainer:
             "torch": torch.__version__,
         }
         checkpoint = Checkpoint(
-            model=self.model.state_dict(),
-            optimizer=optimizer_tensors(self.model, self.optimizers),
-            rng=random_state(),
+            model=whole_tensors(self.model.state_dict()),
+            optimizer=whole_tensors(optimizer_tensors(self.model, self.optimizers)),
+            rng=random_states(),
             state=state,
         )
-        folder = self.folder / "checkpoints"
-        path = save_checkpoint(folder, checkpoint)
-        prune(folder, self.config.keep)
+        if self.world.main:
+            folder = self.folder / "checkpoints"
+            save_checkpoint(folder, checkpoint)
+            prune(folder, self.config.keep)
         self._saved = self.step
-        return path
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, bit for bit.
@@ -343,7 +376,7 @@ class Trainer:
                 f"the checkpoint of step {state['step']} was trained with another tokenizer than "
                 f"the one in {self.folder}"
             )
-        self.model.load_state_dict(checkpoint.model)
+        self.model.load_state_dict(parts_like(checkpoint.model, self.model.state_dict()))
         load_optimizer_tensors(self.model, self.optimizers, checkpoint.optimizer)
         self.batches.load_state_dict(state["data"])
         if self.scaler and state["scaler"]:
@@ -354,23 +387,26 @@ class Trainer:
         best = state["best_val_loss"]
         self.best_val_loss = math.inf if best is None else best
         self._interval = state["interval"]
-        set_random_state(checkpoint.rng)
+        set_random_states(checkpoint.rng, seed=self.config.seed)
 
-    def load_best_weights(self) -> int:
-        """Put the weights with the lowest validation loss into the model; return their step."""
+    def best_model(self) -> tuple[GPT, int]:
+        """The model with the weights of lowest validation loss, all of it here, and their step."""
         path = best_checkpoint(self.folder / "checkpoints")
         if path is None:
-            return self.step
+            return self.model, self.step
+        model = self.model  # alone it is at hand; else its weights may be cut
+        if self.world.size > 1:
+            model = GPT(model.config).to(self.machine.device)
         checkpoint = load_checkpoint(path, weights_only=True)
-        self.model.load_state_dict(checkpoint.model)
-        return int(checkpoint.state["step"])
+        model.load_state_dict(checkpoint.model)
+        return model, int(checkpoint.state["step"])
 
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that the first SIGINT or SIGTERM is put into; the second one acts as usual."""
+    """A list that the first signal to end is put into; the second one acts as usual."""
     caught: list[int] = []
-    names = (signal.SIGINT, signal.SIGTERM)
+    names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
 
     def catch(number: int, frame: FrameType | None) -> None:
         caught.append(number)
