@@ -17,7 +17,7 @@ from gpt2.config import TrainConfig
 from gpt2.logs import say
 from gpt2.parallel import agree, joined, separate
 from gpt2.results import report
-from gpt2.training import Diverged
+from gpt2.training import Diverged, OutOfMemory
 
 
 def main() -> int:
@@ -39,7 +39,7 @@ def main() -> int:
                     return 128 + signal_number
                 if world.main:
                     report(trainer, prepared)
-    except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, Diverged, OutOfMemory, torch.OutOfMemoryError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     say(f"done in {time.perf_counter() - start:.0f} s; everything is in {run.folder}")

@@ -28,6 +28,7 @@ from gpt2.training import Trainer
 _RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
     "keep", "tensorboard", "sample_tokens", "max_skipped", "parallel",
+    "on_spike", "spike_sigma", "check_kernels", "auto_batch",
 }  # fmt: skip
 
 

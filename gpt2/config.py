@@ -240,6 +240,13 @@ class TrainConfig:
     """Largest norm of the gradient; 0 turns clipping off."""
     max_skipped: int = 10
     """Stop after so many steps in a row with a non-finite loss or gradient (each is skipped)."""
+    on_spike: Literal["warn", "skip", "rollback"] = "warn"
+    """When the loss jumps: a warning, or the step skipped, or back to the last checkpoint and on
+    with the text after it."""
+    spike_sigma: float = 6.0
+    """A jump is so many standard deviations above the last 100 losses; 0: never."""
+    check_kernels: int = 0
+    """Every so many steps compare the gradients by each kernel with PyTorch's; 0: never."""
     seed: int = 1337
     """Seed of initialisation, batches, dropout and samples."""
 
@@ -250,6 +257,8 @@ class TrainConfig:
     """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
+    auto_batch: bool = False
+    """When memory runs out, go on with smaller micro-batches and more of them a step."""
 
     parallel: Literal["ddp", "fsdp"] | None = None
     """Under torchrun: every process holds the whole model (ddp), or a part of it (fsdp). None: ddp.

@@ -19,14 +19,10 @@ class Logs:
         Args:
             folder: the run folder.
             tensorboard: also write TensorBoard events to `folder`/tensorboard.
-            after_step: a resumed run goes on after this step; lines of later steps go.
-                dropped.
+            after_step: a resumed run goes on after this step; lines of later steps are dropped.
         """
         self.path = folder / "metrics.jsonl"
-        kept = [m for m in read_metrics(self.path) if m["step"] <= after_step]
-        with atomic_write(self.path) as file:
-            file.write("".join(json.dumps(m) + "\n" for m in kept).encode())
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
+        self._keep_until(after_step)
         self._writer = _tensorboard_writer(folder, after_step) if tensorboard else None
 
     def write(self, **metrics: Any) -> None:
@@ -37,6 +33,17 @@ class Logs:
             for name, value in metrics.items():
                 if name != "step":
                     self._writer.add_scalar(name, value, metrics["step"])
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines after `step`: the run rolled back to it."""
+        self._file.close()
+        self._keep_until(step)
+
+    def _keep_until(self, step: int) -> None:
+        kept = [m for m in read_metrics(self.path) if m["step"] <= step]
+        with atomic_write(self.path) as file:
+            file.write("".join(json.dumps(m) + "\n" for m in kept).encode())
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
 
     def close(self) -> None:
         self._file.close()

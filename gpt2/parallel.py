@@ -135,6 +135,11 @@ def check_parallel(config: TrainConfig, dtype: torch.dtype) -> None:
                 "--optimizer muon needs whole matrices, which --parallel fsdp cuts: "
                 "use --parallel ddp, or --optimizer adamw"
             )
+        if config.check_kernels:
+            raise ValueError(
+                "--check-kernels needs the whole model, which --parallel fsdp cuts: check on one "
+                "process, or with --parallel ddp"
+            )
         if dtype == torch.float16:
             raise ValueError(
                 "--dtype fp16 scales the loss, which --parallel fsdp does not support here: "

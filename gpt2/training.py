@@ -1,31 +1,24 @@
-"""The training step that train.py runs and benchmarks time, and the loop around it.
+"""The training loop: steps, measurements, checkpoints, and what to do when something goes wrong.
 
-A step takes k micro-batches, whose gradients are weighted by their tokens, so that it is exactly
-the step of the one large batch: with n_i targets in micro-batch i and n in all, the loss is sum_i
-(n_i / n) loss_i. A loss or gradient that is not finite never reaches the weights: the step is
-skipped and counted, and too many in a row end the run.
+A step that is not finite is skipped and counted, and too many in a row end the run; a spike of the
+loss is met as `--on-spike` says; an interruption ends with a checkpoint.
 """
 
 import dataclasses
 import math
-import os
-import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from gpt2.checkpoint import (
     Checkpoint,
     best_checkpoint,
+    list_checkpoints,
     load_checkpoint,
+    load_newest,
     prune,
     save_checkpoint,
 )
@@ -34,6 +27,7 @@ from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
 from gpt2.estimate import flops_per_token, peak_flops
 from gpt2.evaluate import evaluate
+from gpt2.kernel_check import SUSPICIOUS, kernel_errors
 from gpt2.logs import Logs, plot_loss, say
 from gpt2.machine import Machine
 from gpt2.model import GPT
@@ -46,82 +40,26 @@ from gpt2.optim import (
 )
 from gpt2.parallel import (
     check_parallel,
-    gradients_meet,
     highest,
     parts_like,
     random_states,
     set_random_states,
     share,
     spread,
-    summed,
-    whole,
     whole_tensors,
     world,
 )
+from gpt2.signals import catching
+from gpt2.spikes import SpikeGuard
+from gpt2.step import StepResult, train_step
 
 
 class Diverged(RuntimeError):
-    """Too many steps in a row had a loss or gradient that was not finite."""
+    """Too many steps were skipped in a row, or too often rolled back."""
 
 
-@dataclass(frozen=True)
-class StepResult:
-    """Loss in nats per token, norm of the gradient before clipping, and whether weights changed."""
-
-    loss: float
-    grad_norm: float
-    skipped: bool
-
-
-def train_step(
-    model: torch.nn.Module,
-    optimizers: Sequence[torch.optim.Optimizer],
-    micro_batches: Sequence[tuple[Tensor, Tensor]],
-    *,
-    clip: float = 1.0,
-    autocast: AbstractContextManager[object] | None = None,
-    scaler: torch.amp.GradScaler | None = None,
-) -> StepResult:
-    """One optimizer step on all micro-batches together, those of other processes included.
-
-    Args:
-        model: a GPT, compiled or not; its gradients must be None or zero, and are None afterwards.
-        optimizers: stepped in order, with the learning rates that they hold.
-        micro_batches: pairs x, y of shape (B, T), int64, on the model's device.
-        clip: largest norm of the gradient; 0 leaves it as it is.
-        autocast: context for the forward passes; None computes in fp32.
-        scaler: loss scaling, for fp16.
-    """
-    counts = [(y >= 0).sum() for _, y in micro_batches]
-    total = summed(torch.stack(counts).sum())
-    loss_sum = torch.zeros((), device=total.device)
-    processes = world().size  # they average their gradients, where the sum is wanted
-    for i, ((x, y), count) in enumerate(zip(micro_batches, counts, strict=True)):
-        with gradients_meet(model, now=i == len(micro_batches) - 1):
-            with autocast or nullcontext():
-                _, loss = model(x, y)
-            part = loss * (count / total)
-            loss_sum += part.detach()
-            if processes > 1:
-                part = part * processes
-            (part if scaler is None else scaler.scale(part)).backward()
-    summed(loss_sum)
-
-    if scaler is not None:
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-    parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
-    loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # the one wait for the device
-    finite = math.isfinite(loss_value) and math.isfinite(norm_value)
-    if finite:
-        for optimizer in optimizers:
-            optimizer.step() if scaler is None else scaler.step(optimizer)
-    if scaler is not None:
-        scaler.update()
-    for optimizer in optimizers:
-        optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss_value, norm_value, skipped=not finite)
+class OutOfMemory(RuntimeError):
+    """A step does not fit the device; the message says what would."""
 
 
 class Trainer:
@@ -169,9 +107,11 @@ class Trainer:
         self.scaler = (
             torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None
         )
+        self.spikes = SpikeGuard(config.spike_sigma)
         self.step = 0
         self.skipped = 0
         self.skipped_in_a_row = 0
+        self.rollbacks = 0
         self.best_val_loss = math.inf
         self._saved = -1
         self._interval = {"loss": 0.0, "steps": 0}
@@ -206,11 +146,17 @@ class Trainer:
         ended_by = 0
         clock = time.perf_counter()
         try:
-            with _signals() as caught:
+            with catching() as caught:
                 while self.step < self.steps and not ended_by:
+                    due = self.step + 1
                     result, lr = self._next_step()
                     ended_by = highest(max(caught, default=0))
-                    bar.update()
+                    bar.update(self.step - bar.n)
+                    if self.step != due:  # rolled back
+                        clock = time.perf_counter()
+                        if logs:
+                            logs.go_back(self.step)
+                        continue
                     last = self.step == self.steps
                     log = self.step % config.log_every == 0 or last
                     evaluating = self.step % config.eval_every == 0 or last
@@ -220,6 +166,8 @@ class Trainer:
                         speed = steps * self.tokens_per_step / (time.perf_counter() - clock)
                         metrics |= self._measured(result, lr, speed)
                         bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tok/s")
+                    if config.check_kernels and self.step % config.check_kernels == 0:
+                        metrics |= self._check_kernels()
                     if evaluating:
                         metrics["val_loss"] = self._validate()
                     if logs and len(metrics) > 1:
@@ -245,6 +193,17 @@ class Trainer:
                 logs.close()
 
     def _next_step(self) -> tuple[StepResult, float]:
+        position = self.batches.state_dict()
+        while True:
+            try:
+                return self._try_step()
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+                self._halve_micro_batch(error)
+                self.batches.load_state_dict(position)
+
+    def _try_step(self) -> tuple[StepResult, float]:
         config = self.config
         assert config.lr
         assert config.min_lr is not None
@@ -271,27 +230,97 @@ class Trainer:
             clip=config.clip,
             autocast=self.machine.autocast(),
             scaler=self.scaler,
+            max_loss=math.inf if config.on_spike == "warn" else self.spikes.limit,
         )
+        self._sample = micro_batches[0]
         self.step += 1
         self._count(result)
         return result, lr
 
     def _count(self, result: StepResult) -> None:
+        spike = result.loss > self.spikes.limit
+        if spike and math.isfinite(result.loss):
+            say(
+                f"step {self.step}: loss {result.loss:.4f} is a spike, above "
+                f"{self.spikes.limit:.4f} ({self.config.spike_sigma:g} standard deviations)"
+            )
+            if self.config.on_spike == "rollback" and self._roll_back():
+                return
         if not result.skipped:
             self.skipped_in_a_row = 0
+            self.spikes.add(result.loss)
             self._interval["loss"] += result.loss
             self._interval["steps"] += 1
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
         what = f"loss {result.loss}, gradient norm {result.grad_norm}"
-        say(f"step {self.step}: skipped, as it is not finite ({what})")
+        say(f"step {self.step}: skipped, as it is {'a spike' if spike else 'not finite'} ({what})")
         if self.skipped_in_a_row >= self.config.max_skipped:
             raise Diverged(
-                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not finite "
-                f"(last: {what}). No such step reached the weights, and the checkpoints in "
-                f"{self.folder} are intact. Try a lower --lr, more --warmup-steps, or --dtype fp32."
+                f"{self.skipped_in_a_row} steps in a row had a loss or gradient that is not "
+                f"finite, or a spike (last: {what}). No such step reached the weights, and the "
+                f"checkpoints in {self.folder} are intact. Try a lower --lr, more --warmup-steps, "
+                "or --dtype fp32."
             )
+
+    def _roll_back(self) -> bool:
+        """Take the last checkpoint's weights, and go on with the text after the step at hand."""
+        if not list_checkpoints(self.folder / "checkpoints"):
+            return False
+        position, rollbacks, spiked = self.batches.state_dict(), self.rollbacks + 1, self.step
+        if rollbacks > self.config.max_skipped:
+            raise Diverged(
+                f"the loss spiked again after {self.rollbacks} rollbacks; the checkpoints in "
+                f"{self.folder} are intact. Try a lower --lr, or --spike-sigma 0 to let it pass."
+            )
+        self.restore(load_newest(self.folder / "checkpoints")[0])
+        self.batches.load_state_dict(position)
+        self.rollbacks = rollbacks
+        say(f"rolled back to step {self.step}, and past the text up to step {spiked}")
+        return True
+
+    def _halve_micro_batch(self, error: RuntimeError) -> None:
+        """After an out-of-memory error: the same step in smaller micro-batches, or an error."""
+        config = self.config
+        size, count = config.batch_size or 1, config.grad_accum or 1
+        if not config.auto_batch or size == 1 or self.world.size > 1:
+            advice = "a smaller --preset or --seq-len"
+            if size > 1:
+                advice = (
+                    f"a lower --batch-size (now {size}; raise --grad-accum to keep the step the "
+                    f"same, or let --auto-batch do both), {advice}"
+                )
+            raise OutOfMemory(
+                f"out of memory on {self.machine.device} in step {self.step + 1}; try {advice}. "
+                f"({str(error).splitlines()[0]})"
+            ) from error
+        smaller = next(b for b in range(size // 2, 0, -1) if size * count % b == 0)
+        self.config = dataclasses.replace(
+            config, batch_size=smaller, grad_accum=size * count // smaller
+        )
+        self.batches.batch_size = smaller
+        for parameter in self.model.parameters():
+            parameter.grad = None
+        if self.machine.device.type == "cuda":
+            torch.cuda.empty_cache()
+        say(
+            f"out of memory: going on with micro-batches of {smaller} instead of {size}, "
+            f"{self.config.grad_accum} a step"
+        )
+
+    def _check_kernels(self) -> dict[str, float]:
+        """Report each kernel's gradient error on a micro-batch of the step at hand."""
+        autocast = self.machine.autocast()
+        errors = kernel_errors(self.model, *self._sample, autocast=autocast)
+        for name, error in errors.items():
+            doubt = error > SUSPICIOUS[self.machine.dtype]
+            say(
+                f"step {self.step}: {name} {getattr(self.model.config, name)} against PyTorch's: "
+                f"gradients differ by {error:.1e}"
+                + (": more than rounding explains, do not trust this kernel" if doubt else "")
+            )
+        return {f"kernel_error/{name}": error for name, error in errors.items()}
 
     def _measured(self, result: StepResult, lr: float, speed: float) -> dict[str, Any]:
         """The line of metrics of the interval that ends here, and the start of the next."""
@@ -344,6 +373,8 @@ class Trainer:
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
+            "rollbacks": self.rollbacks,
+            "recent_losses": list(self.spikes.losses),
             "interval": self._interval,
             "data": self.batches.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
@@ -384,6 +415,8 @@ class Trainer:
         self.step = state["step"]
         self.skipped = state["skipped"]
         self.skipped_in_a_row = state["skipped_in_a_row"]
+        self.rollbacks = state.get("rollbacks", 0)
+        self.spikes = SpikeGuard(self.config.spike_sigma, state.get("recent_losses", ()))
         best = state["best_val_loss"]
         self.best_val_loss = math.inf if best is None else best
         self._interval = state["interval"]
@@ -402,23 +435,5 @@ class Trainer:
         return model, int(checkpoint.state["step"])
 
 
-@contextmanager
-def _signals() -> Iterator[list[int]]:
-    """A list that the first signal to end is put into; the second one acts as usual."""
-    caught: list[int] = []
-    names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
-
-    def catch(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        for name in names:
-            signal.signal(name, signal.SIG_DFL)
-        say(
-            f"{signal.Signals(number).name}: finishing this step and saving; once more ends at once"
-        )
-
-    before = [signal.signal(name, catch) for name in names]
-    try:
-        yield caught
-    finally:
-        for name, handler in zip(names, before, strict=True):
-            signal.signal(name, handler)
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
