@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -58,7 +59,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         RNG: checkpoint.rng,
     }
     for name, tensors in tensor_files.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in tensors.items()}, temporary / name)
+        whole = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
+        try:
+            save_file(whole, temporary / name)
+        except SafetensorError as error:  # how that library reports a full disk
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise OSError(
+                f"could not write {temporary / name}: {error}. The checkpoints before it are "
+                "intact: make room on the disk, then go on with --resume"
+            ) from error
         _flush(temporary / name)
     write_json(temporary / STATE, checkpoint.state)
     files = {

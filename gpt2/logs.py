@@ -1,5 +1,6 @@
 """What a run leaves to look at: metrics.jsonl, loss.png, TensorBoard, and lines on the terminal."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,18 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f"{path}, line {number}: not a JSON object") from None
     return metrics
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Length and SHA-256 of a metrics.jsonl, for a checkpoint to know it again."""
+    content = path.read_bytes() if path.exists() else b""
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def altered(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a metrics.jsonl does not begin with what `fingerprint` saw."""
+    content = path.read_bytes()[: known["bytes"]] if path.exists() else b""
+    return hashlib.sha256(content).hexdigest() != known["sha256"]
 
 
 def plot_loss(folder: Path) -> Path:

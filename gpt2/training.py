@@ -28,7 +28,7 @@ from gpt2.data.shards import TokenStream
 from gpt2.estimate import flops_per_token, peak_flops
 from gpt2.evaluate import evaluate
 from gpt2.kernel_check import SUSPICIOUS, kernel_errors
-from gpt2.logs import Logs, plot_loss, say
+from gpt2.logs import Logs, altered, fingerprint, plot_loss, say
 from gpt2.machine import Machine
 from gpt2.model import GPT
 from gpt2.optim import (
@@ -367,8 +367,10 @@ class Trainer:
 
         Every process must call it; the main one writes.
         """
+        metrics = self.folder / "metrics.jsonl"
         state = {
             "step": self.step,
+            "metrics": fingerprint(metrics),
             "val_loss": val_loss,
             "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
             "skipped": self.skipped,
@@ -406,6 +408,12 @@ class Trainer:
             raise ValueError(
                 f"the checkpoint of step {state['step']} was trained with another tokenizer than "
                 f"the one in {self.folder}"
+            )
+        metrics = self.folder / "metrics.jsonl"
+        if "metrics" in state and altered(metrics, state["metrics"]):
+            say(
+                f"{metrics} is not what it was at step {state['step']}: the curve of the steps "
+                "until then may have gaps or wrong figures; training itself does not depend on it"
             )
         self.model.load_state_dict(parts_like(checkpoint.model, self.model.state_dict()))
         load_optimizer_tensors(self.model, self.optimizers, checkpoint.optimizer)
