@@ -190,12 +190,18 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"positions, {'tied' if shape.tie else 'untied'} head)"
     )
     memory = training_memory(
-        shape, batch_size=config.batch_size, seq_len=config.seq_len, dtype=machine.dtype
+        shape,
+        batch_size=config.batch_size,
+        seq_len=config.seq_len,
+        dtype=machine.dtype,
+        device_type=machine.device.type,
+        optimizer=config.optimizer or "adamw",
+        grad_accum=config.grad_accum or 1,
     )
     has = device_memory(machine.device)
     of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
     say(f"memory, estimated: {memory}{of}")
-    if has and memory.total > 0.95 * has:
+    if has and memory.peak > 0.95 * has:
         say(
             "warning: that is likely too much. Lower --batch-size (raise --grad-accum to keep the "
             "step the same), lower --seq-len, or choose a smaller --preset"

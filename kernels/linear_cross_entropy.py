@@ -211,7 +211,7 @@ def linear_cross_entropy(
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
         check_dtype(op, dtype)
-    check_launchable(op, x, weight, one_dtype=dtype == x.dtype)
+    check_launchable(op, x, weight, one_dtype=not torch.is_autocast_enabled(x.device.type))
     vocab_size = check_vocab_size(op, vocab_size, len(weight))
     check_loss_options(op, label_smoothing, z_loss)
     if chunk_bytes < 1:

@@ -91,14 +91,14 @@ def test_dropout_and_a_window_reach_the_fused_model():
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_under_autocast_the_residual_stream_stays_fp32(position):
     """fp16 stands in for bf16, which the interpreter lacks."""
-    model = _model(norm_position=position, norm_kernel="triton")
+    model = _model(norm_position=position, **FUSED)
     seen = []
     for layer in model.h:
         layer.register_forward_hook(lambda m, args, out: seen.append(out[0].dtype))
     with torch.autocast("cpu", dtype=torch.float16):
         x, y = _batch()
         fused = model(x, y)[1]
-        model.use(norm_kernel="torch")
+        model.use(**PORTABLE)
         plain = model(x, y)[1]
     assert seen == [torch.float32] * 4
     torch.testing.assert_close(fused, plain, rtol=2e-3, atol=0)
