@@ -104,6 +104,24 @@ def triton(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
     return attention_qkvpacked(qkv, window=window, dropout_p=dropout_p)
 
 
+def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
+    """New queries against the keys and values of a cache: the same function, for every backend.
+
+    One token has one row of scores, and no future to hide: there is nothing to fuse, nor to tile.
+
+    Args:
+        q: queries (B, T, H, D).
+        kv: keys and values of S >= T positions (B, S, 2, H, D).
+        mask: True where a query may look (B, 1, T, S); None: everywhere.
+
+    Returns:
+        (B, T, H, D).
+    """
+    k, v = (t.transpose(1, 2) for t in kv.unbind(2))
+    y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    return y.transpose(1, 2)
+
+
 BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa, "flash": flash, "triton": triton}
 
 
@@ -191,3 +209,9 @@ def triton_unusable(device: torch.device, dtype: torch.dtype, *, instead: str) -
         if os.environ.get("TRITON_INTERPRET") != "1":
             return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
     return None
+
+
+if __name__ == "__main__":
+    from gpt2.self_checks import check_attention
+
+    check_attention()

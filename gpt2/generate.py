@@ -1,167 +1,71 @@
-"""Text from a trained model: greedy decoding, temperature, top-k and nucleus sampling.
+"""Text from a trained model, by greedy decoding or sampling, with a key-value cache.
 
     python -m gpt2.generate runs/demo --prompt "Once upon a time" --strategy top-p --top-p 0.9
+    python -m gpt2.generate runs/demo --prompt-file prompts.txt --samples 3 --seed 7
 
-With logits z and temperature t the next token is drawn from p = softmax(z / t), cut down to
-    greedy  the most probable token (t = 0)
-    top-k   the k most probable (Fan et al. 2018, arXiv:1805.04833)
-    top-p   the smallest set that holds probability p (nucleus; Holtzman et al. 2020,
-            arXiv:1904.09751)
-and renormalised.
+The strategies are in gpt2/sampling.py; what happens past the context is told in gpt2/decoding.py:
+learned positions drop the older half of the context and encode the rest anew; sinusoidal ones go
+on. A prompt that is itself longer than learned positions reach is refused.
 """
 
+import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor
-from tyro.conf import Positional
+from tyro.conf import Positional, UseAppendAction
 
+from gpt2.decoding import check_prompts, continuations, generate, stream_tokens, until
 from gpt2.model import GPT
+from gpt2.sampling import Sampling, strategy
 
-Strategy = Literal["greedy", "sample", "top-k", "top-p"]
+if TYPE_CHECKING:
+    from gpt2.tokenizer import Tokenizer
 
+__all__ = ["Sampling", "generate", "strategy", "stream_tokens"]
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is chosen from its distribution. `temperature=0` is greedy."""
-
-    temperature: float = 1.0
-    top_k: int | None = None
-    top_p: float | None = None
-
-    def __post_init__(self) -> None:
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k must be at least 1, got {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top-p must be in (0, 1], got {self.top_p}")
-
-
-def strategy(name: str, *, temperature: float, top_k: int, top_p: float) -> Sampling:
-    """The sampling of a named strategy.
-
-    Raises:
-        ValueError: an unknown name, or a parameter out of range.
-    """
-    if name == "greedy":
-        return Sampling(temperature=0)
-    if name == "sample":
-        return Sampling(temperature=temperature)
-    if name == "top-k":
-        return Sampling(temperature=temperature, top_k=top_k)
-    if name == "top-p":
-        return Sampling(temperature=temperature, top_p=top_p)
-    raise ValueError(f"unknown strategy {name!r}: choose greedy, sample, top-k or top-p")
-
-
-def next_token(
-    logits: Tensor, sampling: Sampling, generator: torch.Generator | None = None
-) -> Tensor:
-    """Choose a token for each row: logits (B, V) -> ids (B,), int64."""
-    if sampling.temperature == 0:
-        return logits.argmax(dim=-1)
-    logits = logits.float() / sampling.temperature
-    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
-    p = logits.softmax(dim=-1)
-    if sampling.top_p is not None:
-        ordered, order = p.sort(dim=-1, descending=True)
-        # A token is out when those before it already hold top_p; the first is always in.
-        before = ordered.cumsum(dim=-1) - ordered
-        out = torch.zeros_like(p, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
-        p = p.masked_fill(out, 0.0)
-    return torch.multinomial(p, 1, generator=generator)[:, 0]
-
-
-@torch.no_grad()
-def stream_tokens(
-    model: GPT,
-    idx: Tensor,
-    max_new_tokens: int,
-    *,
-    sampling: Sampling,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
-    """Yield the next token of each row, `max_new_tokens` times.
-
-    Args:
-        model: in evaluation mode.
-        idx: prompts (B, T), int64, T >= 1.
-        max_new_tokens: how many tokens to add.
-        sampling: how each is chosen.
-        generator: source of randomness; None takes PyTorch's own.
-
-    Yields:
-        ids (B,), int64. With learned positions the model sees the last `block_size` tokens.
-    """
-    if idx.shape[1] == 0:
-        raise ValueError(
-            "the prompt is empty: start from at least one token, such as <|endoftext|>"
-        )
-    for _ in range(max_new_tokens):
-        if model.config.positions == "learned":
-            idx = idx[:, -model.config.block_size :]
-        token = next_token(model.next_logits(idx), sampling, generator)
-        idx = torch.cat([idx, token[:, None]], dim=1)
-        yield token
-
-
-def generate(
-    model: GPT,
-    idx: Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-    generator: torch.Generator | None = None,
-    stop_id: int | None = None,
-) -> Tensor:
-    """Continue the prompts: idx (B, T) -> (B, T + n), n <= max_new_tokens.
-
-    It ends early when every row has produced `stop_id`; rows that ended first are filled up with
-    it. See `stream_tokens` for the other arguments.
-    """
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    columns = [idx]
-    ended = torch.zeros(len(idx), dtype=torch.bool, device=idx.device)
-    for token in stream_tokens(model, idx, max_new_tokens, sampling=sampling, generator=generator):
-        if stop_id is not None:
-            token = token.masked_fill(ended, stop_id)
-            ended |= token == stop_id
-        columns.append(token[:, None])
-        if stop_id is not None and bool(ended.all()):
-            break
-    return torch.cat(columns, dim=1)
+Strategy = Literal["greedy", "sample", "top-k", "top-p", "min-p"]
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Continue a prompt with a trained model; the text appears as it is made."""
+    """Continue prompts with a trained model. One continuation appears as it is made; several are
+    made together, a batch at a time."""
 
     run: Positional[str]
     """Run folder, as `python train.py` makes it."""
-    prompt: str = ""
-    """Text to continue. Empty: the beginning of a new document."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """Text to continue; may be given several times. None, or an empty one: a new document."""
+    prompt_file: str | None = None
+    """File with a prompt on each line; blank lines are left out."""
     strategy: Strategy = "top-p"
-    """greedy, sample (the whole distribution), top-k or top-p."""
+    """greedy, sample (the whole distribution), top-k, top-p or min-p."""
     top_k: int = 50
     """For top-k: how many tokens to draw from."""
     top_p: float = 0.9
     """For top-p: the probability that the tokens to draw from hold together."""
+    min_p: float = 0.1
+    """For min-p: the least probability to draw from, as a share of the largest."""
     temperature: float = 1.0
     """Below 1 sharper, above 1 flatter; for all strategies but greedy."""
+    repetition_penalty: float = 1.0
+    """Above 1 (1.2 is usual) tokens of the prompt and the continuation become less likely."""
     max_tokens: int = 200
-    """Tokens to make at most; the end of the document ends it earlier."""
+    """Tokens to make at most; the end of the document ends it earlier. A prompt must fit the
+    context, and the text may outgrow it: then learned positions drop the older half of the context
+    and encode the rest anew, and sinusoidal ones go on."""
     samples: int = 1
-    """How many continuations."""
+    """How many continuations of each prompt."""
     seed: int = 1337
-    """Seed of the samples."""
+    """Seed of the first sample of a prompt; the next has the next number. What a prompt is sampled
+    to does not depend on the other prompts."""
+    batch_size: int = 16
+    """Continuations that are made at a time."""
+    cache: bool = True
+    """Keep keys and values, so that a token costs one token. The text is the same without."""
     checkpoint: str = "best"
     """best, last, or the number of a step."""
     device: str = "auto"
@@ -171,41 +75,91 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     from gpt2.run import load_run
 
+    for name in ("max_tokens", "samples", "batch_size"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
     sampling = strategy(
         arguments.strategy,
         temperature=arguments.temperature,
         top_k=arguments.top_k,
         top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
     )
+    prompts = _read_prompts(arguments)
     run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
-    device = next(run.model.parameters()).device
-    prompt = run.tokenizer.encode(arguments.prompt) or [run.tokenizer.eot_id]
-    generator = torch.Generator(device).manual_seed(arguments.seed)
-    for number in range(arguments.samples):
-        if arguments.samples > 1:
-            print(f"--- sample {number + 1} ---")
-        print(arguments.prompt, end="", flush=True)
-        ids = (
-            int(token)
-            for token in stream_tokens(
-                run.model,
-                torch.tensor([prompt], device=device),
-                arguments.max_tokens,
-                sampling=sampling,
-                generator=generator,
-            )
+    writer = _Writer(run.model, run.tokenizer, sampling, arguments)
+    ids = [run.tokenizer.encode(prompt) or [run.tokenizer.eot_id] for prompt in prompts]
+    check_prompts(run.model, ids)
+    if len(prompts) == arguments.samples == 1:
+        writer.stream(prompts[0], ids[0])
+    else:
+        writer.write(prompts, ids)
+
+
+def _read_prompts(arguments: Arguments) -> list[str]:
+    if arguments.prompt_file is None:
+        return list(arguments.prompt) or [""]
+    if arguments.prompt:
+        raise ValueError("--prompt and --prompt-file both give prompts: use one of them")
+    try:
+        lines = Path(arguments.prompt_file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{arguments.prompt_file} is not UTF-8 text: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{arguments.prompt_file} holds no prompt: write one on each line")
+    return prompts
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Prints continuations, each drawn by a generator of its own."""
+
+    model: GPT
+    tokenizer: "Tokenizer"
+    sampling: Sampling
+    arguments: Arguments
+
+    def stream(self, prompt: str, ids: list[int]) -> None:
+        """Print a continuation as it is made."""
+        tokens = stream_tokens(
+            self.model,
+            [ids],
+            self.arguments.max_tokens,
+            sampling=self.sampling,
+            generator=self._generators([0]),
+            use_cache=self.arguments.cache,
         )
-        for text in run.tokenizer.decode_stream(_until(ids, run.tokenizer.eot_id)):
-            sys.stdout.write(text)
-            sys.stdout.flush()
+        print(prompt, end="", flush=True)
+        new = until((int(token) for token in tokens), self.tokenizer.eot_id)
+        for text in self.tokenizer.decode_stream(new):
+            print(text, end="", flush=True)
         print()
 
+    def write(self, prompts: Sequence[str], ids: Sequence[list[int]]) -> None:
+        """Print all samples of all prompts, a batch at a time."""
+        rows = list(itertools.product(range(len(prompts)), range(self.arguments.samples)))
+        for start in range(0, len(rows), self.arguments.batch_size):
+            batch = rows[start : start + self.arguments.batch_size]
+            made = continuations(
+                self.model,
+                [ids[number] for number, _ in batch],
+                self.arguments.max_tokens,
+                sampling=self.sampling,
+                generator=self._generators([sample for _, sample in batch]),
+                stop_id=self.tokenizer.eot_id,
+                use_cache=self.arguments.cache,
+                progress=sys.stderr.isatty(),
+            )
+            for (number, sample), new in zip(batch, made, strict=True):
+                print(f"--- prompt {number + 1}, sample {sample + 1}")
+                print(prompts[number] + self.tokenizer.decode(new), flush=True)
 
-def _until(ids: Iterator[int], stop_id: int) -> Iterator[int]:
-    for i in ids:
-        if i == stop_id:
-            return
-        yield i
+    def _generators(self, samples: Sequence[int]) -> list[torch.Generator]:
+        device = next(self.model.parameters()).device
+        return [torch.Generator(device).manual_seed(self.arguments.seed + n) for n in samples]
 
 
 if __name__ == "__main__":

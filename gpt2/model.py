@@ -16,12 +16,14 @@ Source: Radford et al. 2019; tied head: Press and Wolf 2017, arXiv:1608.05859.
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.attention import BACKENDS
+from gpt2.attention import BACKENDS, attend_past
+from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import (
     GELU,
@@ -47,11 +49,15 @@ class MultiHeadAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, chunk: Chunk | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
-        dropout_p = self.dropout if self.training else 0.0
-        y = self.attend(qkv, window=self.window, dropout_p=dropout_p)  # (B, T, H, D)
+        past = None if chunk is None else chunk.append(self, qkv[:, :, 1:])
+        if past is None:
+            dropout_p = self.dropout if self.training else 0.0
+            y = self.attend(qkv, window=self.window, dropout_p=dropout_p)  # (B, T, H, D)
+        else:
+            y = attend_past(qkv[:, :, 0], *past)
         return self.c_proj(y.reshape(B, T, C))
 
 
@@ -67,13 +73,15 @@ class TransformerLayer(nn.Module):
         self.mlp = build_mlp(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, branch: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Tensor, branch: Tensor | None = None, chunk: Chunk | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """The residual stream (B, T, C), and what is still to be added to it (pre-norm only)."""
         if self.pre_norm:
             y, x = (self.ln_1(x), x) if branch is None else self.ln_1.add(x, branch)
-            y, x = self.ln_2.add(x, self.drop(self.attn(y)))
+            y, x = self.ln_2.add(x, self.drop(self.attn(y, chunk)))
             return x, self.drop(self.mlp(y))
-        x, _ = self.ln_1.add(x, self.drop(self.attn(x)), x.dtype)
+        x, _ = self.ln_1.add(x, self.drop(self.attn(x, chunk)), x.dtype)
         x, _ = self.ln_2.add(x, self.drop(self.mlp(x)), x.dtype)
         return x, None
 
@@ -134,34 +142,53 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:  # (V padded, C)
         return self.wte.weight if self.config.tie else self.lm_head.weight
 
-    def embed(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        T = idx.shape[1]
+    def embed(self, idx: Tensor, chunk: Chunk | None = None) -> Tensor:  # (B, T) -> (B, T, C)
+        T, C = idx.shape[1], self.config.n_embd
+        positions, end = (slice(T), T) if chunk is None else (chunk.positions, chunk.end)
         if self.config.positions == "learned":
-            if T > self.config.block_size:
+            if end > self.config.block_size:
                 raise ValueError(
-                    f"{T} tokens do not fit the {self.config.block_size} learned positions: "
+                    f"{end} tokens do not fit the {self.config.block_size} learned positions: "
                     "shorten the input, or train with --positions sinusoidal"
                 )
-            return self.wte(idx) + self.wpe.weight[:T]
-        positions = self.positions[:T]
-        if len(positions) < T:
-            positions = create_sinusoidal_positions(T, self.config.n_embd).to(idx.device)
+            return self.wte(idx) + self.wpe.weight[positions]
+        if end > len(self.positions):  # at least doubled, so that decoding seldom comes here
+            table = create_sinusoidal_positions(max(end, 2 * len(self.positions)), C)
+            self.positions = table.to(self.positions)
         # Embeddings of size 0.02 would drown in sines of size 1 (Vaswani et al. 2017, section 3.4).
-        return self.wte(idx) * math.sqrt(self.config.n_embd) + positions
+        return self.wte(idx) * math.sqrt(C) + self.positions[positions]
 
-    def hidden(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, T, C)
-        """What the layers make of the tokens: the input of the output head."""
-        x, branch = self.drop(self.embed(idx)), None
+    def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T) -> (B, T, C)
+        """What the layers make of the tokens: the input of the output head.
+
+        With a cache the tokens follow those that it holds, and join them.
+        """
+        chunk = None if cache is None else cache.extend(idx.shape[1], idx.device)
+        x, branch = self.drop(self.embed(idx, chunk)), None
         for layer in self.h:
-            x, branch = layer(x, branch)
+            x, branch = layer(x, branch, chunk)
         return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)
         return F.linear(x, self.head_weight[: self.config.vocab_size])
 
-    def next_logits(self, idx: Tensor) -> Tensor:  # (B, T) -> (B, V)
-        """Logits of the token that follows."""
-        return self.logits(self.hidden(idx)[:, -1])
+    def next_logits(
+        self, idx: Tensor, cache: KVCache | None = None, lengths: Sequence[int] | None = None
+    ) -> Tensor:
+        """Logits (B, V) of the token that follows each row.
+
+        Args:
+            idx: token ids (B, T), int64; with a cache those that follow what it holds.
+            cache: keys and values of earlier tokens; gets those of `idx` as well.
+            lengths: how many tokens of each row count, where rows were filled up at their ends.
+        """
+        x = self.hidden(idx, cache)
+        if lengths is None:
+            return self.logits(x[:, -1])
+        if cache is not None:
+            cache.forget([idx.shape[1] - length for length in lengths])
+        last = torch.tensor(lengths, device=idx.device) - 1
+        return self.logits(x[torch.arange(len(x), device=idx.device), last])
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None
@@ -194,3 +221,9 @@ def count_parameters(config: GPTConfig) -> int:
     total = sum(p.numel() for p in model.parameters())
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
     return total - padding * (1 if config.tie else 2)
+
+
+if __name__ == "__main__":
+    from gpt2.self_checks import check_model
+
+    check_model()

@@ -7,10 +7,11 @@ import torch
 
 from gpt2.config import PORTABLE
 from gpt2.data.prepare import Prepared
+from gpt2.decoding import generate
 from gpt2.evaluate import evaluate
 from gpt2.files import write_json
-from gpt2.generate import Sampling, generate
 from gpt2.logs import plot_loss, say
+from gpt2.sampling import Sampling
 from gpt2.training import Trainer
 
 STRATEGIES = {

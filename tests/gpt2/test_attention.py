@@ -1,4 +1,9 @@
-"""Attention backends agree with each other and with PyTorch's own (A6, B4, C2, C3, C5, C17)."""
+"""Attention backends agree with each other and with PyTorch (A6, B4, C2, C3, C5, C17, C18)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -112,3 +117,30 @@ def test_where_our_kernel_is_slow_it_says_so(monkeypatch):
     assert "no tensor cores" in describe("triton", torch.device("cuda"))
     capability["value"] = (9, 0)
     assert describe("triton", torch.device("cuda")) == "our Triton kernel"
+
+
+@pytest.mark.parametrize("interpreted", [False, True])
+def test_the_module_checks_itself(interpreted):
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    if interpreted:
+        environment["TRITON_INTERPRET"] = "1"
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2.attention"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    lines = done.stdout.splitlines()
+    assert "    x x x . .        . x x . ." in lines
+    said = [line[:2] + " " + line.split()[1].rstrip(":") for line in lines]
+    assert said.count("ok naive") == said.count("ok sdpa") == 2
+    assert "ok BasicAttention" in said
+    if interpreted:
+        assert said.count("ok triton") == 2
+    else:
+        assert sum("triton: cannot run here: " in line for line in lines) == 2
+        assert "set TRITON_INTERPRET=1" in done.stdout

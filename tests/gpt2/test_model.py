@@ -1,7 +1,11 @@
-"""GPT-2's sizes, its forward pass, every combination of options (A5-A10, B3-B10, C11-C15)."""
+"""GPT-2's sizes, its forward pass, every combination of options (A5-A10, B3-B10, C11-C15, C18)."""
 
 import itertools
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from gpt2.config import PRESETS, GPTConfig
-from gpt2.generate import generate
+from gpt2.decoding import generate
 from gpt2.model import GPT, count_parameters
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50, block_size=12)
@@ -228,3 +232,29 @@ def test_the_model_compiles_whole_and_agrees():
 def test_impossible_configurations_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**options)
+
+
+def test_the_module_checks_itself():
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2.model"],
+        cwd=Path(__file__).resolve().parents[2],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not done.stderr
+    claims = [line for line in done.stdout.splitlines() if line.startswith("ok ")]
+    assert len(claims) == 5
+    assert "124,439,808" in claims[0]
+
+
+def test_a_self_check_that_fails_says_which_claim_and_ends_with_status_1(capsys, monkeypatch):
+    from gpt2 import self_checks
+
+    monkeypatch.setattr(self_checks, "count_parameters", lambda config: 7)
+    with pytest.raises(SystemExit) as end:
+        self_checks.check_model()
+    assert end.value.code == "2 of the claims above do not hold"
+    assert "WRONG  124,439,808 together" in capsys.readouterr().out

@@ -1,0 +1,115 @@
+"""Keys and values that are computed once, so that the next token costs one token.
+
+    cache = KVCache(model.config, batch_size=len(prompt))
+    logits = model.next_logits(prompt, cache)             # (B, T), all of it in one pass
+    logits = model.next_logits(token[:, None], cache)     # (B, 1), sees all that went before
+
+As no position sees a later one, the keys and values of a position never change. Each row counts its
+positions from its own first token, so that rows of different lengths share a batch: a shorter row
+ends earlier, and what lies beyond its end is never seen.
+
+Memory: 2 L C numbers for each position and row, with room for a power of two of positions, doubled
+when it is full. A window does not bound it: older keys are kept, and not read.
+
+Axes: B batch, T new positions, S positions held, H heads, D head width, L layers, C channels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.config import GPTConfig
+
+
+class KVCache:
+    """The keys and values of all layers, for the tokens that a model has read.
+
+    Attributes:
+        window: of the model's attention.
+        lengths: how many tokens of each row are held.
+        kv: keys and values (B, room, 2, H, D) of each attention module.
+    """
+
+    def __init__(self, config: GPTConfig, batch_size: int) -> None:
+        self.window = config.window
+        self.lengths = [0] * batch_size
+        self.kv: dict[nn.Module, Tensor] = {}
+
+    def extend(self, T: int, device: torch.device) -> "Chunk":
+        """Take in T more tokens of each row, in a forward pass that now begins."""
+        chunk = Chunk(self, T, device)
+        self.lengths = [length + T for length in self.lengths]
+        return chunk
+
+    def forget(self, counts: Sequence[int]) -> None:
+        """Forget the last `counts[b]` tokens of each row b."""
+        self.lengths = [n - count for n, count in zip(self.lengths, counts, strict=True)]
+        assert min(self.lengths) >= 0
+
+    def replace(self, rows: Sequence[int], other: "KVCache") -> None:
+        """Let `rows`, which hold no fewer tokens, hold what the rows of `other` do instead."""
+        end = max(other.lengths)
+        for attention, kv in other.kv.items():
+            self.kv[attention][rows, :end] = kv[:, :end]
+        for row, length in zip(rows, other.lengths, strict=True):
+            self.lengths[row] = length
+
+
+class Chunk:
+    """T tokens of each row that follow those in a cache, on their way through the layers.
+
+    Attributes:
+        positions: of the tokens: a slice where all rows agree, or else (B, T), int64.
+        end: the position after the last one.
+    """
+
+    def __init__(self, cache: KVCache, T: int, device: torch.device) -> None:
+        self._cache = cache
+        starts = cache.lengths
+        self._follows = any(starts)
+        self.end = max(starts) + T
+        self._seen = slice(self.end)
+        self._mask: Tensor | None = None
+        self._rows: slice | Tensor = slice(None)
+        self.positions: slice | Tensor = slice(starts[0], self.end)
+        together = min(starts) == max(starts)
+        if together and T == 1:
+            if cache.window is not None:  # a slice does for a mask
+                self._seen = slice(max(0, self.end - cache.window), self.end)
+            return
+        each = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
+        if not together:
+            self._rows, self.positions = torch.arange(len(starts), device=device)[:, None], each
+        if self._follows:
+            self._mask = _visible(each, self.end, cache.window)
+
+    def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None] | None:
+        """Keep the keys and values (B, T, 2, H, D) of these tokens in one layer.
+
+        Returns:
+            None if no token went before these. Or else what they attend to: keys and values (B, S,
+            2, H, D), and a mask (B, 1, T, S), True where they may look; None for everywhere.
+        """
+        held = self._cache.kv.get(attention)
+        if held is None or held.shape[1] < self.end:
+            held = self._cache.kv[attention] = _with_room(held, kv, 1 << self.end.bit_length())
+        held[self._rows, self.positions] = kv
+        return (held[:, self._seen], self._mask) if self._follows else None
+
+
+def _visible(positions: Tensor, end: int, window: int | None) -> Tensor:
+    """Whether the queries at `positions` (B, T) may see the keys 0 .. end-1: (B, 1, T, end)."""
+    distance = positions[:, None, :, None] - torch.arange(end, device=positions.device)
+    return (distance >= 0) & (distance < (window or end))
+
+
+def _with_room(held: Tensor | None, kv: Tensor, room: int) -> Tensor:
+    """A buffer like kv for `room` positions, with what was held at its beginning.
+
+    It is zero elsewhere: weights of zero would not hide a NaN.
+    """
+    buffer = kv.new_zeros(len(kv), room, *kv.shape[2:])
+    if held is not None:
+        buffer[:, : held.shape[1]] = held
+    return buffer

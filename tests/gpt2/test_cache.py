@@ -1,0 +1,131 @@
+"""A model that reads text in pieces, through a key-value cache, is the one that reads it whole."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from gpt2.attention import BACKENDS, attend_past, causal_mask, unusable
+from gpt2.cache import KVCache
+from gpt2.config import GPTConfig
+from gpt2.model import GPT
+from tests.gpt2.loud_model import CONTEXT, V, loud_model
+
+
+def _all_next_logits(model: GPT, idx: torch.Tensor, pieces: list[int]) -> list[torch.Tensor]:
+    """The logits (B, V) after each piece of the text."""
+    cache = KVCache(model.config, len(idx))
+    return [model.next_logits(piece, cache) for piece in idx.split(pieces, dim=1)]
+
+
+OPTIONS = [
+    {"positions": positions, "norm_position": norm_position, "window": window}
+    for positions, norm_position, window in itertools.product(
+        ["learned", "sinusoidal"], ["pre", "post"], [None, 1, 6]
+    )
+]
+
+
+@pytest.mark.parametrize("pieces", [[1] * 17, [9, *[1] * 8], [5, 7, 1, 3, 1], [17]], ids=str)
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+def test_pieces_of_any_size_give_the_logits_of_the_whole_text(options, pieces):
+    model = loud_model(**options).double()
+    idx = torch.randint(0, V, (3, 17))
+    whole, _ = model(idx)
+    end = 0
+    for size, logits in zip(pieces, _all_next_logits(model, idx, pieces), strict=True):
+        end += size
+        torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
+
+
+def _by_masked_products(model: GPT) -> GPT:
+    """The same weights on the backend `naive`."""
+    other = copy.deepcopy(model)
+    other.use(attn="naive")
+    return other
+
+
+@pytest.mark.parametrize("window", [None, 6])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_every_backend_fills_the_cache(name, window):
+    reason = unusable(
+        name, GPTConfig(window=window), device=torch.device("cpu"), dtype=torch.float32
+    )
+    if reason:
+        pytest.skip(reason)
+    idx = torch.randint(0, V, (2, 12))
+    model = loud_model(attn=name, window=window)
+    whole, _ = _by_masked_products(model)(idx)
+    for end, logits in zip(range(9, 13), _all_next_logits(model, idx, [9, 1, 1, 1]), strict=True):
+        torch.testing.assert_close(logits, whole[:, end - 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_rows_of_different_lengths_do_not_touch_each_other(positions, window):
+    model = loud_model(positions=positions, window=window).double()
+    lengths = [3, 11, 1, 7]
+    rows = [torch.randint(0, V, (n + 10,)) for n in lengths]
+    cache = KVCache(model.config, len(rows))
+    first = torch.zeros(len(rows), max(lengths), dtype=torch.long)
+    for row, length, own in zip(rows, lengths, first, strict=True):
+        own[:length] = row[:length]
+    # What is not computed is filled with NaN, which no weight of zero hides.
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        got = [model.next_logits(first, cache, lengths)]
+        for step, size in ((0, 1), (1, 1), (2, 4), (6, 1), (7, 3)):
+            ends = [(n + step, n + step + size) for n in lengths]
+            piece = torch.stack([row[a:b] for row, (a, b) in zip(rows, ends, strict=True)])
+            got.append(model.next_logits(piece, cache))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert cache.lengths == [n + 10 for n in lengths]
+    for b, row in enumerate(rows):
+        whole, _ = model(row[None])
+        for logits, read in zip(got, (0, 1, 2, 6, 7, 10), strict=True):
+            expected = whole[0, lengths[b] + read - 1]
+            torch.testing.assert_close(logits[b], expected, rtol=0, atol=1e-12)
+
+
+def test_what_is_forgotten_leaves_no_trace():
+    model = loud_model().double()
+    idx = torch.randint(0, V, (2, 12))
+    cache = KVCache(model.config, 2)
+    model.hidden(idx[:, :8], cache)
+    model.hidden(torch.randint(0, V, (2, 5)), cache)
+    cache.forget([5, 5])
+    got = model.next_logits(idx[:, 8:], cache)
+    torch.testing.assert_close(got, model.next_logits(idx), rtol=0, atol=1e-12)
+
+
+def test_replaced_rows_are_those_of_the_other_cache():
+    model = loud_model().double()
+    old, new = torch.randint(0, V, (3, 9)), torch.randint(0, V, (2, 4))
+    cache, other = KVCache(model.config, 3), KVCache(model.config, 2)
+    model.hidden(old, cache)
+    model.hidden(new, other)
+    cache.replace([0, 2], other)
+    token = torch.randint(0, V, (3, 1))
+    got = model.next_logits(token, cache)
+    for b, row in enumerate([new[0], old[1], new[1]]):
+        expected = model.next_logits(torch.cat([row, token[b]])[None])[0]
+        torch.testing.assert_close(got[b], expected, rtol=0, atol=1e-12)
+
+
+def test_learned_positions_end_with_a_cache_too():
+    model = loud_model()
+    cache = KVCache(model.config, 1)
+    model.hidden(torch.zeros(1, CONTEXT, dtype=torch.long), cache)
+    with pytest.raises(ValueError, match="41 tokens do not fit the 40 learned positions"):
+        model.hidden(torch.zeros(1, 1, dtype=torch.long), cache)
+
+
+@pytest.mark.parametrize(("T", "S"), [(1, 1), (1, 65), (4, 9)])
+def test_attention_to_the_past_is_the_end_of_attention_to_all(T, S):
+    qkv = torch.randn(2, S, 3, 3, 16, dtype=torch.float64)
+    whole = BACKENDS["naive"](qkv, window=None, dropout_p=0.0)
+    mask = causal_mask(S)[S - T :].expand(2, 1, T, S) if T > 1 else None
+    got = attend_past(qkv[:, S - T :, 0], qkv[:, :, 1:], mask)
+    torch.testing.assert_close(got, whole[:, S - T :], rtol=0, atol=1e-14)
