@@ -28,6 +28,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from gpt2.checkpoint import random_state, set_random_state
 from gpt2.config import TrainConfig
+from gpt2.data.batches import IGNORE
 
 T = TypeVar("T")
 # Other processes may wait for one that evaluates or writes a checkpoint; a dead one is noticed by
@@ -157,6 +158,18 @@ def share(
     xs, ys = zip(*micro_batches, strict=True)
     x, y = (torch.cat(tensors)[here.rank :: here.size] for tensors in (xs, ys))
     return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def share_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
+    """This process's windows of a batch (B, T) to be scored, and at least one to run.
+
+    Processes with a part of the model each must all run it: one that is left without a window gets
+    one with no target.
+    """
+    own_x, own_y = x[here.rank :: here.size], y[here.rank :: here.size]
+    if not len(own_x):
+        own_x, own_y = x[:1], torch.full_like(y[:1], IGNORE)
+    return own_x, own_y
 
 
 def spread(model: nn.Module, mode: str | None, *, compile: bool, device: torch.device) -> nn.Module:

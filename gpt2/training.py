@@ -347,6 +347,7 @@ class Trainer:
             batch_size=self.batches.batch_size,
             max_tokens=self.config.eval_tokens,
             autocast=self.machine.autocast(),
+            here=self.world,
         ).loss
 
     def _report(self, metrics: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Windows of tokens: shuffled for training, in order for evaluation.
+"""Windows of tokens, shuffled for training.
 
 Training cuts the stream into windows of `seq_len` targets. Neighbours share one token, the last
 target of one being the first input of the next, so every token is a target once an epoch but for
@@ -13,7 +13,7 @@ computed index by index (a Feistel network) would save that, for more code and a
 uniform.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ class Batches:
         rng.shuffle(self._order)
 
     def _next_start(self) -> int:
-        """Where the next window begins. Rank r of n would take each n-th of these from r on."""
+        """Where the next window begins."""
         if self._index == self.windows_per_epoch:
             self._go_to(self._seed, self._epoch + 1, 0)
         window = int(self._order[self._index])
@@ -112,31 +112,3 @@ class Batches:
             return self.stream.read(start, stop)
         ends = self.stream.read(start, len(self.stream)), self.stream.read(0, beyond)
         return np.concatenate(ends)
-
-
-def evaluation_batches(
-    stream: TokenStream, *, seq_len: int, batch_size: int, bos_id: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Walk a whole split once, in order, so that each of its tokens is a target exactly once.
-
-    The stream is read as if `bos_id` (the end-of-text id) stood before it, so that its first token
-    has a context too. The last window is filled up with `bos_id` in x and -100 in y.
-
-    Args:
-        stream: the tokens of a split.
-        seq_len: T, tokens in a window; contexts do not reach over its beginning.
-        batch_size: B, windows in a batch; the last batch has fewer when they run out.
-        bos_id: the id that stands before the first token.
-
-    Yields:
-        x, y: (B, T), int64, on the CPU; y is x shifted by one, -100 where there is no target.
-    """
-    step = seq_len * batch_size
-    for first in range(0, len(stream), step):
-        y = stream.read(first, min(first + step, len(stream)))
-        before = stream.read(first - 1, first) if first else np.array([bos_id])
-        x = np.concatenate([before, y[:-1]])
-        padding = -len(y) % seq_len
-        x = np.pad(x, (0, padding), constant_values=bos_id).reshape(-1, seq_len)
-        y = np.pad(y, (0, padding), constant_values=IGNORE).reshape(-1, seq_len)
-        yield torch.from_numpy(x), torch.from_numpy(y)

@@ -11,7 +11,7 @@ import torch
 
 from gpt2.config import TrainConfig
 from gpt2.logs import read_metrics
-from gpt2.parallel import World, check_parallel, share
+from gpt2.parallel import World, check_parallel, share, share_windows
 
 ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = [
@@ -88,6 +88,15 @@ def test_a_step_is_shared_without_overlap_or_loss():
         assert sorted(rows.flatten().tolist()) == list(range(24))
         assert len({sum(len(x) for x, _ in mine) for mine in shares}) == 1
         assert all(len(x) <= 4 for mine in shares for x, _ in mine)
+
+
+def test_windows_to_score_are_shared_and_every_process_runs():
+    x = torch.arange(6).view(3, 2)
+    for size in (1, 2, 3, 5):
+        shares = [share_windows(x, x, World(rank, size)) for rank in range(size)]
+        scored = torch.cat([y[y >= 0] for _, y in shares])
+        assert sorted(scored.tolist()) == list(range(6))
+        assert all(len(own) for own, _ in shares)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,296 @@
+"""How decoding strategies change fluency and diversity, with the text itself as the measure.
+
+    python -m gpt2.compare_decoding runs/demo --prompts 100
+
+Held-out prompts are continued by every strategy, and measured beside what really follows in the
+text, the row `human` (whoever wrote it: TinyStories, say, was written by a model). Fluency is the
+model's own perplexity of the continuation, under its whole distribution at temperature 1, whatever
+the strategy drew from: low means that the model expects the text, not that the text is good.
+Diversity and repetition are measured on words (gpt2/text_metrics.py), distinct-n over the same
+number of n-grams in every row, as it falls with length.
+
+Written to RUN/decoding (or --out): decoding.json with all figures and texts, decoding.md, and
+decoding.png and .svg.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from tyro.conf import Positional
+
+from gpt2.data.shards import TokenStream
+from gpt2.decoding import continuations
+from gpt2.decoding_measures import HUMAN, Continuations, analyse, measure, ngram_budget
+from gpt2.model import GPT
+from gpt2.sampling import Sampling
+from gpt2.scoring import Request, score
+from gpt2.text_metrics import CopySearch, words
+from gpt2.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from gpt2.run import Run
+
+STRATEGIES: Mapping[str, Sampling] = {
+    "greedy": Sampling(temperature=0),
+    "t = 0.7": Sampling(temperature=0.7),
+    "t = 1": Sampling(temperature=1),
+    "top-k 50": Sampling(top_k=50),
+    "top-p 0.9": Sampling(top_p=0.9),
+    "min-p 0.1": Sampling(min_p=0.1),
+    "greedy, penalty 1.2": Sampling(temperature=0, repetition_penalty=1.2),
+}
+COPY_WORDS = 8
+_SPLIT_TOKENS = 1 << 24  # of the split, from its beginning, among which prompts are chosen
+_SHORTEST = 8  # tokens of human text that must follow a prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """The beginning of a text: token ids, and those of what the author wrote next."""
+
+    ids: list[int]
+    human: list[int]
+
+
+def choose_prompts(
+    stream: TokenStream, tokenizer: Tokenizer, *, count: int, prompt_tokens: int, max_tokens: int
+) -> list[Prompt]:
+    """Prompts spread evenly over a split, each some `prompt_tokens` tokens and whole words.
+
+    Where there are enough documents, a prompt is the beginning of one, after <|endoftext|>; where
+    there are not, it is the beginning of a line.
+
+    Raises:
+        ValueError: the split has no room for so many.
+    """
+    ids = stream.read(0, min(len(stream), _SPLIT_TOKENS))
+    vocabulary = [tokenizer.decode_bytes([i]) for i in range(tokenizer.vocab_size)]
+    opens_word = np.array([token[:1].isspace() for token in vocabulary])
+    ends_line = np.array([token.endswith(b"\n") for token in vocabulary])
+    first = np.concatenate([[True], ids[:-1] == tokenizer.eot_id])  # of a document
+    after_line = np.concatenate([[False], ends_line[ids[:-1]]]) & ~opens_word[ids]
+    ends = np.append(np.flatnonzero(ids == tokenizer.eot_id), len(ids))
+    places = np.arange(len(ids))
+    fits = ends[np.searchsorted(ends, places)] - places >= prompt_tokens + _SHORTEST
+    starts = np.flatnonzero(first & fits)
+    if len(starts) < count:
+        starts = np.flatnonzero((first | after_line) & fits)
+    if len(starts) < count:
+        raise ValueError(
+            f"the split has room for {len(starts):,} prompts of {prompt_tokens} tokens, not for "
+            f"{count:,}: lower --prompts or --prompt-tokens, or give more text"
+        )
+    prompts = []
+    for start in starts[np.linspace(0, len(starts) - 1, count).round().astype(int)]:
+        cut = start + prompt_tokens
+        boundaries = np.flatnonzero(opens_word[ids[start + 1 : cut + 1]])
+        cut = start + 1 + int(boundaries[-1]) if len(boundaries) else cut
+        bos = [tokenizer.eot_id] if first[start] else []
+        human = _until_end(ids[cut : cut + max_tokens].tolist(), tokenizer.eot_id)
+        prompts.append(Prompt(bos + ids[start:cut].tolist(), human))
+    return prompts
+
+
+def continue_prompts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    *,
+    max_tokens: int,
+    batch_size: int,
+    seed: int,
+    bar: "tqdm[Any]",
+) -> list[list[int]]:
+    """Continue every prompt by at most `max_tokens` tokens, up to and with <|endoftext|>.
+
+    A prompt draws from a generator of its own, so that its text does not depend on `batch_size`.
+    """
+    device = next(model.parameters()).device
+    made: list[list[int]] = []
+    for start in range(0, len(prompts), batch_size):
+        batch = prompts[start : start + batch_size]
+        own = continuations(
+            model,
+            [prompt.ids for prompt in batch],
+            max_tokens,
+            sampling=sampling,
+            generator=[
+                torch.Generator(device).manual_seed(seed + start + i) for i in range(len(batch))
+            ],
+            stop_id=tokenizer.eot_id,
+        )
+        made += [ids if len(ids) == max_tokens else [*ids, tokenizer.eot_id] for ids in own]
+        bar.update(len(batch))
+    return made
+
+
+def assess(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[Prompt],
+    ids: list[list[int]],
+    *,
+    batch_size: int,
+) -> Continuations:
+    """Text, words and the model's own -log p of a continuation of each prompt."""
+    requests = [
+        Request(prompt.ids + own, first=len(prompt.ids))
+        for prompt, own in zip(prompts, ids, strict=True)
+    ]
+    scores = score(model, requests, batch_size=batch_size)
+    texts = [tokenizer.decode(i for i in own if i != tokenizer.eot_id) for own in ids]
+    return Continuations(
+        ids=ids,
+        texts=texts,
+        words=[words(text) for text in texts],
+        nll=np.array([-s.total for s in scores]),
+        tokens=np.array([len(own) for own in ids]),
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Continue held-out prompts by every decoding strategy, and measure fluency and diversity."""
+
+    run: Positional[str]
+    """Run folder, as `python train.py` makes it."""
+    prompts: int = 100
+    """How many prompts."""
+    prompt_tokens: int = 32
+    """Length of a prompt, cut back to whole words."""
+    max_tokens: int | None = None
+    """Longest continuation. None: 128, or what the context has left."""
+    data: str | None = None
+    """What train.py's --data takes. None: what the run was trained on."""
+    split: str = "test"
+    """Where the prompts come from: train, valid or test."""
+    copy_tokens: int = 100_000_000
+    """Look for copied words in so much of the training text, from its beginning; 0: not at all."""
+    out: str | None = None
+    """Folder to write to. None: `decoding` in the run folder."""
+    seed: int = 1337
+    """Seed of the samples, the same for each strategy."""
+    batch_size: int = 50
+    """Prompts continued at once."""
+    checkpoint: str = "best"
+    """best, last, or the number of a step."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    cache_dir: str = "data"
+    """Where tokenised text is kept."""
+
+
+def main(arguments: Arguments) -> None:
+    from gpt2.data.prepare import prepare
+    from gpt2.decoding_report import table, write_report
+    from gpt2.run import load_run
+
+    run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    max_tokens = _check(arguments, run.model.config.block_size)
+    prepared = prepare(
+        arguments.data or run.config.data,
+        tokenizer=str(run.folder / "tokenizer.json"),
+        cache_dir=Path(arguments.cache_dir),
+    )
+    if arguments.split not in prepared.splits:
+        have = ", ".join(prepared.splits)
+        raise ValueError(f"{prepared.name} has no split {arguments.split!r}; it has {have}")
+    prompts = choose_prompts(
+        prepared.splits[arguments.split],
+        run.tokenizer,
+        count=arguments.prompts,
+        prompt_tokens=arguments.prompt_tokens,
+        max_tokens=max_tokens,
+    )
+    rows = _continue_by_all(run, prompts, max_tokens, arguments)
+    copies, searched = None, 0
+    if "train" in prepared.splits and arguments.copy_tokens:
+        copies = CopySearch((text for row in rows.values() for text in row.words), COPY_WORDS)
+        train = prepared.splits["train"]
+        searched = copies.read(
+            train, run.tokenizer, max_tokens=arguments.copy_tokens, progress=True
+        )
+    measures = measure(rows, eot_id=run.tokenizer.eot_id, copies=copies)
+    findings = analyse(rows, measures)
+    about = {
+        "run": run.folder.name,
+        "step": run.step,
+        "data": prepared.name,
+        "split": arguments.split,
+        "prompts": len(prompts),
+        "prompt_tokens": arguments.prompt_tokens,
+        "max_tokens": max_tokens,
+        "seed": arguments.seed,
+        "training_tokens_searched": searched,
+        "ngrams_counted": {f"distinct_{n}": ngram_budget(rows.values(), n) for n in (1, 2, 3)},
+    }
+    out = Path(arguments.out) if arguments.out else run.folder / "decoding"
+    prompt_texts = [
+        run.tokenizer.decode(i for i in prompt.ids if i != run.tokenizer.eot_id)
+        for prompt in prompts
+    ]
+    write_report(out, about, STRATEGIES, prompt_texts, rows, measures, findings)
+    print(table(measures))
+    print("\n".join(findings))
+    print(f"\nwritten to {out}: decoding.md, decoding.json, decoding.png, decoding.svg")
+
+
+def _check(arguments: Arguments, context: int) -> int:
+    """The length of continuations; raises ValueError for settings that cannot be."""
+    max_tokens = arguments.max_tokens
+    if max_tokens is None:
+        max_tokens = min(128, context - arguments.prompt_tokens)
+    for name in ("prompts", "prompt_tokens", "batch_size"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
+    if arguments.copy_tokens < 0:
+        raise ValueError(f"--copy-tokens must be 0 or more, got {arguments.copy_tokens}")
+    if max_tokens < 1 or arguments.prompt_tokens + max_tokens > context:
+        raise ValueError(
+            f"--prompt-tokens {arguments.prompt_tokens} and --max-tokens {max_tokens} must fit the "
+            f"context of {context} tokens together, and leave room for one at least: the "
+            "perplexity of a continuation is taken with all of its prompt in sight"
+        )
+    return max_tokens
+
+
+def _continue_by_all(
+    run: "Run", prompts: Sequence[Prompt], max_tokens: int, arguments: Arguments
+) -> dict[str, Continuations]:
+    """A row for the human text, then one for each strategy."""
+    ids = {HUMAN: [prompt.human for prompt in prompts]}
+    total = len(STRATEGIES) * len(prompts)
+    with tqdm(total=total, unit="text", leave=False) as bar:
+        for name, sampling in STRATEGIES.items():
+            bar.set_description(name)
+            ids[name] = continue_prompts(
+                run.model,
+                run.tokenizer,
+                prompts,
+                sampling,
+                max_tokens=max_tokens,
+                batch_size=arguments.batch_size,
+                seed=arguments.seed,
+                bar=bar,
+            )
+    return {
+        name: assess(run.model, run.tokenizer, prompts, own, batch_size=arguments.batch_size)
+        for name, own in ids.items()
+    }
+
+
+def _until_end(ids: list[int], eot_id: int) -> list[int]:
+    return ids[: ids.index(eot_id) + 1] if eot_id in ids else ids
+
+
+if __name__ == "__main__":
+    from gpt2.cli import run_tool
+
+    run_tool(main, Arguments)
