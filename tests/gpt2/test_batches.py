@@ -139,6 +139,3 @@ def test_too_short_a_text_says_what_it_needs(tmp_path: Path) -> None:
     assert Batches(stream, seq_len=15, batch_size=1, seed=0).windows_per_epoch == 1
     with pytest.raises(ValueError, match=r"--seq-len 16 needs 17 tokens and there are 16"):
         Batches(stream, seq_len=16, batch_size=1, seed=0)
-
-
-@settings(max_examples=40, deadline=None)
