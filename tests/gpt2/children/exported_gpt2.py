@@ -1,0 +1,40 @@
+"""A child process of test_export: an exported folder as transformers reads it.
+
+    python -P exported_gpt2.py FOLDER TEXTS OUT
+
+TEXTS is a JSON list. It writes OUT/logits.safetensors (float32 and float64, for the ids in
+FOLDER/../ids.safetensors) and OUT/answers.json.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder, texts, out = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
+model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+tokenizer = AutoTokenizer.from_pretrained(folder)
+ids = load_file(folder.parent / "ids.safetensors")["ids"]
+stored = str(model.dtype)
+model = model.float()
+logits = {"fp32": model(ids).logits, "fp64": model.double()(ids).logits}
+save_file(
+    {name: value.detach().contiguous() for name, value in logits.items()},
+    out / "logits.safetensors",
+)
+answers = {
+    "ids": [tokenizer(text)["input_ids"] for text in texts],
+    "texts": [tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts],
+    "eos": [
+        tokenizer.eos_token_id,
+        model.generation_config.eos_token_id,
+        model.config.eos_token_id,
+    ],
+    "max length": tokenizer.model_max_length,
+    "dtype": stored,
+    "tied": model.config.tie_word_embeddings,
+    "complaints": {name: sorted(map(str, found)) for name, found in loading.items() if found},
+}
+(out / "answers.json").write_text(json.dumps(answers))
