@@ -5,6 +5,7 @@ An explicit choice that cannot be had is a ValueError; only `auto` chooses, and 
 
 import dataclasses
 import os
+import platform
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -35,6 +36,21 @@ class Machine:
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def device_name(device: torch.device) -> str:
+    """`"NVIDIA H200"`; for a CPU its model and the threads in use, `"AMD EPYC, 2 threads"`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    name = platform.processor() or platform.machine()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            models = (line for line in file if line.startswith("model name"))
+            name = next((line.partition(":")[2].strip() for line in models), name)
+    except OSError:  # not Linux
+        pass
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def choose_device(asked: str) -> tuple[torch.device, str | None]:

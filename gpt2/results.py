@@ -1,16 +1,21 @@
 """How a run ends: the test split scored, samples by each strategy, result.json."""
 
 import dataclasses
+import datetime
+import itertools
+import json
 from typing import Any
 
 import torch
 
 from gpt2.config import PORTABLE
+from gpt2.data.manifest import MANIFEST
 from gpt2.data.prepare import Prepared
 from gpt2.decoding import generate
 from gpt2.evaluate import evaluate
 from gpt2.files import write_json
 from gpt2.logs import plot_loss, say
+from gpt2.machine import device_name
 from gpt2.sampling import Sampling
 from gpt2.training import Trainer
 
@@ -20,6 +25,7 @@ STRATEGIES = {
     "nucleus (p = 0.9)": Sampling(top_p=0.9),
 }
 _PROMPT_TOKENS = 12
+_HEADING_TOKENS = 200  # where prose may begin behind title, author and chapter
 
 
 def report(trainer: Trainer, prepared: Prepared) -> None:
@@ -64,16 +70,39 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
         continuation = tokenizer.decode(i for i in ids[len(prompt) :] if i != tokenizer.eot_id)
         say(f"--- {name}\n{text}{continuation}")
         result["samples"][name] = continuation
+    result["data"] = _data(prepared)
+    result["machine"] = {
+        "device": device_name(device),
+        "dtype": str(trainer.machine.dtype).removeprefix("torch."),
+        "compile": trainer.machine.compile,
+        "torch": torch.__version__,
+    }
+    now = datetime.datetime.now(datetime.timezone.utc)
+    result["finished"] = now.isoformat(timespec="seconds")
     write_json(trainer.folder / "result.json", result)
     say(f"\nloss curve: {plot_loss(trainer.folder)}")
 
 
+def _data(prepared: Prepared) -> dict[str, Any]:
+    """What the text was, so that the run folder says it without the data cache."""
+    manifest = json.loads((prepared.folder / MANIFEST).read_text(encoding="utf-8"))
+    splits = {
+        name: {"tokens": len(s), "documents": s.n_documents, "bytes": s.n_bytes}
+        for name, s in prepared.splits.items()
+    }
+    return {"name": prepared.name, "held_out": manifest["held_out"], "splits": splits}
+
+
 def _beginning(prepared: Prepared) -> str:
-    """The first whole words of the first held-out document."""
+    """The first whole words of the first held-out document, headings left out."""
     tokenizer = prepared.tokenizer
     split = prepared.splits.get("test", prepared.splits["valid"])
-    ids = split.read(0, min(_PROMPT_TOKENS, len(split))).tolist()
+    ids = split.read(0, min(_HEADING_TOKENS, len(split))).tolist()
     if tokenizer.eot_id in ids:
-        return tokenizer.decode(ids[: ids.index(tokenizer.eot_id)])
-    text = tokenizer.decode(ids)
-    return text.rpartition(" ")[0] or text
+        ids = ids[: ids.index(tokenizer.eot_id)]
+    lines = tokenizer.decode(ids).splitlines(keepends=True)
+    prose = itertools.dropwhile(lambda line: not line.strip(" -\n") or line[0] in "#=", lines)
+    text = "".join(prose) or "".join(lines)
+    ids = tokenizer.encode(text)
+    text = tokenizer.decode(ids[:_PROMPT_TOKENS])
+    return text if len(ids) <= _PROMPT_TOKENS else text.rpartition(" ")[0] or text

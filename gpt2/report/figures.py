@@ -1,0 +1,185 @@
+"""The plots of a report, as SVG: vector, the same bytes every time, readable without colour."""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from io import BytesIO
+from typing import Any
+
+from gpt2.report.result_files import Decoding, Size, Sizes
+from gpt2.report.sources import RunFacts, same_tokenizer
+
+Curve = list[tuple[float, float, float]]  # tokens, FLOPs, loss
+
+# Okabe and Ito's palette, told apart with any colour vision.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5B6470"
+COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#8C510A")
+MARKERS = "osD^vPXh"
+_STYLE: Any = {
+    "font.family": "serif",
+    "font.serif": ["cmr10"],
+    "mathtext.fontset": "cm",
+    "axes.formatter.use_mathtext": True,
+    "axes.unicode_minus": False,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "grid.linewidth": 0.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.3,
+    "legend.frameon": False,
+    "svg.hashsalt": "report",
+    "svg.fonttype": "path",
+}
+_WIDTH = 6.4  # inches; the text of an A4 page
+
+
+def draw(
+    runs: Sequence[RunFacts], decoding: Decoding | None = None, sizes: Sizes | None = None
+) -> dict[str, bytes]:
+    """All figures of a report: file name -> SVG."""
+    figures = {"loss.svg": loss_figure(runs[0])}
+    if len(runs) > 1 and same_tokenizer(runs):
+        figures["runs.svg"] = curves_figure({run.name: _run_curve(run) for run in runs})
+    if decoding is not None:
+        figures["decoding.svg"] = decoding_figure(decoding)
+    if sizes is not None:
+        figures["sizes.svg"] = curves_figure({s.name: _size_curve(s) for s in sizes.rows})
+    return figures
+
+
+def loss_figure(run: RunFacts) -> bytes:
+    """Training, validation and test loss, and the learning rate, over the tokens seen."""
+    with _figure(1, 2, height=2.5, width_ratios=[2.2, 1]) as ((left, right), done):
+        unit, name = _unit(run.tokens)
+        scale = run.tokens_per_step / unit
+        left.plot(*_scaled(run.train_curve, scale), color=BLUE, lw=1, label="training")
+        left.plot(
+            *_scaled(run.val_curve, scale), color=ORANGE, marker="o", ms=3, label="validation"
+        )
+        left.set_ylim(top=_frame_top(run))
+        left.axhline(run.test.loss, color=GREEN, ls="--", lw=1, label=f"test, {run.test.loss:.3f}")
+        left.set(xlabel=f"tokens seen{name}", ylabel="cross-entropy (nats per token)")
+        left.legend()
+        right.plot(*_scaled(run.lr_curve, scale), color=PURPLE)
+        right.set(xlabel=f"tokens seen{name}", ylabel="learning rate", ylim=(0, None))
+    return done.getvalue()
+
+
+def start_above_frame(run: RunFacts) -> float | None:
+    """The first training loss, where it lies above the frame of `loss_figure`."""
+    top, first = _frame_top(run), run.train_curve[0][1]
+    return first if top is not None and first > top else None
+
+
+def _frame_top(run: RunFacts) -> float | None:
+    """Where the frame ends, so that the first steps do not press the rest of the curve flat."""
+    losses = [loss for _, loss in run.val_curve] + [run.test.loss]
+    lowest = min(*losses, *(loss for _, loss in run.train_curve))
+    top = max(losses) + 0.5 * (max(losses) - lowest)
+    return top if max(loss for _, loss in run.train_curve) > top else None
+
+
+def curves_figure(curves: Mapping[str, Curve]) -> bytes:
+    """Validation losses over tokens and over FLOPs.
+
+    Args:
+        curves: by name, (tokens, FLOPs, validation loss) of each evaluation.
+    """
+    with _figure(1, 2, height=2.1) as ((left, right), done):
+        unit, name = _unit(max(tokens for curve in curves.values() for tokens, _, _ in curve))
+        looks = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
+        for (label, curve), (color, marker) in zip(curves.items(), looks, strict=False):
+            tokens, flops, losses = zip(*curve, strict=True)
+            look = {"color": color, "marker": marker, "ms": 3, "label": label}
+            left.plot([t / unit for t in tokens], losses, **look)
+            right.plot(flops, losses, **look)
+        left.set(xlabel=f"tokens seen{name}", ylabel="validation loss (nats per token)")
+        right.set(xlabel="floating point operations", xscale="log")
+        _label_few(right.xaxis)
+        left.legend()
+    return done.getvalue()
+
+
+def _run_curve(run: RunFacts) -> Curve:
+    flops = run.flops / run.steps
+    return [(step * run.tokens_per_step, step * flops, loss) for step, loss in run.val_curve]
+
+
+def _size_curve(size: Size) -> Curve:
+    flops = size.flops / size.tokens
+    return [(tokens, tokens * flops, loss) for tokens, loss in size.val_curve]
+
+
+def decoding_figure(decoding: Decoding) -> bytes:
+    """Perplexity and distinct-2 of each strategy, and of the human text."""
+    human = decoding.human
+    with _figure(1, 1, height=2.3) as (axes, done):
+        axes.axvline(human.perplexity, color=GREY, lw=0.8, ls="--", zorder=0)
+        axes.axhline(human.distinct_2, color=GREY, lw=0.8, ls="--", zorder=0)
+        axes.plot(human.perplexity, human.distinct_2, "*", color="black", ms=11, label="human")
+        looks = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
+        for (name, m), (color, marker) in zip(decoding.strategies.items(), looks, strict=False):
+            axes.plot(m.perplexity, m.distinct_2, marker, color=color, ms=6, label=name)
+        axes.set(
+            xlabel="perplexity under the model (lower: more expected)",
+            ylabel="distinct-2 (higher: more varied)",
+            xscale="log",
+        )
+        _label_few(axes.xaxis)
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+    return done.getvalue()
+
+
+def _label_few(axis: Any) -> None:
+    """Labels at powers of ten, on a short logarithmic axis also at 2 and 5 times these."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
+
+    low, high = axis.get_view_interval()
+    small = FuncFormatter(lambda value, _: f"{value:,g}")
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=8))
+    axis.set_major_formatter(
+        small if low >= 0.1 and high < 1e5 else LogFormatterSciNotation(minor_thresholds=(9, 9))
+    )
+    axis.set_minor_locator(NullLocator())
+
+
+def _scaled(curve: list[tuple[int, float]], scale: float) -> tuple[list[float], list[float]]:
+    return [step * scale for step, _ in curve], [value for _, value in curve]
+
+
+def _unit(tokens: float) -> tuple[float, str]:
+    for unit, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
+        if tokens >= unit:
+            return unit, f" ({name})"
+    return 1.0, ""
+
+
+@contextmanager
+def _figure(rows: int, columns: int, *, height: float, **grid: Any) -> Iterator[Any]:
+    """Axes, and a file that holds the SVG once the block has ended."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    file = BytesIO()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(
+            rows,
+            columns,
+            figsize=(_WIDTH, height),
+            layout="constrained",
+            gridspec_kw=grid or None,
+        )
+        try:
+            yield axes, file
+            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
+        finally:
+            plt.close(figure)
