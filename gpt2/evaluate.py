@@ -185,7 +185,7 @@ class Arguments:
     """Score a run: on a text, or on HellaSwag or LAMBADA. The protocol is printed with it."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder, as `python train.py` makes it; or demo, the model that ships with this code."""
     task: Task = "perplexity"
     """perplexity: of a text, with bits per byte. wikitext: per word, of a text of tokens between
     spaces, such as WikiText. hellaswag, lambada: from --data, else from the Hugging Face hub."""

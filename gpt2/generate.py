@@ -36,7 +36,7 @@ class Arguments:
     made together, a batch at a time."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder, as `python train.py` makes it; or demo, the model that ships with this code."""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """Text to continue; may be given several times. None, or an empty one: a new document."""
     prompt_file: str | None = None

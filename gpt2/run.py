@@ -18,6 +18,8 @@ from gpt2.machine import choose_device
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
 
+SHIPPED = Path(__file__).parent / "pretrained_demo"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -34,7 +36,7 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
     """Load a run for evaluation or generation.
 
     Args:
-        folder: what `python train.py` made.
+        folder: what `python train.py` made; or "demo", the model that ships with this code.
         checkpoint: "best" (lowest validation loss; the last one if none was measured), "last", or
             the number of a step.
         device: "auto", or where to put the model.
@@ -42,6 +44,8 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
     Raises:
         ValueError: not a run folder, no such checkpoint, or a damaged one; the message says which.
     """
+    if str(folder) == "demo" and not Path("demo/config.json").exists():
+        return _shipped(device)
     folder = Path(folder)
     config, model_config = read_config(folder)
     path = _find_checkpoint(folder / "checkpoints", checkpoint)
@@ -55,6 +59,17 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
     model = GPT(dataclasses.replace(model_config, **PORTABLE))
     model.load_state_dict(loaded.model)
     return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
+
+
+def _shipped(device: str) -> Run:
+    """The model in gpt2/pretrained_demo, in Hugging Face's format beside its run's records."""
+    from gpt2.pretrained import load_pretrained
+
+    config, _ = _read_config(SHIPPED / "run.json")
+    step = json.loads((SHIPPED / "result.json").read_text(encoding="utf-8"))["step"]
+    where, _ = choose_device(device)
+    model = load_pretrained(SHIPPED).to(where)
+    return Run(SHIPPED, config, model, Tokenizer.load(SHIPPED / "tokenizer.json"), step)
 
 
 def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> None:
@@ -77,6 +92,10 @@ def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
             f"{folder} is not a run folder: it has no config.json. "
             "Give the folder that `python train.py` printed (such as runs/python-docs-demo)."
         )
+    return _read_config(path)
+
+
+def _read_config(path: Path) -> tuple[TrainConfig, GPTConfig]:
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return TrainConfig(**content["train"]), GPTConfig(**content["model"])
