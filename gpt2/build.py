@@ -21,6 +21,7 @@ from gpt2.logs import say
 from gpt2.machine import Machine, choose_device, choose_machine
 from gpt2.model import GPT, count_parameters
 from gpt2.parallel import world
+from gpt2.pretrained import Pretrained, begin_from, find_pretrained
 from gpt2.run import read_config, write_config
 from gpt2.training import Trainer
 
@@ -34,11 +35,15 @@ _RESUMABLE = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A run about to start or to go on: its folder and its settings, none of them left open."""
+    """A run about to start or to go on: its folder and its settings, none of them left open.
+
+    `start` has the weights that it begins from; None where they are random, or those of the run.
+    """
 
     folder: Path
     config: TrainConfig
     resumed: bool
+    start: Pretrained | None = None
 
     @contextmanager
     def claim(self) -> Iterator[None]:
@@ -63,11 +68,16 @@ def plan(config: TrainConfig) -> Plan:
 
     Raises:
         ValueError: an unknown preset, an --out that holds a run, a --resume that holds none or that
-            is given together with settings which it cannot change.
+            is given together with settings which it cannot change, an --init-from that cannot be
+            loaded or that contradicts other settings.
     """
     if config.resume is not None:
         return Plan(Path(config.resume), _resumed_config(config), resumed=True)
     device, _ = choose_device(config.device)
+    start = None
+    if config.init_from is not None:
+        start = find_pretrained(config.init_from)
+        config = begin_from(start, config)
     config = with_preset(config, "demo" if device.type == "cpu" else "mini")
     if config.out is not None:
         folder = Path(config.out)
@@ -78,12 +88,13 @@ def plan(config: TrainConfig) -> Plan:
             )
     else:
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(config.data).name).strip("-.") or "run"
-        folder = base = Path("runs") / f"{name}-{config.preset}"
+        model = Path(config.init_from).resolve().name if config.init_from else config.preset
+        folder = base = Path("runs") / f"{name}-{model}"
         number = 1
         while folder.exists():
             number += 1
             folder = base.with_name(f"{base.name}-{number}")
-    return Plan(folder, config, resumed=False)
+    return Plan(folder, config, resumed=False, start=start)
 
 
 def prepare_data(the_plan: Plan) -> Prepared:
@@ -122,7 +133,11 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
     for line in (*([note] if note else []), *machine.notes):
         say(line)
     torch.manual_seed(config.seed)
-    model = GPT(shape).to(device)
+    if the_plan.start is None:
+        model = GPT(shape).to(device)
+    else:
+        say(the_plan.start.note)
+        model = the_plan.start.build(shape).to(device)
     if world().rank:  # equal weights in all processes, but other dropout masks
         torch.manual_seed(config.seed + world().rank)
     trainer = Trainer(
@@ -184,8 +199,9 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
     assert config.batch_size
     assert config.seq_len
     say(
-        f"model: {config.preset}, {count_parameters(shape):,} parameters ({shape.n_layer} layers, "
-        f"{shape.n_head} heads, {shape.n_embd} wide, vocabulary {shape.vocab_size:,}, context "
+        f"model: {config.init_from or config.preset}, {count_parameters(shape):,} parameters "
+        f"({shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, "
+        f"vocabulary {shape.vocab_size:,}, context "
         f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "
         f"positions, {'tied' if shape.tie else 'untied'} head)"
     )

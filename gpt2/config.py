@@ -75,6 +75,8 @@ class GPTConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        if self.n_inner is not None and self.n_inner < 1:
+            raise ValueError(f"n_inner must be at least 1, got {self.n_inner}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 (the position itself), got {self.window}")
         for name, kind in _CHOICES.items():
@@ -155,6 +157,19 @@ RUN_DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
+# Settings of a run that begins from trained weights: short and gentle, whatever its size.
+FINE_TUNING: dict[str, Any] = {
+    "steps": 1000,
+    "batch_size": 8,
+    "grad_accum": 4,
+    "optimizer": "adamw",
+    "lr": 5e-5,
+    "warmup_steps": 100,
+    "eval_every": 100,
+    "checkpoint_every": 500,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a GPT-2 class language model from raw text."""
@@ -173,6 +188,10 @@ class TrainConfig:
     # --- model ---
     preset: str | None = None
     """demo, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl. None: demo on a CPU, mini on a GPU."""
+    init_from: str | None = None
+    """Begin from trained weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl or owner/name on the
+    Hugging Face hub, a folder in its GPT-2 format, or a run folder (its best checkpoint). Shape and
+    tokenizer come from there."""
     attn: AttnChoice = "auto"
     """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2) or triton."""
     norm: Norm = "layernorm"
@@ -197,6 +216,8 @@ class TrainConfig:
     """Number of attention heads. None: the preset's."""
     n_embd: int | None = None
     """Width of the residual stream. None: the preset's."""
+    n_inner: int | None = None
+    """Hidden width of the MLP. None: 4 times n_embd for gelu, as many parameters for swiglu."""
 
     # --- kernels: they change how the model is computed, not what it is ---
     kernels: Literal["auto", "torch", "triton"] = "auto"
@@ -313,7 +334,7 @@ def with_preset(config: TrainConfig, default: str) -> TrainConfig:
     if config.steps is not None and config.epochs is not None:
         raise ValueError("--steps and --epochs both set the length of the run: give one of them")
     filled: dict[str, Any] = {"preset": preset, "seq_len": PRESETS[preset].block_size}
-    filled |= RUN_DEFAULTS[preset]
+    filled |= RUN_DEFAULTS[preset] if config.init_from is None else FINE_TUNING
     if config.epochs is not None:
         del filled["steps"]
     filled = {k: v for k, v in filled.items() if getattr(config, k) is None}
