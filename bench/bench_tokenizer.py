@@ -2,134 +2,170 @@
 
     GPT2_TEST_DATA=<folder> pytest bench/bench_tokenizer.py --benchmark-only
 
-The folder holds `wikitext-2/wiki.train.tokens.gz`. Ours and its peers run in turn, round by round,
-in one process. pytest-benchmark times ours; the peers' medians and the ratios are in extra_info.
+The folder holds `wikitext-2/wiki.train.tokens.gz`; the smoke profile reads the prose that ships
+with Python instead, and the gpu profile leaves tokenizers out. Every variant does the whole text;
+rates are megabytes of UTF-8 per second. Before it is timed, ours must give the ids of its peer, on
+the beginning of the text.
 """
 
+import functools
 import gzip
 import os
-import statistics
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
+from bench.clocks import Work
+from bench.measure import Case, Setting, Unavailable, Variant, WrongResult
+from bench.peers import missing
+from gpt2.data.python_docs import python_docs
 from gpt2.pretokens import available_cores, cut
-from gpt2.tokenizer import Tokenizer
+from gpt2.tokenizer import END_OF_TEXT, Tokenizer
 
-VOCAB_SIZE = 32_000
-
-
-@pytest.fixture(scope="module")
-def text() -> str:
-    folder = os.environ.get("GPT2_TEST_DATA")
-    if not folder:
-        pytest.skip("real data: set GPT2_TEST_DATA to a folder with wikitext-2/")
-    path = Path(folder) / "wikitext-2/wiki.train.tokens.gz"
-    return gzip.decompress(path.read_bytes()).decode()
+DATA_VARIABLE = "GPT2_TEST_DATA"
+CHECKED_VOCAB_SIZE = 1_000
+CHECKED_CHARS = 500_000
+PIECE_CHARS = 1 << 16  # keeps the threads of Hugging Face's trainer busiest
 
 
-@pytest.fixture(scope="module")
-def articles(text: str) -> list[str]:
-    """Paragraphs, 0.9 kB on average: a paragraph of this data ends with a blank line."""
-    return text.split("\n \n")
+def cases(setting: Setting) -> list[Case]:
+    if setting.profile == "gpu":
+        return []
+    source, sizes = ("python-docs", (4096,)) if setting.smoke else ("wikitext-2", (4096, 32_000))
+    return [
+        *(_training_case(source, size) for size in sizes),
+        *(_encoding_case(source, sizes[-1], documents) for documents in ("paragraphs", "one text")),
+    ]
 
 
-@pytest.fixture(scope="module")
-def tokenizer(text: str) -> Tokenizer:
-    return Tokenizer.train([text], VOCAB_SIZE)
+def bench_tokenizer(case: Case, measure: Callable[[Case], object]) -> None:
+    measure(case)
 
 
-def measure_in_turn(
-    benchmark: Any,
-    ours: Callable[[], object],
-    peers: dict[str, Callable[[], object]],
-    *,
-    megabytes: float,
-    rounds: int,
-) -> None:
-    times: dict[str, list[float]] = {name: [] for name in peers}
+def _training_case(source: str, vocab_size: int) -> Case:
+    def check() -> float:
+        text = _text(source)[:CHECKED_CHARS]
+        theirs = _train_theirs([text], CHECKED_VOCAB_SIZE).encode(text).ids
+        if Tokenizer.train([text], CHECKED_VOCAB_SIZE).encode(text) != theirs:
+            raise WrongResult("ids differ from those of Hugging Face's trainer")
+        return 0.0
 
-    def run_peers() -> None:
-        for name, peer in peers.items():
-            start = time.perf_counter()
-            peer()
-            times[name].append(time.perf_counter() - start)
+    def build_ours() -> Work:
+        text = _text(source)
+        return Work(lambda: Tokenizer.train([text], vocab_size))
 
-    benchmark.pedantic(ours, setup=run_peers, rounds=rounds, warmup_rounds=1)
-    median = benchmark.stats.stats.median
-    benchmark.extra_info["cores"] = available_cores()
-    benchmark.extra_info["ours, MB/s"] = round(megabytes / median, 2)
-    for name, seconds in times.items():
-        peer_median = statistics.median(seconds)
-        benchmark.extra_info[f"{name}, s"] = round(peer_median, 3)
-        benchmark.extra_info[f"ours / {name}, time"] = round(median / peer_median, 3)
+    def build_theirs() -> Work:
+        pieces = list(cut(_text(source), PIECE_CHARS))
+        return Work(lambda: _train_theirs(pieces, vocab_size))
+
+    def variants() -> list[Variant]:
+        no_peer = missing("tokenizers", extra="dev")
+        rate = functools.partial(_rate, source)
+        return [
+            Variant("ours", build_ours, ours=True, metrics=rate, check=None if no_peer else check),
+            Variant("tokenizers", build_theirs, skip=no_peer, metrics=rate),
+        ]
+
+    return Case(
+        "tokenizer",
+        {"task": "train", "text": source, "vocab_size": vocab_size, "cores": available_cores()},
+        variants,
+        clock="wall",
+    )
 
 
-@pytest.mark.parametrize("vocab_size", [4096, VOCAB_SIZE])
-def bench_train(benchmark: Any, text: str, vocab_size: int) -> None:
-    """Hugging Face's trainer is fed pieces of 64 kB, which keep its threads busiest."""
+def _encoding_case(source: str, vocab_size: int, documents: str) -> Case:
+    def texts() -> list[str]:
+        # A paragraph of this data ends with a blank line; they are 0.9 kB on average.
+        text = _text(source)
+        return text.split("\n \n") if documents == "paragraphs" else [text]
+
+    def check(tokenizer: Tokenizer) -> float:
+        some = [text[:CHECKED_CHARS] for text in texts()[:1000]]
+        theirs = tokenizer._encoding.encode_ordinary_batch(some)
+        ours = [ids.tolist() for ids in tokenizer.encode_documents(some)]
+        if ours != theirs:
+            raise WrongResult("ids differ from tiktoken's")
+        return 0.0
+
+    def variants() -> list[Variant]:
+        cores = available_cores()
+        trained = functools.cache(lambda: Tokenizer.train([_text(source)], vocab_size))
+
+        @functools.cache
+        def fastest() -> Tokenizer:
+            tokenizer = Tokenizer.train([_text(source)], vocab_size)
+            tokenizer.use_fastest(texts()[:1000])
+            if tokenizer.engine != "gigatoken":
+                raise Unavailable("gigatoken's ids differ from tiktoken's on this text")
+            return tokenizer
+
+        def encode(text: str) -> np.ndarray:
+            ids: np.ndarray = trained()._encoding.encode_to_numpy(text, disallowed_special=())
+            return ids
+
+        def variant(name: str, run: Callable[[list[str]], object], **options: Any) -> Variant:
+            def build() -> Work:
+                trained()
+                given = texts()
+                return Work(lambda: run(given))
+
+            return Variant(name, build, metrics=functools.partial(_rate, source), **options)
+
+        def in_threads(given: Sequence[str]) -> list[np.ndarray]:
+            with ThreadPoolExecutor(cores) as pool:
+                return list(pool.map(encode, given))
+
+        return [
+            variant(
+                "ours", lambda given: trained().encode_documents(given),
+                ours=True, check=lambda: check(trained()),
+            ),
+            variant(
+                "ours with gigatoken", lambda given: fastest().encode_documents(given),
+                ours=True, skip=missing("gigatoken", extra="fast"),
+            ),
+            variant(
+                "tiktoken encode_ordinary_batch",
+                lambda given: trained()._encoding.encode_ordinary_batch(given, num_threads=cores),
+            ),
+            variant("tiktoken encode_to_numpy", in_threads),
+        ]  # fmt: skip
+
+    return Case(
+        "tokenizer",
+        {
+            "task": "encode", "text": source, "vocab_size": vocab_size, "documents": documents,
+            "cores": available_cores(),
+        },
+        variants,
+        clock="wall",
+    )  # fmt: skip
+
+
+def _train_theirs(pieces: Sequence[str], vocab_size: int) -> Any:
     from tokenizers import ByteLevelBPETokenizer
 
-    pieces = list(cut(text, 1 << 16))
-
-    def hugging_face() -> Any:
-        peer = ByteLevelBPETokenizer()
-        peer.train_from_iterator(
-            pieces, vocab_size, special_tokens=["<|endoftext|>"], show_progress=False
-        )
-        return peer
-
-    measure_in_turn(
-        benchmark,
-        lambda: Tokenizer.train([text], vocab_size),
-        {f"tokenizers {version('tokenizers')}": hugging_face},
-        megabytes=len(text.encode()) / 1e6,
-        rounds=5,
+    tokenizer = ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        pieces, vocab_size, special_tokens=[END_OF_TEXT], show_progress=False
     )
+    return tokenizer
 
 
-@pytest.mark.parametrize("documents", ["paragraphs", "one text"])
-def bench_encode(
-    benchmark: Any, text: str, articles: list[str], tokenizer: Tokenizer, documents: str
-) -> None:
-    """Bulk encoding by tiktoken, ours and its own two ways of doing it on all cores."""
-    texts = articles if documents == "paragraphs" else [text]
-    encoding = tokenizer._encoding
-    cores = available_cores()
-
-    def batch() -> list[list[int]]:
-        return encoding.encode_ordinary_batch(texts, num_threads=cores)
-
-    def to_numpy() -> list[np.ndarray]:
-        with ThreadPoolExecutor(cores) as pool:
-            encode = lambda text: encoding.encode_to_numpy(text, disallowed_special=())  # noqa: E731
-            return list(pool.map(encode, texts))
-
-    name = f"tiktoken {version('tiktoken')}"
-    measure_in_turn(
-        benchmark,
-        lambda: tokenizer.encode_documents(texts),
-        {f"{name} encode_ordinary_batch": batch, f"{name} encode_to_numpy": to_numpy},
-        megabytes=len(text.encode()) / 1e6,
-        rounds=7,
-    )
+def _rate(source: str, seconds: float) -> dict[str, float]:
+    return {"mb_per_s": len(_text(source).encode()) / 1e6 / seconds}
 
 
-def bench_encode_with_gigatoken(benchmark: Any, text: str, articles: list[str]) -> None:
-    pytest.importorskip("gigatoken", reason="the optional extra `fast` is not installed")
-    fast = Tokenizer.train([text], VOCAB_SIZE)
-    slow = Tokenizer.train([text], VOCAB_SIZE)
-    benchmark.extra_info["engine"] = fast.use_fastest(articles[:1000])
-    measure_in_turn(
-        benchmark,
-        lambda: fast.encode_documents(articles),
-        {"encode_documents with tiktoken": lambda: slow.encode_documents(articles)},
-        megabytes=len(text.encode()) / 1e6,
-        rounds=7,
-    )
+@functools.cache
+def _text(source: str) -> str:
+    if source == "python-docs":
+        return "\n \n".join(piece.text for piece in python_docs().splits["train"]())
+    folder = os.environ.get(DATA_VARIABLE)
+    if not folder:
+        raise Unavailable(f"real data: set {DATA_VARIABLE} to a folder with wikitext-2/")
+    path = Path(folder) / "wikitext-2/wiki.train.tokens.gz"
+    return gzip.decompress(path.read_bytes()).decode()
