@@ -1,0 +1,158 @@
+"""Train model sizes on the same tokens, and compare what they cost and what they reach.
+
+    python -m gpt2.compare_sizes --presets demo mini --tokens 20_000_000 --out runs/sizes
+    python -m gpt2.compare_sizes --sizes 2x64 4x128 6x256 --tokens 200_000 --out runs/small-sizes
+
+All sizes get the same text by the same tokenizer, in the same order, in steps of the same number of
+tokens, on the same schedule; only the peak learning rate falls as 1 / width, about as the best one
+does (Yang et al. 2021, arXiv:2203.03466), unless --lr says otherwise. Each is trained by what
+train.py uses, in a process of its own, into a run folder of its own, DIR/<size>. The same command
+goes on where an interrupted one ended: sizes that are done are left alone, and one that was begun
+goes on bit for bit.
+
+DIR/sizes.json has the figures, and sizes.md the same to read, with samples of the same prompts;
+loss_tokens and loss_compute (.png, .svg) show the validation loss against tokens and FLOPs.
+"""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import UseAppendAction
+
+from gpt2.build import Plan, prepare_data
+from gpt2.checkpoint import list_checkpoints
+from gpt2.compare_sizes_plan import check_folder, check_runs, plan_runs, split_names
+from gpt2.compare_sizes_plots import PLOTS, plot
+from gpt2.compare_sizes_report import FILES, table, write
+from gpt2.compare_sizes_results import beginnings, compare, encode_prompts, is_finished
+from gpt2.compare_sizes_run import train
+from gpt2.config import TrainConfig, with_preset
+from gpt2.machine import choose_device
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Train model sizes on the same tokens, and compare what they cost and what they reach."""
+
+    tokens: int
+    """Training tokens of each size, cut to whole steps."""
+    out: str
+    """Folder of the comparison; with the same settings, one that was interrupted goes on."""
+    data: str = "python-docs"
+    """Text, as for train.py: a built-in name, a file, a folder or a glob."""
+    presets: tuple[str, ...] = ()
+    """Sizes by name: demo, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
+    sizes: tuple[str, ...] = ()
+    """Sizes of your own: layers x width, as in 4x192, or layers x width x heads, as in 4x192x4.
+    Heads that are not given are about 64 wide."""
+    tokenizer: str | None = None
+    """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
+    vocab_size: int | None = None
+    """Size of the vocabulary to train. Not given, this and the settings below are those of the
+    first preset named; with none named, of demo on a CPU and of mini on a GPU."""
+    seq_len: int | None = None
+    """Tokens per sequence, which is the context length too."""
+    batch_size: int | None = None
+    """Sequences per micro-batch. Lower it where the largest size needs too much memory."""
+    grad_accum: int | None = None
+    """Micro-batches per optimizer step."""
+    optimizer: Literal["adamw", "muon"] | None = None
+    """adamw, or muon for the hidden matrices with AdamW for the rest."""
+    lr: tuple[float, ...] = ()
+    """Peak learning rate: one for all sizes, or one for each, presets first. Not given: the
+    preset's, times the preset's width over the size's."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """Text that every size continues; may be given several times. Not given: beginnings of
+    documents of the test split."""
+    sample_tokens: int = 60
+    """Tokens of each sample, at most."""
+    seed: int = 1337
+    """Seed of initialisation, batches and samples."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute type."""
+    compile: bool = TrainConfig().compile
+    """torch.compile the models."""
+    cache_dir: str = "data"
+    """Where trained tokenizers and tokenised shards are kept and found again."""
+
+
+def main(arguments: Arguments) -> None:
+    out = Path(arguments.out)
+    runs = _runs(arguments)
+    check_folder(out, runs, {*FILES, *PLOTS})
+    if arguments.sample_tokens < 1:
+        raise ValueError(f"--sample-tokens must be at least 1, got {arguments.sample_tokens}")
+    first = next(iter(runs.values()))
+    whole = Plan(out, first, resumed=False)
+    prepared = prepare_data(whole)
+    check_runs(runs, prepared)
+    texts = arguments.prompt or beginnings(prepared)
+    prompts = encode_prompts(texts, prepared.tokenizer, context=first.seq_len or 1)
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    with whole.claim():
+        for number, (name, config) in enumerate(runs.items(), 1):
+            print(f"\n=== {name} ({number} of {len(runs)})", flush=True)
+            _train(config)
+        comparison = compare(
+            {name: out / name for name in runs},
+            prompts,
+            data=prepared.name,
+            device=arguments.device,
+            sample_tokens=arguments.sample_tokens,
+        )
+        write(out, comparison)
+        plot(out, comparison)
+    print(f"\n{table(comparison)}\n\n{out / FILES[1]} has samples too")
+
+
+def _runs(arguments: Arguments) -> dict[str, TrainConfig]:
+    presets, shapes = split_names(arguments.presets), split_names(arguments.sizes)
+    base = TrainConfig(
+        preset=presets[0] if presets else None,
+        data=arguments.data,
+        tokenizer=arguments.tokenizer,
+        vocab_size=arguments.vocab_size,
+        seq_len=arguments.seq_len,
+        batch_size=arguments.batch_size,
+        grad_accum=arguments.grad_accum,
+        optimizer=arguments.optimizer,
+        seed=arguments.seed,
+        device=arguments.device,
+        dtype=arguments.dtype,
+        compile=arguments.compile,
+        cache_dir=arguments.cache_dir,
+    )
+    device, _ = choose_device(arguments.device)
+    return plan_runs(
+        with_preset(base, "demo" if device.type == "cpu" else "mini"),
+        presets=presets,
+        shapes=shapes,
+        tokens=arguments.tokens,
+        out=Path(arguments.out),
+        lr=arguments.lr,
+    )
+
+
+def _train(config: TrainConfig) -> None:
+    """Train a size, or the rest of it."""
+    assert config.out
+    folder = Path(config.out)
+    if is_finished(folder):
+        print(f"{folder} is done already")
+    elif list_checkpoints(folder / "checkpoints"):
+        train(TrainConfig(resume=config.out, device=config.device, cache_dir=config.cache_dir))
+    else:
+        with Plan(folder, config, resumed=False).claim():
+            (folder / "config.json").unlink(missing_ok=True)  # of a run that saved nothing
+        train(config)
+
+
+if __name__ == "__main__":
+    from gpt2.cli import run_tool
+
+    run_tool(main, Arguments)

@@ -1,0 +1,246 @@
+"""What a comparison of sizes found: its figures, read from its run folders, and its samples."""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.compare_sizes_run import MEMORY
+from gpt2.data.prepare import Prepared
+from gpt2.decoding import continuations
+from gpt2.estimate import flops_per_token
+from gpt2.logs import read_metrics
+from gpt2.machine import choose_device
+from gpt2.model import count_parameters
+from gpt2.run import load_run, read_config
+from gpt2.sampling import Sampling
+from gpt2.tokenizer import Tokenizer
+
+_RESULT = "result.json"
+_FLOPS = (
+    "forward and backward of all training tokens, convention 'exact' of gpt2/estimate.py: "
+    "6 (matrix weights, head included) + 6 L C (T + 1) per token"
+)
+_SAMPLING = "nucleus sampling, p = 0.9, temperature 1"
+_PROMPTS, _PROMPT_TOKENS = 3, 12
+_SEARCHED = 20_000  # tokens of the test split, in which beginnings are looked for
+
+
+@dataclass(frozen=True)
+class Row:
+    """A size and what it came to.
+
+    Attributes:
+        tokens: trained on.
+        seconds: in training steps; validation and checkpoints are not counted.
+        tokens_per_s: tokens / seconds.
+        peak_memory_bytes: see `Comparison.memory`; None where it was not measured.
+        flops: of the training; see `Comparison.flops`.
+        step: of the weights with the lowest validation loss, which is `val_loss`; they were tested.
+        test_loss: nats per token, over the whole test split, as are the two after it.
+        val_curve: (tokens, validation loss) over the training.
+        samples: continuations, by prompt.
+    """
+
+    name: str
+    n_layer: int
+    n_head: int
+    n_embd: int
+    parameters: int
+    lr: float
+    tokens: int
+    seconds: float
+    tokens_per_s: float
+    peak_memory_bytes: int | None
+    flops: int
+    step: int
+    val_loss: float
+    test_loss: float
+    test_perplexity: float
+    test_bits_per_byte: float
+    val_curve: list[tuple[int, float]]
+    samples: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The sizes, smallest first, what they share, and what their figures mean."""
+
+    data: str
+    tokens: int
+    tokens_per_step: int
+    context: int
+    vocab_size: int
+    tokenizer_hash: str
+    optimizer: str
+    device: str
+    flops: str
+    memory: str
+    test: str
+    sampling: str
+    rows: list[Row]
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether a run has come to its end, and left its figures."""
+    return (folder / _RESULT).is_file()
+
+
+def beginnings(prepared: Prepared) -> list[str]:
+    """The first whole words of some documents of the test split."""
+    tokenizer, split = prepared.tokenizer, prepared.splits["test"]
+    ids = split.read(0, min(_SEARCHED, len(split))).tolist()
+    texts = []
+    for start in (0, *(i + 1 for i, token in enumerate(ids) if token == tokenizer.eot_id)):
+        document = ids[start : start + _PROMPT_TOKENS + 1]
+        if len(document) > _PROMPT_TOKENS and tokenizer.eot_id not in document:
+            text = tokenizer.decode(document[:-1])
+            texts.append(text.rpartition(" ")[0] or text)
+    return texts[:_PROMPTS] or [""]
+
+
+def encode_prompts(
+    texts: Iterable[str], tokenizer: Tokenizer, *, context: int
+) -> dict[str, list[int]]:
+    """Token ids of prompts; those of an empty one begin a new document.
+
+    Raises:
+        ValueError: a prompt is longer than `context`.
+    """
+    prompts = {text: tokenizer.encode(text) or [tokenizer.eot_id] for text in texts}
+    for text, ids in prompts.items():
+        if len(ids) > context:
+            raise ValueError(
+                f"the prompt that begins {text[:30]!r} has {len(ids)} tokens, and the models will "
+                f"see {context}: shorten it, or raise --seq-len"
+            )
+    return prompts
+
+
+def compare(
+    folders: Mapping[str, Path],
+    prompts: Mapping[str, Sequence[int]],
+    *,
+    data: str,
+    device: str,
+    sample_tokens: int,
+) -> Comparison:
+    """Read finished runs that share all but their size, and have each continue the prompts.
+
+    Args:
+        folders: by name of the size.
+        prompts: token ids by text.
+        data: the data set's name.
+        device: where to sample.
+        sample_tokens: new tokens of a sample, at most.
+    """
+    rows = [
+        _row(name, folder, _samples(folder, prompts, device, sample_tokens))
+        for name, folder in folders.items()
+    ]
+    folder = next(iter(folders.values()))
+    train, model = read_config(folder)
+    assert train.seq_len
+    assert train.optimizer
+    test = _read(folder / _RESULT)["test"]
+    return Comparison(
+        data=data,
+        tokens=rows[0].tokens,
+        tokens_per_step=rows[0].tokens // (train.steps or 1),
+        context=train.seq_len,
+        vocab_size=model.vocab_size,
+        tokenizer_hash=Tokenizer.load(folder / "tokenizer.json").hash,
+        optimizer=train.optimizer,
+        device=_device_name(device),
+        flops=_FLOPS,
+        memory=", ".join(sorted({_memory(f)["measure"] for f in folders.values()})),
+        test=f"{test['tokens']:,} tokens = {test['bytes']:,} bytes scored once each, context "
+        f"{test['context']}, stride {test['stride']}",
+        sampling=f"{_SAMPLING}, seed {train.seed}, at most {sample_tokens} tokens",
+        rows=sorted(rows, key=lambda row: row.parameters),
+    )
+
+
+def _row(name: str, folder: Path, samples: dict[str, str]) -> Row:
+    train, model = read_config(folder)
+    assert train.seq_len
+    assert train.lr
+    metrics = read_metrics(folder / "metrics.jsonl")
+    result = _read(folder / _RESULT)
+    measured = [m for m in metrics if "tokens_per_s" in m]
+    tokens = measured[-1]["tokens"]
+    seconds = _seconds(measured)
+    per_step = tokens // measured[-1]["step"]
+    return Row(
+        name=name,
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        n_embd=model.n_embd,
+        parameters=count_parameters(model),
+        lr=train.lr,
+        tokens=tokens,
+        seconds=seconds,
+        tokens_per_s=tokens / seconds,
+        peak_memory_bytes=_memory(folder)["peak_memory_bytes"],
+        flops=tokens * flops_per_token(model, train.seq_len),
+        step=result["step"],
+        val_loss=result["val_loss"],
+        test_loss=result["test"]["loss"],
+        test_perplexity=result["test"]["perplexity"],
+        test_bits_per_byte=result["test"]["bits_per_byte"],
+        val_curve=[(m["step"] * per_step, m["val_loss"]) for m in metrics if "val_loss" in m],
+        samples=samples,
+    )
+
+
+def _seconds(measured: Sequence[Mapping[str, Any]]) -> float:
+    """Time in training steps: a line's speed is that of the steps since the line before it.
+
+    After a kill in the middle of such an interval the resumed run does not count the part before.
+    """
+    seconds, tokens, skipped = 0.0, 0, 0
+    for line in measured:
+        per_step = line["tokens"] // line["step"]
+        counted = line["tokens"] - tokens - (line["skipped"] - skipped) * per_step
+        seconds += counted / line["tokens_per_s"]
+        tokens, skipped = line["tokens"], line["skipped"]
+    return seconds
+
+
+def _samples(
+    folder: Path, prompts: Mapping[str, Sequence[int]], device: str, tokens: int
+) -> dict[str, str]:
+    run = load_run(folder, device=device)
+    where = next(run.model.parameters()).device
+    made = continuations(
+        run.model,
+        list(prompts.values()),
+        tokens,
+        sampling=Sampling(top_p=0.9),
+        generator=[torch.Generator(where).manual_seed(run.config.seed) for _ in prompts],
+        stop_id=run.tokenizer.eot_id,
+    )
+    return {text: run.tokenizer.decode(new) for text, new in zip(prompts, made, strict=True)}
+
+
+def _memory(folder: Path) -> dict[str, Any]:
+    path = folder / MEMORY
+    if not path.is_file():  # killed between the last step and this file
+        return {"peak_memory_bytes": None, "measure": "not measured where the process was killed"}
+    return _read(path)
+
+
+def _device_name(asked: str) -> str:
+    device, _ = choose_device(asked)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
