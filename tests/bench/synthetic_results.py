@@ -1,0 +1,154 @@
+"""A result file with every kind of row, of invented figures: for tests, in a temporary folder."""
+
+from typing import Any
+
+from gpt2.config import PRESETS
+from gpt2.estimate import flops_per_token
+from gpt2.model import count_parameters
+
+MATMUL_TFLOPS, COPY_GBPS = 790.0, 4300.0
+SIZES = {"gpt2": 32, "gpt2-medium": 16, "gpt2-large": 8, "gpt2-xl": 4}
+PARAMETERS = {model: count_parameters(PRESETS[model]) for model in SIZES}
+OURS, OURS_PLAIN = "attn triton, kernels triton", "attn sdpa, kernels torch"
+
+
+def results(**changes: Any) -> dict[str, Any]:
+    """The whole file."""
+    header = {
+        "device": "Synthetic GPU",
+        "slug": "synthetic",
+        "date": "2000-01-01",
+        "started": "2000-01-01T00:00:00",
+        "commit": "0000000",
+        "profile": "gpu",
+        "versions": {"python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0", "cuda": "13.0"},
+        "limits": {
+            "matmul_tflops": MATMUL_TFLOPS, "matmul_dtype": "bfloat16", "copy_gbps": COPY_GBPS,
+            "launch_us": 3.0,
+        },
+    }  # fmt: skip
+    rows = [*_training(), *_ladder(), *_attention(), *_norms(), *_losses()]
+    return {**header, "rows": rows, **changes}
+
+
+def row(
+    bench: str,
+    case: dict[str, Any],
+    variant: str,
+    seconds: float = 1e-3,
+    *,
+    ours: bool = False,
+    **metrics: float,
+) -> dict[str, Any]:
+    """A timed row."""
+    times = {"median": seconds, "min": seconds, "p10": seconds, "p90": seconds, "rounds": 5}
+    return {
+        "bench": bench, "case": case, "variant": variant, "status": "ok", "reason": None,
+        "ours": ours, "seconds": times, "metrics": metrics,
+    }  # fmt: skip
+
+
+def not_timed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
+    """The same row without a measurement."""
+    return {**row, "status": status, "reason": reason, "seconds": None, "metrics": {}}
+
+
+def _training() -> list[dict[str, Any]]:
+    shares = {OURS: 0.62, OURS_PLAIN: 0.5, "nanoGPT": 0.41, "transformers": 0.3}
+    found = []
+    for model, B in SIZES.items():
+        for compiled in (False, True):
+            case = {
+                "model": model, "T": 1024, "dtype": "bfloat16", "B": B, "compile": compiled,
+            }  # fmt: skip
+            limit = MATMUL_TFLOPS * 1e12 / flops_per_token(PRESETS[model], 1024)
+            parameters = PARAMETERS[model]
+            for i, (name, share) in enumerate(shares.items()):
+                rate = limit * share * (1.15 if compiled else 1)
+                memory = 16 * parameters + (i + 1) * B * 1.6e8 * (parameters / 1.2e8) ** 0.7
+                measured = {
+                    "tokens_per_s": rate,
+                    "fraction_of_limit": rate / limit,
+                    "peak_memory_bytes": memory,
+                }
+                found.append(row("training", case, name, B * 1024 / rate, ours=i < 2, **measured))
+    short = {"model": "gpt2", "T": 128, "dtype": "bfloat16", "B": 256, "compile": False}
+    largest = {
+        "model": "gpt2", "T": 1024, "dtype": "bfloat16", "compile": False, "largest_batch": True,
+    }  # fmt: skip
+    return [
+        *found,
+        row("training", short, OURS, ours=True, tokens_per_s=7e5, peak_memory_bytes=2e10),
+        row("training", largest, OURS, ours=True, tokens_per_s=6e5, largest_batch=192),
+    ]
+
+
+def _ladder() -> list[dict[str, Any]]:
+    case = {"model": "gpt2", "T": 1024, "dtype": "bfloat16", "B": 16, "ladder": True}
+    rungs = {
+        "naive, fp32": 41e3, "+ bfloat16 autocast": 120e3, "+ padded vocabulary": 160e3,
+        "+ SDPA": 260e3, "+ loss in chunks": 310e3, "+ fused kernels": 420e3,
+        "+ Triton attention": 455e3, "+ torch.compile": 560e3,
+    }  # fmt: skip
+    found = [
+        row("training", case, name, ours=True, tokens_per_s=rate, peak_memory_bytes=3e15 / rate)
+        for name, rate in rungs.items()
+    ]
+    found[-2] = not_timed(found[-2], "skipped", "out of memory")
+    return found
+
+
+def _attention() -> list[dict[str, Any]]:
+    peak = {
+        "triton": 430, "naive": 60, "sdpa": 400, "sdpa-flash": 390, "sdpa-cudnn": 520,
+        "sdpa-efficient": 230, "sdpa-math": 40, "flex": 330,
+    }  # fmt: skip
+    found = []
+    for D, lengths in ((64, (128, 256, 512, 1024, 2048, 4096, 16384)), (128, (1024, 4096))):
+        for T in lengths:
+            for which, factor in (("forward", 1.0), ("backward", 0.8)):
+                case = {
+                    "T": T, "B": 16384 // T, "H": 768 // D, "D": D, "pass": which,
+                    "dtype": "bfloat16", "window": None, "packed": True,
+                }  # fmt: skip
+                for name, top in peak.items():
+                    rate = top * factor * T / (T + 600) * D / 64 / (1 + (D == 128) * 0.6)
+                    found.append(row("attention", case, name, ours=name == "triton", tflops=rate))
+    return found
+
+
+def _norms() -> list[dict[str, Any]]:
+    found = []
+    for bench, op, width in (
+        ("norms", "add_layer_norm", {"C": 768}), ("norms", "layer_norm", {"C": 768}),
+        ("norms", "rms_norm", {"C": 768}), ("mlp", "gelu_tanh", {"F": 3072}),
+        ("mlp", "swiglu", {"F": 2048}),
+    ):  # fmt: skip
+        for which in ("forward", "backward"):
+            case = {"op": op, "N": 16384, **width, "pass": which, "dtype": "bfloat16"}
+            for name, share in (
+                ("triton", 0.9), ("eager", 0.35), ("torch.compile", 0.8), ("liger", 0.7),
+            ):  # fmt: skip
+                rate = COPY_GBPS * share * (0.9 if which == "backward" else 1)
+                found.append(row(bench, case, name, ours=name == "triton", gbps=rate))
+    return found
+
+
+def _losses() -> list[dict[str, Any]]:
+    found = []
+    for N in (8192, 32768, 65536):
+        case = {
+            "op": "linear_cross_entropy", "N": N, "C": 768, "V": 50304, "pass": "both",
+            "dtype": "bfloat16",
+        }  # fmt: skip
+        for name, memory in (
+            ("triton", 4e8 + 3e3 * N), ("torch-chunked", 5e8 + 3e3 * N), ("eager", 7e5 * N),
+            ("torch.compile", 3e5 * N), ("liger", 9e8 + 3e3 * N),
+        ):  # fmt: skip
+            found.append(row("losses", case, name, ours=name == "triton", peak_memory_bytes=memory))
+    case = {
+        "op": "cross_entropy", "N": 8192, "V": 50304, "pass": "both", "dtype": "bfloat16",
+    }  # fmt: skip
+    for name, share in (("triton", 0.85), ("triton in place", 0.95), ("eager", 0.2)):
+        found.append(row("losses", case, name, ours=True, gbps=COPY_GBPS * share))
+    return found

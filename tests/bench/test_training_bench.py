@@ -1,0 +1,279 @@
+"""The training benchmark: what it times is checked first, and what it times is what it says."""
+
+import dataclasses
+import importlib.util
+import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import gpt2.machine
+from bench.bench_training import NO_COMPILE, cases, ladder
+from bench.clocks import clock_for
+from bench.limits import Limits
+from bench.measure import Budget, Case, Measured, Setting, measure
+from bench.peer_models import (
+    CHECKOUT,
+    PEER_VARIABLE,
+    TRANSFORMERS,
+    _without_our_kernels,
+    checkout_name,
+)
+from bench.resident_memory import resident_memory
+from bench.training_steps import Problem, Recipe, Step
+from bench.training_variants import largest, step_variants, utilisation
+from gpt2.attention import BACKENDS
+from gpt2.config import PRESETS, GPTConfig
+from gpt2.estimate import flops_per_token, flops_per_token_nanogpt
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+ROOT = Path(__file__).resolve().parents[2]
+LIMITS = Limits(matmul_tflops=1.0, matmul_dtype="float32", copy_gbps=1.0, launch_us=None)
+TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=200)
+OURS = Recipe("ours", "triton", "triton", "triton", "triton")
+PEER = """
+from dataclasses import dataclass
+import torch
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        assert config.vocab_size == 256 and config.dropout == 0
+        self.embed = torch.nn.Embedding(config.vocab_size, config.n_embd)
+        torch.nn.init.normal_(self.embed.weight, std=STD)
+
+    def forward(self, idx, targets=None):
+        logits = self.embed(idx) @ self.embed.weight.T
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return logits, loss
+"""
+
+
+@pytest.fixture(autouse=True)
+def _no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(PEER_VARIABLE, raising=False)
+
+
+def _problem(**changes: Any) -> Problem:
+    tiny = Problem("tiny", TINY, 2, 16, DEVICE, torch.float32)
+    return dataclasses.replace(tiny, **changes)
+
+
+def _measure(*recipes: Recipe, **changes: Any) -> list[Measured]:
+    problem = _problem(**changes)
+    case = Case(
+        "training",
+        {"model": "tiny"},
+        lambda: step_variants(problem, list(recipes)),
+        {"tokens_per_s": problem.tokens},
+        clock="wall",
+    )
+    return measure(case, clock_for(DEVICE), LIMITS, Budget(0.0, min_rounds=2, warm_up=0.0))
+
+
+def _checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, std: float) -> Recipe:
+    folder.mkdir()
+    (folder / "model.py").write_text(PEER.replace("STD", str(std)))
+    monkeypatch.setenv(PEER_VARIABLE, str(folder))
+    return Recipe(checkout_name(), peer=CHECKOUT)
+
+
+def test_every_way_to_compute_the_step_has_the_gradients_of_the_plain_model():
+    recipes = [
+        OURS,
+        Recipe("naive", "naive", head="whole"),
+        Recipe("padded", head="padded"),
+        Recipe("chunks"),
+    ]
+    for measured in _measure(*recipes):
+        row = measured.row
+        assert row.status == "ok", (row.variant, row.reason)
+        assert 0 <= row.metrics["error_share"] <= 1
+        assert row.metrics["tokens_per_s"] == pytest.approx(32 / row.seconds["median"])
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 on a CPU, by autocast")
+def test_the_ladder_is_checked_against_more_precision():
+    recipes = [Recipe("naive", "naive", head="whole", fp32=True), Recipe("bf16")]
+    rows = [measured.row for measured in _measure(*recipes, dtype=torch.bfloat16)]
+    assert [row.status for row in rows] == ["ok", "ok"]
+    assert rows[0].metrics["error_share"] < 0.01 < rows[1].metrics["error_share"]
+
+
+def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch):
+    def sees_the_future(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+        q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+
+    monkeypatch.setitem(BACKENDS, "naive", sees_the_future)
+    wrong, right = (m.row for m in _measure(Recipe("naive", "naive"), Recipe("sdpa")))
+    assert (wrong.status, wrong.seconds) == ("failed", None)
+    assert "wrong result: the gradient of" in wrong.reason
+    assert right.status == "ok"
+
+
+def test_variants_that_share_weights_keep_their_own_kernels():
+    """Eager variants of ours train one set of weights in turn."""
+    used = []
+
+    def spy(name: str) -> Any:
+        def attend(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+            used.append(name)
+            return BACKENDS["sdpa"](qkv, window=window, dropout_p=dropout_p)
+
+        return attend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(BACKENDS, "naive", spy("a"))
+        patch.setitem(BACKENDS, "flash", spy("b"))
+        _measure(Recipe("one", "naive"), Recipe("two", "flash"))
+    rounds = "".join(used[-8:])  # two layers a step
+    assert rounds in ("aabbaabb", "bbaabbaa")
+
+
+def test_a_checkout_named_by_the_environment_takes_part(tmp_path, monkeypatch):
+    recipe = _checkout(tmp_path / "theirs", monkeypatch, std=0.02)
+    (row,) = (m.row for m in _measure(recipe))
+    assert (row.variant, row.status, row.ours) == ("theirs", "ok", False)
+
+
+def test_a_peer_that_is_no_language_model_is_not_timed(tmp_path, monkeypatch):
+    recipe = _checkout(tmp_path / "theirs", monkeypatch, std=2.0)
+    (row,) = (m.row for m in _measure(recipe))
+    assert row.status == "failed"
+    assert "first loss" in row.reason
+
+
+def test_peers_that_are_missing_are_skipped_with_the_remedy(tmp_path, monkeypatch):
+    (row,) = (m.row for m in _measure(Recipe("model.py", peer=CHECKOUT)))
+    assert row.status == "skipped"
+    assert f"set {PEER_VARIABLE}" in row.reason
+    monkeypatch.setenv(PEER_VARIABLE, str(tmp_path))
+    (row,) = (m.row for m in _measure(Recipe("model.py", peer=CHECKOUT)))
+    assert "has no model.py" in row.reason
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    (row,) = (m.row for m in _measure(Recipe("transformers", peer=TRANSFORMERS)))
+    assert "pip install" in row.reason
+
+
+def test_our_kernels_are_out_of_sight_of_a_peer_and_come_back():
+    import kernels.gelu as ours
+
+    with _without_our_kernels():
+        spec = importlib.util.find_spec("kernels")
+        assert spec is None or spec.origin != str(ROOT / "kernels/__init__.py")
+    assert sys.modules["kernels.gelu"] is ours
+    assert importlib.util.find_spec("kernels").origin == str(ROOT / "kernels/__init__.py")
+
+
+@pytest.mark.slow
+def test_transformers_trains_beside_ours_from_the_root_of_the_repository():
+    pytest.importorskip("transformers")
+    script = """
+from tests.bench.test_training_bench import OURS, Recipe, _measure
+rows = [m.row for m in _measure(OURS, Recipe("transformers", peer="transformers"))]
+assert [row.status for row in rows] == ["ok", "ok"], rows
+"""
+    environ = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environ, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 37, 100, 999])
+def test_the_largest_batch_is_found_within_a_sixteenth(most):
+    tried = []
+
+    def fits(batch: int) -> bool:
+        tried.append(batch)
+        return batch <= most
+
+    found = largest(fits)
+    assert most - most / 16 <= found <= most
+    assert len(tried) <= 16
+    assert max(tried) <= 2 * max(most, 1)
+
+
+def test_the_largest_batch_is_not_sought_for_ever():
+    assert 94 <= largest(lambda batch: True, most=100) <= 100
+
+
+def test_a_rung_adds_one_thing_to_the_last_that_can_run():
+    gpu = Setting("gpu", torch.device("cuda"))
+    problem = _problem(shape=PRESETS["gpt2"], dtype=torch.bfloat16)
+    rungs = ladder(problem, gpu)
+    assert [rung.skip for rung in rungs] == [None] * len(rungs)
+    for below, above in itertools.pairwise(rungs):
+        changed = {
+            field.name
+            for field in dataclasses.fields(Recipe)
+            if field.name != "name" and getattr(below, field.name) != getattr(above, field.name)
+        }
+        expected = {"norm_kernel", "mlp_kernel", "head"} if "fused" in above.name else 1
+        assert changed == expected if isinstance(expected, set) else len(changed) == 1
+    top = dataclasses.replace(OURS, name=rungs[-1].name, compile=True)
+    assert rungs[-1] == top
+
+    on_cpu = ladder(problem, Setting("smoke", torch.device("cpu")))
+    assert [rung.name for rung in on_cpu] == [rung.name for rung in rungs]
+    assert on_cpu[-1].skip == NO_COMPILE
+    assert on_cpu[-1].attn == "sdpa"  # as the rungs with our kernels were left out
+
+
+def test_the_gpu_profile_begins_with_gpt2_and_goes_up_to_xl(monkeypatch):
+    monkeypatch.setattr(gpt2.machine, "_native_bf16", lambda device: True)
+    found = sorted(cases(Setting("gpu", torch.device("cuda"))), key=lambda case: case.priority)
+    first, second, third = (case.case for case in found[:3])
+    assert (first["model"], first["compile"], first["dtype"]) == ("gpt2", False, "bfloat16")
+    assert (second["model"], second["compile"]) == ("gpt2", True)
+    assert third["ladder"]
+    sizes = [case.case["model"] for case in found if case.priority == 1]
+    assert sizes == ["gpt2-medium", "gpt2-large", "gpt2-xl", "gpt2"]
+
+
+def test_utilisation_is_by_the_data_sheet_in_both_conventions(monkeypatch):
+    monkeypatch.setattr("bench.training_variants.peak_flops", lambda device: 989e12)
+    problem = _problem(shape=PRESETS["gpt2"], B=1, T=1024)
+    found = utilisation(problem, seconds=2.0)
+    for name, flops in (
+        ("mfu_exact", flops_per_token), ("mfu_nanogpt", flops_per_token_nanogpt),
+    ):  # fmt: skip
+        expected = 512 * flops(PRESETS["gpt2"], 1024) / 989e12
+        assert found[name] == pytest.approx(expected)
+
+
+def test_a_step_is_the_trainers_own_and_learns():
+    step = Step(_problem(), Recipe("sdpa"))
+    losses = [step.run().loss for _ in range(5)]
+    assert losses == sorted(losses, reverse=True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux tells it")
+def test_resident_memory_holds_weights_gradients_and_optimizer():
+    shape = GPTConfig(n_layer=2, n_head=4, n_embd=512, vocab_size=16384)
+    problem = _problem(shape=shape, B=1, T=8, device=torch.device("cpu"))
+    parameters = sum(p.numel() for p in Step(problem, Recipe("sdpa")).training.model.parameters())
+    grown = resident_memory(problem, Recipe("sdpa"))
+    if grown is None:
+        pytest.skip("this kernel does not set the mark back")
+    # fp32 weights, gradients and two moments; the logits are 8 x 16384, and the head's gradient
+    # may be there twice.
+    assert 16 * parameters < grown < 24 * parameters + 64 * 2**20
