@@ -122,8 +122,9 @@ def table(result: dict[str, Any]) -> str:
     config, flops, mfu = step["config"], result["flops_per_token"], result["mfu"]
     rate = device["tflops_32" if step["dtype"] == "fp32" else "tflops_16"]
     lines = [
-        f"{result['parameters']:,} parameters ({config['n_layer']} layers, {config['n_embd']} wide)"
-        f"; kernels: attention {config['attn']}, norms {config['norm_kernel']}, MLP "
+        f"{result['parameters']:,} parameters "
+        f"({config['n_layer']} layers, {config['n_embd']} wide)",
+        f"kernels: attention {config['attn']}, norms {config['norm_kernel']}, MLP "
         f"{config['mlp_kernel']}, loss {config['loss_kernel']}",
         f"a step: {step['grad_accum']} x {step['batch_size']} x {step['seq_len']:,} tokens, "
         f"{step['dtype']}, {step['optimizer']}",
