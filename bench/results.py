@@ -23,6 +23,7 @@ import torch
 
 from bench.limits import Limits
 from gpt2.files import write_json
+from gpt2.machine import cpu_model
 from gpt2.pretokens import available_cores
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -142,7 +143,7 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     cores = available_cores()
-    return f"{_cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
+    return f"{cpu_model()}, {cores} core{'s' if cores > 1 else ''}"
 
 
 def slug(name: str, device_type: str) -> str:
@@ -195,18 +196,6 @@ def _unused(folder: Path, stem: str) -> Path:
         serial += 1
         path = folder / f"{stem}_{serial}.json"
     return path
-
-
-def _cpu_model() -> str:
-    """The model of the CPU as Linux tells it, else its architecture."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            for line in file:
-                if line.startswith("model name"):
-                    return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def _rounded(value: Any) -> Any:

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tyro.conf import Positional, UseAppendAction
 
-from gpt2.decoding import check_prompts, continuations, generate, stream_tokens, until
+from gpt2.decoding import check_prompts, continuations, stream_tokens, until
 from gpt2.model import GPT
 from gpt2.sampling import Sampling, strategy
 
 if TYPE_CHECKING:
     from gpt2.tokenizer import Tokenizer
-
-__all__ = ["Sampling", "generate", "strategy", "stream_tokens"]
 
 Strategy = Literal["greedy", "sample", "top-k", "top-p", "min-p"]
 

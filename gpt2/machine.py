@@ -43,14 +43,19 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
-    name = platform.processor() or platform.machine()
+    return f"{cpu_model()}, {threads} thread{'s' if threads > 1 else ''}"
+
+
+def cpu_model() -> str:
+    """The model of the CPU as Linux tells it, else its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
-            models = (line for line in file if line.startswith("model name"))
-            name = next((line.partition(":")[2].strip() for line in models), name)
+            for line in file:
+                if line.startswith("model name"):
+                    return line.partition(":")[2].strip()
     except OSError:  # not Linux
         pass
-    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
+    return platform.processor() or platform.machine()
 
 
 def choose_device(asked: str) -> tuple[torch.device, str | None]:

@@ -32,9 +32,8 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
     """Score the test split and print samples with the best weights; keep both in result.json."""
     model, step = trainer.best_model()
     model.eval()
-    config = model.config
-    kernels = (config.attn, config.norm_kernel, config.mlp_kernel, config.loss_kernel)
-    if "triton" in kernels and trainer.machine.device.type == "cpu":
+    ours = any(getattr(model.config, name) == "triton" for name in PORTABLE)
+    if ours and trainer.machine.device.type == "cpu":
         say("\nscoring and samples by PyTorch's kernels: the interpreter would take hours for them")
         model.use(**PORTABLE)
     tokenizer = prepared.tokenizer

@@ -223,6 +223,7 @@ class Trainer:
             min_lr=config.min_lr,
         )
         set_learning_rate(self.optimizers, lr)
+        limit = self.spikes.limit
         result = train_step(
             self.called,
             self.optimizers,
@@ -230,19 +231,19 @@ class Trainer:
             clip=config.clip,
             autocast=self.machine.autocast(),
             scaler=self.scaler,
-            max_loss=math.inf if config.on_spike == "warn" else self.spikes.limit,
+            max_loss=math.inf if config.on_spike == "warn" else limit,
         )
         self._sample = micro_batches[0]
         self.step += 1
-        self._count(result)
+        self._count(result, limit)
         return result, lr
 
-    def _count(self, result: StepResult) -> None:
-        spike = result.loss > self.spikes.limit
-        if spike and math.isfinite(result.loss):
+    def _count(self, result: StepResult, limit: float) -> None:
+        spike = limit < result.loss < math.inf
+        if spike:
             say(
                 f"step {self.step}: loss {result.loss:.4f} is a spike, above "
-                f"{self.spikes.limit:.4f} ({self.config.spike_sigma:g} standard deviations)"
+                f"{limit:.4f} ({self.config.spike_sigma:g} standard deviations)"
             )
             if self.config.on_spike == "rollback" and self._roll_back():
                 return

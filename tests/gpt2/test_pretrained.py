@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2.config import GPTConfig
+from gpt2.decoding import generate
 from gpt2.export import export
-from gpt2.generate import generate
 from gpt2.hugging_face import tensors_to_hugging_face
 from gpt2.model import GPT
 from gpt2.pretrained import find_pretrained, load_pretrained, load_pretrained_tokenizer
