@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.gpt2.loopback import Answers, serving
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -20,7 +20,7 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
     """
     requests: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -34,7 +34,7 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
                 if path.startswith(f"/datasets/{name}/resolve/"):
                     self._send_file(path.split("/resolve/")[1], files)
                     return
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         def _describe(self, path: str, name: str, files: Mapping[str, bytes]) -> None:
             if "/tree/" not in path:
@@ -55,14 +55,14 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
                         "oid": hashlib.sha1(content).hexdigest(),
                     }
             if folder and not entries:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
             self._send_json(list(entries.values()))
 
         def _send_file(self, revision_and_file: str, files: Mapping[str, bytes]) -> None:
             file = next((file for file in files if revision_and_file.endswith(f"/{file}")), None)
             if file is None:
-                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
             content, status, headers = files[file], 200, {"X-Repo-Commit": COMMIT}
             headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
@@ -71,29 +71,10 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
                 end = min(int(last or len(content)), len(content) - 1)
                 headers["Content-Range"] = f"bytes {first}-{end}/{len(content)}"
                 content, status = content[int(first) : end + 1], 206
-            self._send(status, content, headers)
+            self.send(status, content, headers)
 
         def _send_json(self, value: object) -> None:
-            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+            self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", requests
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as address:
+        yield address, requests

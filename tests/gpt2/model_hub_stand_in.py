@@ -2,11 +2,11 @@
 
 import hashlib
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
+
+from tests.gpt2.loopback import Answers, serving
 
 COMMIT = "c0ffee" + "0" * 34
 
@@ -20,7 +20,7 @@ def model_hub(repository: str, files: Mapping[str, bytes]) -> Iterator[tuple[str
     """
     sent: list[str] = []
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(Answers):
         def do_HEAD(self) -> None:
             self.do_GET()
 
@@ -41,33 +41,15 @@ def model_hub(repository: str, files: Mapping[str, bytes]) -> Iterator[tuple[str
                 if self.command == "GET":
                     sent.append(file)
                 etag = f'"{_etag(files[file])}"'
-                self._send(200, files[file], {"ETag": etag, "X-Repo-Commit": COMMIT})
+                self.send(200, files[file], {"ETag": etag, "X-Repo-Commit": COMMIT})
             else:
-                self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         def _send_json(self, value: object) -> None:
-            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+            self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-        def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
-            self.send_response(status)
-            for key, value in {**headers, "Content-Length": str(len(content))}.items():
-                self.send_header(key, value)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(content)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}", sent
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    with serving(Handler) as address:
+        yield address, sent
 
 
 def _etag(content: bytes) -> str:
