@@ -13,10 +13,20 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bench.roofline import Estimate, Step
-from gpt2.config import PORTABLE, PRESETS, Kernel, Mlp, Norm, NormPosition, Positions
+from gpt2.config import PORTABLE, PRESETS, Kernel, Mlp, Norm, NormPosition, Positions, Recompute
 from gpt2.estimate import DEVICES, human_bytes
 
-_OF_THE_MODEL = ("attn", "norm", "norm_position", "mlp", "positions", "tie", "dropout", "window")
+_OF_THE_MODEL = (
+    "attn",
+    "norm",
+    "norm_position",
+    "mlp",
+    "positions",
+    "tie",
+    "dropout",
+    "window",
+    "recompute",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +73,8 @@ class Arguments:
     """Dropout rate."""
     window: int | None = None
     """Sliding window of attention. None: all positions before."""
+    recompute: Recompute = "none"
+    """block: compute each layer's forward again in its backward, to keep only its inputs."""
     json: bool = False
     """Print JSON, in FLOPs, bytes and seconds, instead of tables."""
 

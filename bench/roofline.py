@@ -78,6 +78,7 @@ class Step:
             self.norms(),
             self.activation(),
             self.head(),
+            *([self.recomputation()] if self.config.recompute == "block" else []),
             self.update(),
         ]
 
@@ -193,6 +194,39 @@ class Step:
             "head and loss",
             6 * V * C * self.tokens,
             (a_logit * V + 9 * s * C) * self.tokens + a_table * V * C * self.grad_accum,
+        )
+
+    def recomputation(self) -> Cost:
+        """The forward of the layers once more, up to the last that their backward asks for."""
+        config, s, cast, T = self.config, self.itemsize, self.cast, self.seq_len
+        C, F = config.n_embd, config.mlp_width
+        gated = config.mlp == "swiglu"
+        shapes = [(C, 3 * C), (C, C), *(mlp_matrices(config) - 1) * [(C, F)]]
+        if config.norm_position == "post" or config.dropout:  # they ask for the MLP's output
+            shapes.append((F, C))
+        weights = sum(i * o for i, o in shapes)
+        a_token = s * sum(i + o for i, o in shapes)
+        if config.attn == "naive":
+            scores = float(T)
+            a_score = (s + s + 4) + 8 + cast + s + (8 + 1 if config.dropout else 0)
+            a_token += (4 + 8) * s * C + a_score * config.n_head * T
+        else:
+            masked = config.attn == "sdpa" and (config.window or T) < T
+            scores = T if masked else visible_positions(config, T)
+            a_token += 4 * s * C
+        if config.norm_kernel == "torch" or config.norm_position == "post":
+            a_token += C * (2 * (8 + 8 + s) + (2 + gated) * cast)
+        else:
+            a_token += C * 2 * (s + 4 + 4 + s)
+        if config.dropout:
+            a_token += C * 2 * (2 * s + 1)
+        fused = config.mlp_kernel == "triton"
+        a_token += s * F * ((3 if fused else 5) if gated else 2)
+        a_batch = weights * (s + cast) * self.grad_accum
+        return Cost(
+            "layers again",
+            config.n_layer * (2 * weights + 4 * C * scores) * self.tokens,
+            config.n_layer * (a_token * self.tokens + a_batch),
         )
 
     def update(self) -> Cost:

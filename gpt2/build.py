@@ -29,7 +29,7 @@ from gpt2.training import Trainer
 _RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
     "keep", "tensorboard", "sample_tokens", "max_skipped", "parallel",
-    "on_spike", "spike_sigma", "check_kernels", "auto_batch",
+    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute",
 }  # fmt: skip
 
 
@@ -220,7 +220,7 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
     if has and memory.peak > 0.95 * has:
         say(
             "warning: that is likely too much. Lower --batch-size (raise --grad-accum to keep the "
-            "step the same), lower --seq-len, or choose a smaller --preset"
+            "step the same), use --recompute block, lower --seq-len, or choose a smaller --preset"
         )
     epochs = trainer.steps * trainer.tokens_per_step / len(trainer.batches.stream)
     say(

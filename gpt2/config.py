@@ -13,6 +13,7 @@ Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
 Kernel = Literal["torch", "triton"]
+Recompute = Literal["none", "block"]
 _CHOICES = {
     "norm": Norm,
     "norm_position": NormPosition,
@@ -21,6 +22,7 @@ _CHOICES = {
     "norm_kernel": Kernel,
     "mlp_kernel": Kernel,
     "loss_kernel": Kernel,
+    "recompute": Recompute,
 }
 # What computes a model on every machine; all other choices give the same function.
 PORTABLE: dict[str, Any] = {
@@ -63,6 +65,7 @@ class GPTConfig:
     norm_kernel: Kernel = "torch"
     mlp_kernel: Kernel = "torch"
     loss_kernel: Kernel = "torch"
+    recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
         for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
@@ -278,6 +281,9 @@ class TrainConfig:
     """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
+    recompute: Recompute = "none"
+    """block: a Transformer layer keeps only its inputs for the backward pass, and computes the rest
+    again there: far less memory, up to a third more computing, the same losses."""
     auto_batch: bool = False
     """When memory runs out, go on with smaller micro-batches and more of them a step."""
 

@@ -15,6 +15,9 @@ shrinks again while gradients take its place. The peak is the largest sum on the
     backward of the embedding      few tokens: all gradients are there, a tied table's twice
     optimizer step                 few tokens, with Muon, whose update needs working memory
 
+With `recompute="block"` a layer keeps its inputs alone. Its backward begins with its forward, done
+again, after which it holds what it would have kept.
+
 Under autocast the operands of matrix products are 16 bits wide; the residual stream, its gradient
 and the norms on it stay float32. Autocast also keeps 16-bit copies of a layer's weights from its
 forward to its backward.
@@ -150,6 +153,22 @@ class _Part:
     """Other gradients that its backward leaves to those before it; negative where they end."""
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Parts in a row; `inputs` is what stays where their forward is done again, else None."""
+
+    parts: list[_Part]
+    inputs: int | None = None
+
+    @property
+    def kept(self) -> int:
+        return sum(part.kept for part in self.parts)
+
+    @property
+    def copies(self) -> int:
+        return sum(part.copies for part in self.parts)
+
+
 def training_memory(
     config: GPTConfig,
     *,
@@ -176,28 +195,42 @@ def training_memory(
     gradients = 4 * sum(p.numel() for p in model.parameters())
     moments, update = _optimizer_bytes(model, optimizer)
     run = _Run(config, batch_size * seq_len, seq_len, dtype, device_type == "cpu")
-    parts = [run.embedding()]
-    parts += config.n_layer * [run.norm(), run.attention(), run.norm(), run.mlp()]
-    parts += [run.norm(last=True)] if config.norm_position == "pre" else []
-    parts += [run.head()]
+    blocks = [_Block([run.embedding()])]
+    for i in range(config.n_layer):
+        parts = [run.norm(), run.attention(), run.norm(), run.mlp()]
+        blocks.append(_Block(parts, run.layer_inputs(i) if config.recompute == "block" else None))
+    blocks += [_Block([run.norm(last=True)])] if config.norm_position == "pre" else []
+    blocks += [_Block([run.head()])]
 
     held = weights + moments + run.logits_buffer()
     sums = [(held + gradients + update, "optimizer step")]
     if grad_accum > 1:
         held += gradients
-    for part in parts:
-        held += part.kept + part.copies
-        sums.append((held + part.forward, f"forward of the {part.name}"))
-    for part in reversed(parts):
-        sums.append((held + part.backward, f"backward of the {part.name}"))
-        held += part.passes_on - part.kept - part.copies
-        held += part.gradients if grad_accum == 1 else 0
+    for block in blocks:
+        for part in block.parts:
+            held += part.copies + (part.kept if block.inputs is None else 0)
+            sums.append((held + part.forward, f"forward of the {part.name}"))
+        held += block.inputs or 0
+    held -= sum(block.copies for block in blocks if block.inputs is not None)
+    for block in reversed(blocks):
+        if block.inputs is not None:
+            held += block.kept + block.copies
+        for part in reversed(block.parts):
+            sums.append((held + part.backward, f"backward of the {part.name}"))
+            held += part.passes_on - part.kept - part.copies
+            held += part.gradients if grad_accum == 1 else 0
+        held -= block.inputs or 0
     peak, moment = max(sums)
 
-    activations = dict.fromkeys([part.name for part in parts], 0)
-    for part in parts:
-        activations[part.name] += part.kept
-    activations["16-bit weights"] = sum(part.copies for part in parts)
+    activations = {part.name: 0 for block in blocks for part in block.parts}
+    activations |= {"layer inputs": 0, "16-bit weights": 0}
+    for block in blocks:
+        if block.inputs is not None:
+            activations["layer inputs"] += block.inputs
+            continue
+        activations["16-bit weights"] += block.copies
+        for part in block.parts:
+            activations[part.name] += part.kept
     return Memory(weights, gradients, moments, activations, sum(run.logits()), peak, moment)
 
 
@@ -251,6 +284,11 @@ class _Run:
             gradients=positions + table,
             passes_on=-self.stream - (table if config.tie else 0),
         )
+
+    def layer_inputs(self, layer: int) -> int:
+        """The stream, and the branch that is still to be added to it."""
+        branch = self.config.norm_position == "pre" and layer > 0
+        return self.stream + (self.narrow(self.config.n_embd) if branch else 0)
 
     def norm(self, last: bool = False) -> _Part:
         """A norm, and the residual addition before it."""

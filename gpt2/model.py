@@ -21,6 +21,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.attention import BACKENDS, attend_past
 from gpt2.cache import Chunk, KVCache
@@ -165,8 +166,12 @@ class GPT(nn.Module):
         """
         chunk = None if cache is None else cache.extend(idx.shape[1], idx.device)
         x, branch = self.drop(self.embed(idx, chunk)), None
+        recompute = self.config.recompute == "block" and torch.is_grad_enabled()
         for layer in self.h:
-            x, branch = layer(x, branch, chunk)
+            if recompute:  # Chen et al. 2016, arXiv:1604.06174
+                x, branch = checkpoint(layer, x, branch, chunk, use_reentrant=False)
+            else:
+                x, branch = layer(x, branch, chunk)
         return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)

@@ -26,7 +26,7 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.weight_files import read_tensors
 
 # Options that do not change which weights a model has.
-_FREE = {"block_size", "dropout", "window", *PORTABLE}
+_FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
 # Kept in less than float32, or in more: converted. Quantised weights are not.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -106,7 +106,8 @@ def find_pretrained(path_or_name: str | Path) -> Pretrained:
         raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object")
     is_run = "train" in values and "model" in values
     if is_run:
-        config = dataclasses.replace(read_config(folder)[1], dropout=0.0, **PORTABLE)
+        own = read_config(folder)[1]
+        config = dataclasses.replace(own, dropout=0.0, recompute="none", **PORTABLE)
     else:
         config = config_from_hugging_face(values, path)
     return Pretrained(name, folder, config, repository, is_run, note)

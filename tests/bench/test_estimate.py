@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.estimate import Arguments, main, plan
 from bench.roofline import Estimate, Step
-from gpt2.config import PORTABLE, PRESETS, GPTConfig, Mlp, NormPosition
+from gpt2.config import PORTABLE, PRESETS, GPTConfig, Mlp, NormPosition, Recompute
 from gpt2.estimate import flops_per_token
 from gpt2.model import GPT
 from kernels._launch import INTERPRETED
@@ -22,7 +22,13 @@ from tests.kernels.fused import one_multiprocessor
 from tests.work_counts import count_work
 
 T = TypeVar("T")
-LAYERS = ("matrix products", "attention", "norms and residuals", "MLP activation")
+LAYERS = (
+    "matrix products",
+    "attention",
+    "norms and residuals",
+    "MLP activation",
+    "layers again",
+)
 OURS: dict[str, Any] = dict.fromkeys(PORTABLE, "triton")
 SMALL = GPTConfig(n_layer=1, n_head=4, n_embd=128, vocab_size=128, block_size=128)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -81,6 +87,9 @@ def per_layer(config: GPTConfig, count: Any) -> float:
         {"attn": "naive", "norm_position": "post"},
         {"mlp": "swiglu", "bias": False},
         {"mlp": "swiglu", "norm_position": "post"},
+        {"recompute": "block"},
+        {"recompute": "block", "attn": "naive", "norm_position": "post"},
+        {"recompute": "block", "mlp": "swiglu"},
     ],
     ids=str,
 )
@@ -114,8 +123,14 @@ def test_our_kernels_move_the_bytes_that_they_are_said_to(
     assert work.loaded + work.stored == pytest.approx(expected, rel=0.05)
 
 
-def test_flops_are_those_of_the_operators() -> None:
-    config = dataclasses.replace(SMALL, attn="naive", mlp="swiglu")
+@pytest.mark.parametrize("norm_position", ["pre", "post"])
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_flops_are_those_of_the_operators(
+    recompute: Recompute, norm_position: NormPosition
+) -> None:
+    config = dataclasses.replace(
+        SMALL, attn="naive", mlp="swiglu", recompute=recompute, norm_position=norm_position
+    )
 
     def measured(config: GPTConfig) -> float:
         return run_layers(config, "fp32", FlopCounterMode(display=False)).get_total_flops()

@@ -198,6 +198,10 @@ OURS = {"attn": "triton", "norm_kernel": "triton", "mlp_kernel": "triton", "loss
         ({"attn": "naive", "dropout": 0.1, "mlp": "swiglu"}, FP32, 2),
         ({"norm": "quicknorm", "tie": False, "positions": "sinusoidal", "window": 16}, BF16, 2),
         ({"norm_position": "post", "bias": False, "window": 16}, FP32, 2),
+        ({"recompute": "block", "n_layer": 6}, FP32, 8),
+        ({"recompute": "block", "n_layer": 6, "dropout": 0.1}, BF16, 8),
+        ({**POST, "recompute": "block", "n_layer": 6}, BF16, 8),
+        ({"recompute": "block", "attn": "naive", "n_layer": 6}, BF16, 8),
     ],
 )
 def test_memory_is_what_is_allocated(options: dict[str, Any], dtype: Any, batch_size: int) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from gpt2.config import PORTABLE, GPTConfig
 from gpt2.model import GPT
 from tests.numerics import judge
+from tests.work_counts import count_work
 
 FUSED = dict.fromkeys(PORTABLE, "triton")
 OPTIONS = {
@@ -77,6 +78,18 @@ def test_each_kernel_can_be_swapped_alone(name):
     model = _model(**{name: "triton"})
     assert [n for n in PORTABLE if getattr(model.config, n) == "triton"] == [name]
     _check(_step(model), {})
+
+
+def test_recomputed_layers_run_our_kernels_twice_and_give_the_same_bits():
+    steps, launched = [], []
+    for recompute in ("none", "block"):
+        model = _model(**FUSED, recompute=recompute)
+        with count_work() as work:
+            steps.append(_step(model))
+        launched.append([launch.kernel for launch in work.launches].count("attention_fwd_kernel"))
+    assert launched == [2, 4]
+    for name, expected in steps[0].items():
+        assert torch.equal(steps[1][name], expected), name
 
 
 def test_dropout_and_a_window_reach_the_fused_model():

@@ -206,8 +206,30 @@ def test_sinusoidal_positions_have_no_parameters():
     assert learned - sinusoidal == 12 * 16
 
 
-def test_the_model_compiles_whole_and_agrees():
-    model = _tiny()
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"dropout": 0.2}, {"norm_position": "post", "mlp": "swiglu", "norm": "quicknorm"}],
+)
+def test_recomputed_layers_give_the_same_bits_and_run_twice(options):
+    x = torch.randint(0, 50, (2, 12))
+    results, calls = [], []
+    for recompute in ("none", "block"):
+        torch.manual_seed(0)
+        model = _tiny(recompute=recompute, **options)
+        model.h[0].attn.register_forward_hook(lambda *_: calls.append(1))
+        _, loss = model(x, x)
+        loss.backward()
+        results.append([loss.detach(), torch.rand(()), *(p.grad for p in model.parameters())])
+        with torch.no_grad():
+            model(x, x)
+    assert len(calls) == 2 + 3
+    for plain, recomputed in zip(*results, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("options", [{}, {"recompute": "block"}])
+def test_the_model_compiles_whole_and_agrees(options):
+    model = _tiny(**options)
     x = torch.randint(0, 50, (2, 12))
     _, expected = model(x, x)
     expected.backward()
@@ -225,6 +247,7 @@ def test_the_model_compiles_whole_and_agrees():
         ({"n_embd": 10, "n_head": 3}, "n_embd=10 cannot be split over n_head=3"),
         ({"norm": "batchnorm"}, "norm must be one of layernorm, quicknorm, got 'batchnorm'"),
         ({"dropout": 1.0}, "dropout must be in"),
+        ({"recompute": "layer"}, "recompute must be one of none, block, got 'layer'"),
         ({"window": 0}, "window must be at least 1"),
         ({"n_layer": 0}, "n_layer must be at least 1"),
     ],

@@ -47,14 +47,23 @@ def _curve(run: Path) -> list[float]:
     return [value for m in lines for value in (m["loss"], m["grad_norm"], m.get("val_loss", 0.0))]
 
 
-@pytest.mark.parametrize("mode", ["ddp", "fsdp"])
-def test_two_processes_give_the_losses_of_one(workplace, mode):
-    words = ["--data", "stories.txt", *SETTINGS, "--out", mode, "--parallel", mode]
-    done = _train(workplace, *words, processes=2)
+@pytest.mark.parametrize(
+    ("mode", "processes", "options"),
+    [
+        ("ddp", 2, ()),
+        ("fsdp", 2, ()),
+        ("ddp", 4, ("--recompute", "block")),
+        ("fsdp", 4, ("--recompute", "block")),
+    ],
+)
+def test_processes_together_give_the_losses_of_one(workplace, mode, processes, options):
+    out = f"{mode}-{processes}"
+    words = ["--data", "stories.txt", *SETTINGS, "--out", out, "--parallel", mode, *options]
+    done = _train(workplace, *words, processes=processes)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("done in") == 1, "one process speaks"
-    assert _curve(workplace / mode) == pytest.approx(_curve(workplace / "alone"), rel=2e-5)
-    results = [json.loads((workplace / run / "result.json").read_text()) for run in (mode, "alone")]
+    assert _curve(workplace / out) == pytest.approx(_curve(workplace / "alone"), rel=2e-5)
+    results = [json.loads((workplace / run / "result.json").read_text()) for run in (out, "alone")]
     assert results[0]["test"]["loss"] == pytest.approx(results[1]["test"]["loss"], rel=2e-5)
 
 
