@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,11 @@ class Logs:
         self._writer = _tensorboard_writer(folder, after_step) if tensorboard else None
 
     def write(self, **metrics: Any) -> None:
-        """Add one line; values are numbers, `step` among them."""
+        """Add one line; values are numbers, `step` among them.
+
+        JSON has no numbers that are not finite: they are left out.
+        """
+        metrics = {name: value for name, value in metrics.items() if isfinite(value)}
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
         if self._writer is not None:

@@ -6,7 +6,6 @@ loss is met as `--on-spike` says; an interruption ends with a checkpoint.
 
 import dataclasses
 import math
-import time
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
 from gpt2.estimate import flops_per_token, peak_flops
 from gpt2.evaluate import evaluate
-from gpt2.kernel_check import SUSPICIOUS, kernel_errors
+from gpt2.kernel_check import check_kernels
 from gpt2.logs import Logs, altered, fingerprint, plot_loss, say
 from gpt2.machine import Machine
 from gpt2.model import GPT
@@ -37,6 +36,14 @@ from gpt2.optim import (
     load_optimizer_tensors,
     optimizer_tensors,
     set_learning_rate,
+)
+from gpt2.out_of_memory import (
+    OutOfMemory,
+    explained,
+    first_line,
+    is_out_of_memory,
+    smaller_micro_batch,
+    what_to_lower,
 )
 from gpt2.parallel import (
     check_parallel,
@@ -49,6 +56,7 @@ from gpt2.parallel import (
     whole_tensors,
     world,
 )
+from gpt2.progress import Interval, progress_line
 from gpt2.signals import catching
 from gpt2.spikes import SpikeGuard
 from gpt2.step import StepResult, train_step
@@ -56,10 +64,6 @@ from gpt2.step import StepResult, train_step
 
 class Diverged(RuntimeError):
     """Too many steps were skipped in a row, or too often rolled back."""
-
-
-class OutOfMemory(RuntimeError):
-    """A step does not fit the device; the message says what would."""
 
 
 class Trainer:
@@ -104,6 +108,8 @@ class Trainer:
         self.steps = config.steps or self._steps_of_epochs()
         self.called = spread(model, config.parallel, compile=machine.compile, device=machine.device)
         self.optimizers = build_optimizers(model, config)
+        for optimizer in self.optimizers:
+            optimizer.register_step_pre_hook(self._begin_update)
         self.scaler = (
             torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None
         )
@@ -114,7 +120,7 @@ class Trainer:
         self.rollbacks = 0
         self.best_val_loss = math.inf
         self._saved = -1
-        self._interval = {"loss": 0.0, "steps": 0}
+        self._interval = Interval()
 
     def _steps_of_epochs(self) -> int:
         assert self.config.epochs is not None
@@ -129,6 +135,7 @@ class Trainer:
 
         Raises:
             Diverged: too many steps in a row were skipped.
+            OutOfMemory: with the estimate and what to lower.
         """
         config = self.config
         assert config.eval_every
@@ -144,16 +151,15 @@ class Trainer:
             disable=not self.world.main,
         )
         ended_by = 0
-        clock = time.perf_counter()
         try:
-            with catching() as caught:
+            with catching() as caught, explained(self._advice):
                 while self.step < self.steps and not ended_by:
                     due = self.step + 1
+                    self._interval.start_step()
                     result, lr = self._next_step()
                     ended_by = highest(max(caught, default=0))
                     bar.update(self.step - bar.n)
                     if self.step != due:  # rolled back
-                        clock = time.perf_counter()
                         if logs:
                             logs.go_back(self.step)
                         continue
@@ -161,27 +167,27 @@ class Trainer:
                     log = self.step % config.log_every == 0 or last
                     evaluating = self.step % config.eval_every == 0 or last
                     metrics: dict[str, Any] = {"step": self.step}
-                    if log and self._interval["steps"]:
-                        steps = self._interval["steps"]
-                        speed = steps * self.tokens_per_step / (time.perf_counter() - clock)
-                        metrics |= self._measured(result, lr, speed)
-                        bar.set_postfix_str(f"loss {metrics['loss']:.3f}, {speed:,.0f} tok/s")
+                    if log and (measures := self._measures(result, lr)):
+                        metrics |= measures
+                        bar.set_postfix_str(
+                            f"loss {metrics['loss']:.3f}, {metrics['tokens_per_s']:,.0f} tok/s"
+                        )
                     if config.check_kernels and self.step % config.check_kernels == 0:
-                        metrics |= self._check_kernels()
+                        metrics |= check_kernels(
+                            self.model, *self._sample, machine=self.machine, step=self.step
+                        )
                     if evaluating:
                         metrics["val_loss"] = self._validate()
                     if logs and len(metrics) > 1:
                         logs.write(**metrics)
                     if logs and evaluating:
-                        self._report(metrics)
+                        say(progress_line(metrics, steps=self.steps, epoch=self.batches.epoch))
                         plot_loss(self.folder)
                     best = metrics.get("val_loss", math.inf) < self.best_val_loss
                     if best:
                         self.best_val_loss = metrics["val_loss"]
                     if best or last or self.step % config.checkpoint_every == 0:
                         self.save(metrics.get("val_loss"))
-                    if log or evaluating:
-                        clock = time.perf_counter()  # evaluation and saving are not training time
                 if not ended_by or self.step == self.steps:
                     return None
                 if self._saved != self.step:
@@ -192,16 +198,23 @@ class Trainer:
             if logs:
                 logs.close()
 
+    def _begin_update(self, *_: Any) -> None:
+        self._updating = True
+
     def _next_step(self) -> tuple[StepResult, float]:
         position = self.batches.state_dict()
         while True:
+            self._updating = False
             try:
                 return self._try_step()
-            except RuntimeError as error:
-                if not _is_out_of_memory(error):
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
                     raise
                 self._halve_micro_batch(error)
-                self.batches.load_state_dict(position)
+            # Not before here, as the exception held on to all tensors of the step.
+            self.batches.load_state_dict(position)
+            if self.machine.device.type == "cuda":
+                torch.cuda.empty_cache()
 
     def _try_step(self) -> tuple[StepResult, float]:
         config = self.config
@@ -250,8 +263,7 @@ class Trainer:
         if not result.skipped:
             self.skipped_in_a_row = 0
             self.spikes.add(result.loss)
-            self._interval["loss"] += result.loss
-            self._interval["steps"] += 1
+            self._interval.add(result.loss)
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
@@ -281,67 +293,51 @@ class Trainer:
         say(f"rolled back to step {self.step}, and past the text up to step {spiked}")
         return True
 
-    def _halve_micro_batch(self, error: RuntimeError) -> None:
+    def _halve_micro_batch(self, error: BaseException) -> None:
         """After an out-of-memory error: the same step in smaller micro-batches, or an error."""
-        config = self.config
-        size, count = config.batch_size or 1, config.grad_accum or 1
-        if not config.auto_batch or size == 1 or self.world.size > 1:
-            advice = "a smaller --preset or --seq-len"
-            if size > 1:
-                advice = (
-                    f"a lower --batch-size (now {size}; raise --grad-accum to keep the step the "
-                    f"same, or let --auto-batch do both), {advice}"
-                )
+        smaller = smaller_micro_batch(self.config)
+        alone = self.world.size == 1
+        # An update that got half-way cannot be done again, and micro-batches are no part of it.
+        if not self.config.auto_batch or smaller is None or not alone or self._updating:
             raise OutOfMemory(
-                f"out of memory on {self.machine.device} in step {self.step + 1}; try {advice}. "
-                f"({str(error).splitlines()[0]})"
+                f"out of memory on {self.machine.device} in step {self.step + 1}"
+                f"{', in the update of the weights' if self._updating else ''}; {self._advice()} "
+                f"({first_line(error)})"
             ) from error
-        smaller = next(b for b in range(size // 2, 0, -1) if size * count % b == 0)
-        self.config = dataclasses.replace(
-            config, batch_size=smaller, grad_accum=size * count // smaller
-        )
-        self.batches.batch_size = smaller
+        size, (batch_size, grad_accum) = self.config.batch_size, smaller
+        self.config = dataclasses.replace(self.config, batch_size=batch_size, grad_accum=grad_accum)
+        self.batches.batch_size = batch_size
         for parameter in self.model.parameters():
             parameter.grad = None
-        if self.machine.device.type == "cuda":
-            torch.cuda.empty_cache()
         say(
-            f"out of memory: going on with micro-batches of {smaller} instead of {size}, "
-            f"{self.config.grad_accum} a step"
+            f"out of memory: going on with micro-batches of {batch_size} instead of {size}, "
+            f"{grad_accum} a step"
         )
 
-    def _check_kernels(self) -> dict[str, float]:
-        """Report each kernel's gradient error on a micro-batch of the step at hand."""
-        autocast = self.machine.autocast()
-        errors = kernel_errors(self.model, *self._sample, autocast=autocast)
-        for name, error in errors.items():
-            doubt = error > SUSPICIOUS[self.machine.dtype]
-            say(
-                f"step {self.step}: {name} {getattr(self.model.config, name)} against PyTorch's: "
-                f"gradients differ by {error:.1e}"
-                + (": more than rounding explains, do not trust this kernel" if doubt else "")
-            )
-        return {f"kernel_error/{name}": error for name, error in errors.items()}
+    def _advice(self) -> str:
+        alone = self.world.size == 1
+        lower = what_to_lower(self.config, self.model.config, self.machine, alone=alone)
+        return f"{lower}. The checkpoints in {self.folder} are intact."
 
-    def _measured(self, result: StepResult, lr: float, speed: float) -> dict[str, Any]:
+    def _measures(self, result: StepResult, lr: float) -> dict[str, Any]:
         """The line of metrics of the interval that ends here, and the start of the next."""
-        metrics = {
-            "loss": self._interval["loss"] / self._interval["steps"],
+        metrics: dict[str, Any] = self._interval.measures(self.tokens_per_step)
+        if not metrics:
+            return {}
+        metrics |= {
             "lr": lr,
-            "grad_norm": result.grad_norm if math.isfinite(result.grad_norm) else None,
+            "grad_norm": result.grad_norm,
             "tokens": self.step * self.tokens_per_step,
-            "tokens_per_s": speed,
             "skipped": self.skipped,
         }
         peak = peak_flops(self.machine.device)
         if peak is not None:
             flops = flops_per_token(self.model.config, self.batches.seq_len)
-            metrics["mfu_exact"] = speed * flops / peak
-        self._interval = {"loss": 0.0, "steps": 0}
+            metrics["mfu_exact"] = metrics["tokens_per_s"] * flops / peak
         return metrics
 
     def _validate(self) -> float:
-        return evaluate(
+        loss = evaluate(
             self.model,
             self.valid,
             bos_id=self.bos_id,
@@ -350,19 +346,12 @@ class Trainer:
             autocast=self.machine.autocast(),
             here=self.world,
         ).loss
-
-    def _report(self, metrics: dict[str, Any]) -> None:
-        parts = [f"step {self.step:>6,}/{self.steps:,}"]
-        if "loss" in metrics:
-            parts.append(f"train loss {metrics['loss']:.4f}")
-        parts.append(f"val loss {metrics['val_loss']:.4f}")
-        parts.append(f"epoch {self.batches.epoch:.2f}")
-        if "loss" in metrics:
-            parts.append(f"lr {metrics['lr']:.2e}")
-            parts.append(f"{metrics['tokens_per_s']:,.0f} tok/s")
-        if "mfu_exact" in metrics:
-            parts.append(f"MFU {metrics['mfu_exact']:.1%} (exact FLOPs, data-sheet peak)")
-        say(" | ".join(parts))
+        if not math.isfinite(loss):
+            say(
+                f"step {self.step}: the validation loss is {loss}: activations overflow "
+                f"{self.machine.dtype}, or a kernel is wrong (--check-kernels tells)"
+            )
+        return loss
 
     def save(self, val_loss: float | None) -> None:
         """Write a checkpoint of the step at hand, and delete those no longer to be kept.
@@ -373,13 +362,13 @@ class Trainer:
         state = {
             "step": self.step,
             "metrics": fingerprint(metrics),
-            "val_loss": val_loss,
-            "best_val_loss": self.best_val_loss if math.isfinite(self.best_val_loss) else None,
+            "val_loss": _finite(val_loss),
+            "best_val_loss": _finite(self.best_val_loss),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollbacks": self.rollbacks,
             "recent_losses": list(self.spikes.losses),
-            "interval": self._interval,
+            "interval": self._interval.state_dict(),
             "data": self.batches.state_dict(),
             "scaler": self.scaler.state_dict() if self.scaler else None,
             "train_config": dataclasses.asdict(self.config),
@@ -429,7 +418,7 @@ class Trainer:
         self.spikes = SpikeGuard(self.config.spike_sigma, state.get("recent_losses", ()))
         best = state["best_val_loss"]
         self.best_val_loss = math.inf if best is None else best
-        self._interval = state["interval"]
+        self._interval = Interval(state["interval"])
         set_random_states(checkpoint.rng, seed=self.config.seed)
 
     def best_model(self) -> tuple[GPT, int]:
@@ -445,5 +434,6 @@ class Trainer:
         return model, int(checkpoint.state["step"])
 
 
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _finite(value: float | None) -> float | None:
+    """What JSON has no number for is None."""
+    return value if value is not None and math.isfinite(value) else None
