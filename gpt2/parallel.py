@@ -215,11 +215,17 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """`tensors` with each cut one put together, on the CPU."""
-    return {
-        name: whole(tensor).cpu() if hasattr(tensor, "full_tensor") else tensor
-        for name, tensor in tensors.items()
-    }
+    """`tensors` with each cut one put together, on the CPU of the main process.
+
+    The others take part and are left with none: a machine holds the whole once.
+    """
+    result = {}
+    for name, tensor in tensors.items():
+        cut = hasattr(tensor, "full_tensor")
+        put_together = whole(tensor)
+        if world().main:
+            result[name] = put_together.cpu() if cut else put_together
+    return result
 
 
 def part_like(tensor: Tensor, like: Tensor) -> Tensor:
