@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from bench.roofline import Estimate, Step
 from gpt2.config import PORTABLE, PRESETS, Kernel, Mlp, Norm, NormPosition, Positions, Recompute
-from gpt2.estimate import DEVICES, human_bytes
+from gpt2.devices import DEVICES
+from gpt2.estimate import human_bytes
 
 _OF_THE_MODEL = (
     "attn",

@@ -18,9 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from gpt2.config import GPTConfig
+from gpt2.devices import DEVICES, Device
 from gpt2.estimate import (
-    DEVICES,
-    Device,
     Memory,
     flops_per_token,
     flops_per_token_nanogpt,

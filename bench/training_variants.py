@@ -21,7 +21,8 @@ from torch import Tensor
 from bench.clocks import Work
 from bench.measure import Unavailable, Variant, WrongResult
 from bench.training_steps import Problem, Recipe, Step, Training, build_model
-from gpt2.estimate import flops_per_token, flops_per_token_nanogpt, peak_flops
+from gpt2.devices import peak_flops
+from gpt2.estimate import flops_per_token, flops_per_token_nanogpt
 
 GUESS_TOLERANCE = 0.5  # nats between a peer's first loss and ln V
 MOST_SEQUENCES = 4096

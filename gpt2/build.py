@@ -15,7 +15,8 @@ import torch
 from gpt2.checkpoint import load_newest, remove_unfinished
 from gpt2.config import GPTConfig, TrainConfig, model_config, with_preset
 from gpt2.data.prepare import Prepared, prepare
-from gpt2.estimate import device_memory, human_bytes, training_memory
+from gpt2.devices import device_memory
+from gpt2.estimate import human_bytes, training_memory
 from gpt2.files import lock
 from gpt2.logs import say
 from gpt2.machine import Machine, choose_device, choose_machine

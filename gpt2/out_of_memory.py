@@ -5,6 +5,7 @@ files and the libraries below raise a RuntimeError with a sentence in it, the sy
 Python and NumPy a MemoryError.
 """
 
+import dataclasses
 import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,8 @@ from contextlib import contextmanager
 import torch
 
 from gpt2.config import GPTConfig, TrainConfig
-from gpt2.estimate import device_memory, human_bytes, training_memory
+from gpt2.devices import device_memory
+from gpt2.estimate import Memory, human_bytes, training_memory
 from gpt2.machine import Machine
 
 _SENTENCES = (
@@ -72,33 +74,39 @@ def what_to_lower(config: TrainConfig, shape: GPTConfig, machine: Machine, *, al
         machine: device and compute type.
         alone: whether one process trains, as --auto-batch needs it.
     """
-    options = "a smaller --preset or --seq-len"
+    options = ["a smaller --preset or --seq-len"]
+    if config.recompute == "none":
+        options.insert(0, "--recompute block")
     smaller = smaller_micro_batch(config)
     if smaller is not None:
         auto = ", or let --auto-batch do both" if alone and not config.auto_batch else ""
-        options = (
+        options.insert(
+            0,
             f"a lower --batch-size (now {config.batch_size}; raise --grad-accum to keep the step "
-            f"the same{auto}), {options}"
+            f"the same{auto})",
         )
-    sizes = [(config.batch_size or 1, config.grad_accum or 1), *([smaller] if smaller else [])]
-    now, *less = [
-        training_memory(
+
+    def memory(shape: GPTConfig, batch_size: int, grad_accum: int) -> Memory:
+        return training_memory(
             shape,
-            batch_size=size,
+            batch_size=batch_size,
             seq_len=config.seq_len or shape.block_size,
             dtype=machine.dtype,
             device_type=machine.device.type,
             optimizer=config.optimizer or "adamw",
-            grad_accum=count,
+            grad_accum=grad_accum,
         )
-        for size, count in sizes
-    ]
+
+    size, count = config.batch_size or 1, config.grad_accum or 1
     has = device_memory(machine.device)
     of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
-    text = f"try {options}. By the estimate a step needs: {now}{of}"
-    if smaller and less:
-        text += (
-            f". With --batch-size {smaller[0]} --grad-accum {smaller[1]}: "
-            f"peak {human_bytes(less[0].peak)}"
-        )
+    text = (
+        f"try {', '.join(options)}. By the estimate a step needs: {memory(shape, size, count)}{of}"
+    )
+    if smaller is not None:
+        peak = memory(shape, *smaller).peak
+        text += f"; with --batch-size {smaller[0]} --grad-accum {smaller[1]}: {human_bytes(peak)}"
+    if config.recompute == "none":
+        peak = memory(dataclasses.replace(shape, recompute="block"), size, count).peak
+        text += f"; with --recompute block: {human_bytes(peak)}"
     return text

@@ -24,7 +24,8 @@ from gpt2.checkpoint import (
 from gpt2.config import TrainConfig
 from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
-from gpt2.estimate import flops_per_token, peak_flops
+from gpt2.devices import peak_flops
+from gpt2.estimate import flops_per_token
 from gpt2.evaluate import evaluate
 from gpt2.kernel_check import check_kernels
 from gpt2.logs import Logs, altered, fingerprint, plot_loss, say
@@ -80,6 +81,7 @@ class Trainer:
         folder: Path,
         tokenizer_hash: str,
         bos_id: int,
+        data_hash: str = "",
     ) -> None:
         """Put a new run together; `restore` makes it go on where a checkpoint stands.
 
@@ -92,13 +94,14 @@ class Trainer:
             folder: the run folder.
             tokenizer_hash: goes into checkpoints, so that weights never meet another vocabulary.
             bos_id: the id that stands before a text.
+            data_hash: goes into checkpoints, so that no run goes on with another text.
         """
         assert config.seq_len
         assert config.batch_size
         assert config.grad_accum
         self.config, self.model, self.machine = config, model, machine
         self.valid, self.folder, self.bos_id = valid, folder, bos_id
-        self.tokenizer_hash = tokenizer_hash
+        self.tokenizer_hash, self.data_hash = tokenizer_hash, data_hash
         self.world = world()
         check_parallel(config, machine.dtype)
         self.batches = Batches(
@@ -374,6 +377,7 @@ class Trainer:
             "train_config": dataclasses.asdict(self.config),
             "model_config": dataclasses.asdict(self.model.config),
             "tokenizer_hash": self.tokenizer_hash,
+            "data_hash": self.data_hash,
             "torch": torch.__version__,
         }
         checkpoint = Checkpoint(
@@ -398,7 +402,14 @@ class Trainer:
         if state["tokenizer_hash"] != self.tokenizer_hash:
             raise ValueError(
                 f"the checkpoint of step {state['step']} was trained with another tokenizer than "
-                f"the one in {self.folder}"
+                f"{self.folder / 'tokenizer.json'}"
+            )
+        if (state.get("data_hash") or self.data_hash) != self.data_hash:
+            raise ValueError(
+                f"the checkpoint of step {state['step']} in {self.folder} was trained on another "
+                f"text than {self.config.data} is now: put that back, or start a new run (with "
+                f"--init-from {self.folder} from these weights). If the text is the same, then "
+                f"{self.config.cache_dir}/checksums.json is damaged: delete it"
             )
         metrics = self.folder / "metrics.jsonl"
         if "metrics" in state and altered(metrics, state["metrics"]):

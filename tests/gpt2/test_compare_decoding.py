@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.compare_decoding import (
+from gpt2.compare_decoding.__main__ import (
     STRATEGIES,
     Arguments,
     Prompt,
@@ -17,7 +17,7 @@ from gpt2.compare_decoding import (
     continue_prompts,
     main,
 )
-from gpt2.decoding_measures import HUMAN, Continuations, analyse, measure
+from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure
 from gpt2.sampling import Sampling
 from gpt2.text_metrics import CopySearch
 from gpt2.tokenizer import Tokenizer
@@ -126,7 +126,8 @@ def test_a_continuation_does_not_depend_on_the_batch(workplace, tokenizer):
 
 def test_a_text_that_ended_says_so(workplace, tokenizer, monkeypatch):
     eot = tokenizer.eot_id
-    monkeypatch.setattr("gpt2.compare_decoding.continuations", lambda *a, **k: [[5], [], [6, 7]])
+    made = [[5], [], [6, 7]]
+    monkeypatch.setattr("gpt2.compare_decoding.__main__.continuations", lambda *a, **k: made)
     prompts = [Prompt([1], [])] * 3
     made = continue_prompts(
         workplace[1],
@@ -230,7 +231,7 @@ def test_the_command_writes_table_figures_texts_and_plot(workplace, capsys, tmp_
 
 
 def test_text_of_a_model_is_no_markup():
-    from gpt2.decoding_report import _escape
+    from gpt2.compare_decoding.report import _escape
 
     assert _escape("\n# a|b <b>*c*</b> [x](y) \\ _z_\n\nd ") == (
         r"\# a\|b &lt;b&gt;\*c\*&lt;/b&gt; \[x\](y) \\ \_z\_<br><br>d"

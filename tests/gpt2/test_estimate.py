@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt2.loss
 from gpt2.config import PRESETS, GPTConfig, TrainConfig
+from gpt2.devices import peak_flops
 from gpt2.estimate import (
     Memory,
     flops_per_token,
     flops_per_token_nanogpt,
     human_bytes,
-    peak_flops,
     training_memory,
 )
 from gpt2.model import GPT

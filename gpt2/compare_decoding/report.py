@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.decoding_measures import HUMAN, Continuations, Measures
+from gpt2.compare_decoding.measures import HUMAN, Continuations, Measures
 from gpt2.files import atomic_write, write_json
 from gpt2.sampling import Sampling
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gpt2.compare_sizes_run import MEMORY
+from gpt2.compare_sizes.run import MEMORY
 from gpt2.data.prepare import Prepared
 from gpt2.decoding import continuations
 from gpt2.estimate import flops_per_token

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.compare_sizes_results import Comparison, Row
+from gpt2.compare_sizes.results import Comparison, Row
 from gpt2.files import atomic_write
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ def train(config: TrainConfig) -> None:
     if sys.platform == "win32":
         own_group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     process = subprocess.Popen(
-        [sys.executable, "-m", "gpt2.compare_sizes_run"], stdin=subprocess.PIPE, **own_group
+        [sys.executable, "-m", "gpt2.compare_sizes.run"], stdin=subprocess.PIPE, **own_group
     )
     assert process.stdin is not None
     try:

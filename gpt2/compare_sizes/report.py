@@ -4,7 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
-from gpt2.compare_sizes_results import Comparison, Row
+from gpt2.compare_sizes.results import Comparison, Row
 from gpt2.estimate import human_bytes
 from gpt2.files import atomic_write, write_json
 

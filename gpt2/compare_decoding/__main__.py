@@ -23,9 +23,9 @@ import torch
 from tqdm import tqdm
 from tyro.conf import Positional
 
+from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure, ngram_budget
 from gpt2.data.shards import TokenStream
 from gpt2.decoding import continuations
-from gpt2.decoding_measures import HUMAN, Continuations, analyse, measure, ngram_budget
 from gpt2.model import GPT
 from gpt2.sampling import Sampling
 from gpt2.scoring import Request, score
@@ -187,8 +187,8 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
+    from gpt2.compare_decoding.report import table, write_report
     from gpt2.data.prepare import prepare
-    from gpt2.decoding_report import table, write_report
     from gpt2.run import load_run
 
     run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)

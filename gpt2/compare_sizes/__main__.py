@@ -24,11 +24,11 @@ from tyro.conf import UseAppendAction
 
 from gpt2.build import Plan, prepare_data
 from gpt2.checkpoint import list_checkpoints
-from gpt2.compare_sizes_plan import check_folder, check_runs, plan_runs, split_names
-from gpt2.compare_sizes_plots import PLOTS, plot
-from gpt2.compare_sizes_report import FILES, table, write
-from gpt2.compare_sizes_results import beginnings, compare, encode_prompts, is_finished
-from gpt2.compare_sizes_run import train
+from gpt2.compare_sizes.plan import check_folder, check_runs, plan_runs, split_names
+from gpt2.compare_sizes.plots import PLOTS, plot
+from gpt2.compare_sizes.report import FILES, table, write
+from gpt2.compare_sizes.results import beginnings, compare, encode_prompts, is_finished
+from gpt2.compare_sizes.run import train
 from gpt2.config import TrainConfig, with_preset
 from gpt2.machine import choose_device
 
