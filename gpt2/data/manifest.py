@@ -6,14 +6,20 @@ A folder without one is work in progress. The shards it lists are plain names in
 import itertools
 import json
 import platform
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from gpt2.data.documents import SPLITS, Source
-from gpt2.data.shards import ShardError, ShardInfo, TokenStream, read_header
+from gpt2.data.shards import (
+    SHARD_NAME,
+    ShardError,
+    ShardInfo,
+    TokenStream,
+    read_header,
+    shard_name,
+)
 from gpt2.data.splits import SplitPlan
 from gpt2.files import write_json
 from gpt2.tokenizer import Tokenizer
@@ -21,7 +27,6 @@ from gpt2.tokenizer import Tokenizer
 MANIFEST = "manifest.json"
 _FORMAT = 1
 _VERIFY_BYTES = 1 << 30  # ids up to this size are verified whenever they are opened: a second
-_SHARD_NAME = re.compile(r"(train|valid|test)-\d{5}\.bin")  # no path leads out of the folder
 
 
 def write_manifest(
@@ -44,7 +49,7 @@ def write_manifest(
                 "text_bytes": sum(info.text_bytes for info in infos),
                 "shards": [
                     {
-                        "file": f"{split}-{number:05d}.bin",
+                        "file": shard_name(split, number),
                         "tokens": info.tokens,
                         "sha256": info.sha256,
                     }
@@ -81,7 +86,7 @@ def open_splits(
             for split, entry in manifest["splits"].items()
         }
         for name, _ in itertools.chain(*listed.values()):
-            if not _SHARD_NAME.fullmatch(name):
+            if not SHARD_NAME.fullmatch(name):
                 raise ValueError(f"shard name {name!r}")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(

@@ -6,27 +6,41 @@ A prepared folder lies in the cache folder under a name made of the source, its 
 tokenizer's, and holds numbered shards, tokenizer.json and, written last, manifest.json. Without the
 manifest the folder is work in progress: its whole shards are kept and the rest is made again.
 Source and tokenizer fix every byte of it, so work that is interrupted, or done twice, comes out the
-same.
+same. So does work that is divided, over processes or machines that have the same text:
+
+    python -m gpt2.data.prepare --data corpus --tokenizer t --shard 1/2     # on one
+    python -m gpt2.data.prepare --data corpus --tokenizer t --shard 2/2     # on the other
+    python -m gpt2.data.prepare --data corpus --tokenizer t --merge         # files in one folder
+
+How it is divided, and why so, is told in gpt2/data/parts.py.
 """
 
-import sys
 import time
-from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2.data.documents import Source
+from gpt2.data.job import Job
 from gpt2.data.manifest import MANIFEST, open_splits, write_manifest
+from gpt2.data.merge import merge_parts
+from gpt2.data.parts import (
+    count_parts,
+    parse_part,
+    part_is_done,
+    remove_part_manifests,
+    write_part,
+)
 from gpt2.data.shards import TokenStream
 from gpt2.data.sources import open_source
-from gpt2.data.splits import SplitPlan, plan_splits, split_pieces
-from gpt2.data.tokenise import write_splits
-from gpt2.files import lock, remove_leftovers
+from gpt2.data.splits import SplitPlan, plan_splits, sample_texts
+from gpt2.data.tokenise import WHOLE, Part, SplitShards, write_splits
+from gpt2.files import remove_leftovers
 from gpt2.tokenizer import Tokenizer
 
-SHARD_TOKENS = 1 << 25  # 64 MiB of uint16: what is held in memory, and what a kill can cost
-_TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
-_SAMPLE_CHARS = 1 << 20  # text on which the tokenizer compares its engines
+# Of text: some 30 million tokens, which are held in memory, and which a kill can cost.
+SHARD_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -56,7 +70,7 @@ def prepare(
     cache_dir: Path = Path("data"),
     progress: bool = True,
     verify: bool | None = None,
-    shard_tokens: int = SHARD_TOKENS,
+    shard_bytes: int = SHARD_BYTES,
 ) -> Prepared:
     """Prepare a data set, or open what was prepared before from the same text and tokenizer.
 
@@ -68,171 +82,221 @@ def prepare(
         progress: show progress bars.
         verify: check the SHA-256 of every shard; None does so up to 1 GiB. Headers and lengths
             are checked always.
-        shard_tokens: tokens after which a shard ends.
+        shard_bytes: bytes of text after which a shard ends.
 
     Raises:
         ValueError: the text cannot be read, or is too short to have all three splits; or, as
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
     source = open_source(data, cache_dir=cache_dir)
-    job = _Job(source, tokenizer, vocab_size, cache_dir, progress, shard_tokens)
+    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
     notes = list(source.notes)
     found = job.find()
     if found is None:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-        waiting = f"{data}: another process is preparing it; waiting for it to finish"
-        with lock(cache_dir / f".{job.identity}.lock", waiting=waiting):
-            found = job.find() or job.build(notes)  # that process may have made just this
+        with job.lock():
+            # Who held the lock before may have made just this.
+            found = job.find() or _build(job, notes, shard_bytes)
     else:
         notes.append(f"reused {found[1]}")
-    chosen, folder = found
-    splits = open_splits(folder, chosen, verify=verify)
+    return _open(source, found, notes, verify=verify)
+
+
+def prepare_part(
+    data: str,
+    part: Part,
+    *,
+    tokenizer: str | None = None,
+    vocab_size: int = 32000,
+    cache_dir: Path = Path("data"),
+    progress: bool = True,
+    shard_bytes: int = SHARD_BYTES,
+) -> tuple[str, ...]:
+    """Make the shards of one part; processes with other parts may be at work in the same folder.
+
+    All parts must see the same text and have the same tokenizer. Where none is named, and none of
+    this text is in the cache folder, the first process trains it and the others wait.
+
+    Args:
+        part: which share of the work, of how many.
+        data, tokenizer, vocab_size, cache_dir, progress, shard_bytes: as of `prepare`; the same for
+            all parts.
+
+    Returns:
+        Lines worth printing.
+
+    Raises:
+        ValueError: as `prepare`; or another process is making this part.
+    """
+    source = open_source(data, cache_dir=cache_dir)
+    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
+    notes = list(source.notes)
+    with ExitStack() as held:
+        with job.lock():
+            if found := job.find():
+                return (*notes, f"{found[1]} is finished: there is nothing left to do")
+            plan = _plan(source, notes)
+            chosen = job.load_tokenizer() or job.train_tokenizer(plan, notes)
+            folder = job.folder(chosen)
+            folder.mkdir(exist_ok=True)
+            chosen.save(folder / "tokenizer.json")
+            held.enter_context(job.part_lock(folder, part))
+        if part_is_done(folder, part, source, chosen):
+            notes.append(f"part {part} is in {folder} already")
+        else:
+            splits = _tokenise(job, plan, chosen, folder, notes, part, shard_bytes)
+            write_part(folder, part, source, plan, chosen, splits)
+    notes.append(
+        f"{count_parts(folder, part.of)} of {part.of} parts are in {folder}. Other machines need "
+        "its tokenizer.json (--tokenizer), and what they make is copied into it. When all parts "
+        f"are there: {job.command('--merge')}"
+    )
+    return tuple(notes)
+
+
+def merge(
+    data: str,
+    *,
+    tokenizer: str | None = None,
+    vocab_size: int = 32000,
+    cache_dir: Path = Path("data"),
+    progress: bool = True,
+) -> Prepared:
+    """Make a prepared folder of parts, all of whose files lie in it; every shard is verified.
+
+    Args:
+        data, tokenizer, vocab_size, cache_dir, progress: as of `prepare_part`.
+
+    Raises:
+        ValueError: a part is missing, damaged or does not fit; says which, and what to do.
+    """
+    source = open_source(data, cache_dir=cache_dir)
+    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
+    notes = list(source.notes)
+    with job.lock():
+        chosen = job.load_tokenizer()
+        if chosen is None:
+            raise ValueError(
+                f"--merge needs the tokenizer of the parts, and {job.own_tokenizer} is not there. "
+                "Name it: --tokenizer path/to/tokenizer.json"
+            )
+        folder = job.folder(chosen)
+        with job.no_parts_at_work(folder):
+            if not (folder / MANIFEST).exists():
+                plan, shards = merge_parts(
+                    folder, source, chosen, command=job.command, progress=progress
+                )
+                chosen.save(folder / "tokenizer.json")
+                write_manifest(folder, source, plan, chosen, shards)
+            remove_part_manifests(folder)
+            remove_leftovers(folder)
+    notes.append(f"merged in {folder}")
+    return _open(source, (chosen, folder), notes, verify=False)
+
+
+def _build(job: Job, notes: list[str], shard_bytes: int) -> tuple[Tokenizer, Path]:
+    """Do the work, or the rest of it; the manifest comes last. The caller holds the lock."""
+    plan = _plan(job.source, notes)
+    tokenizer = job.load_tokenizer() or job.train_tokenizer(plan, notes)
+    folder = job.folder(tokenizer)
+    folder.mkdir(exist_ok=True)
+    with job.no_parts_at_work(folder):
+        remove_leftovers(folder)
+        splits = _tokenise(job, plan, tokenizer, folder, notes, WHOLE, shard_bytes)
+        tokenizer.save(folder / "tokenizer.json")
+        shards = {split: list(work.made.values()) for split, work in splits.items()}
+        write_manifest(folder, job.source, plan, tokenizer, shards)
+        remove_part_manifests(folder)
+    return tokenizer, folder
+
+
+def _plan(source: Source, notes: list[str]) -> SplitPlan:
+    plan = plan_splits(source)
+    if plan.note:
+        notes.append(plan.note)
+    return plan
+
+
+def _tokenise(
+    job: Job,
+    plan: SplitPlan,
+    tokenizer: Tokenizer,
+    folder: Path,
+    notes: list[str],
+    part: Part,
+    shard_bytes: int,
+) -> dict[str, SplitShards]:
+    notes.append(tokenizer.use_fastest(sample_texts(job.source, plan)))
+    start = time.perf_counter()
+    splits = write_splits(
+        job.source,
+        plan,
+        tokenizer,
+        folder,
+        part=part,
+        shard_bytes=shard_bytes,
+        progress=job.progress,
+    )
+    notes.append(f"tokenised into {folder} in {time.perf_counter() - start:.1f} s")
+    return splits
+
+
+def _open(
+    source: Source, found: tuple[Tokenizer, Path], notes: list[str], *, verify: bool | None
+) -> Prepared:
+    tokenizer, folder = found
+    splits = open_splits(folder, tokenizer, verify=verify)
     for split, stream in splits.items():
         notes.append(
             f"{split}: {len(stream):,} tokens, {stream.n_documents:,} documents, "
             f"{stream.n_bytes / len(stream):.2f} bytes/token"
         )
-    return Prepared(chosen, splits, folder, source.name, tuple(notes))
+    return Prepared(tokenizer, splits, folder, source.name, tuple(notes))
 
 
 @dataclass(frozen=True)
-class _Job:
-    """What is to be prepared, with what, and where; the fields are the arguments of `prepare`."""
+class Arguments:
+    """Tokenise a corpus ahead of training: at one go, or in parts by several processes or machines
+    (--shard), whose work is then put together (--merge)."""
 
-    source: Source
-    tokenizer: str | None
-    vocab_size: int
-    cache_dir: Path
-    progress: bool
-    shard_tokens: int
-
-    @property
-    def identity(self) -> str:
-        return f"{self.source.name}-{self.source.fingerprint[:8]}"
-
-    @property
-    def own_tokenizer(self) -> Path:
-        """Where a tokenizer trained on this source is kept."""
-        return self.cache_dir / "tokenizers" / f"{self.identity}-{self.vocab_size}/tokenizer.json"
-
-    def folder(self, tokenizer: Tokenizer) -> Path:
-        return self.cache_dir / f"{self.identity}-{tokenizer.hash[:8]}"
-
-    def find(self) -> tuple[Tokenizer, Path] | None:
-        """The tokenizer and the finished folder of an earlier run, if there is one."""
-        if self.tokenizer is None and not self.own_tokenizer.exists():
-            return None
-        tokenizer = Tokenizer.load(self.tokenizer or self.own_tokenizer)
-        folder = self.folder(tokenizer)
-        return (tokenizer, folder) if (folder / MANIFEST).exists() else None
-
-    def build(self, notes: list[str]) -> tuple[Tokenizer, Path]:
-        """Do the work, or the rest of it; the manifest comes last. The caller holds the lock."""
-        plan = plan_splits(self.source)
-        if plan.note:
-            notes.append(plan.note)
-        if self.tokenizer is not None:
-            tokenizer = Tokenizer.load(self.tokenizer)
-        elif self.own_tokenizer.exists():
-            tokenizer = Tokenizer.load(self.own_tokenizer)
-        else:
-            tokenizer = self._train_tokenizer(plan, notes)
-        folder = self.folder(tokenizer)
-        folder.mkdir(exist_ok=True)
-        remove_leftovers(folder)
-        notes.append(tokenizer.use_fastest(_sample(self.source, plan)))
-        start = time.perf_counter()
-        shards = write_splits(
-            self.source,
-            plan,
-            tokenizer,
-            folder,
-            shard_tokens=self.shard_tokens,
-            progress=self.progress,
-        )
-        for split, infos in shards.items():
-            if not infos:
-                raise ValueError(
-                    f"{self.source.name} is too short: nothing is left for the {split} split. Give "
-                    f"more text, or a file named for it, such as {split}.txt beside train.txt"
-                )
-        tokenizer.save(folder / "tokenizer.json")
-        write_manifest(folder, self.source, plan, tokenizer, shards)
-        notes.append(f"tokenised into {folder} in {time.perf_counter() - start:.1f} s")
-        return tokenizer, folder
-
-    def _train_tokenizer(self, plan: SplitPlan, notes: list[str]) -> Tokenizer:
-        if "train" not in self.source.splits:
-            raise ValueError(
-                f"{self.source.name} has no training text (its files are named for "
-                f"{' and '.join(self.source.splits)}), so no tokenizer can be trained on it. "
-                "Name one: --tokenizer path/to/tokenizer.json"
-            )
-        characters = 0
-
-        def texts() -> Iterator[str]:
-            nonlocal characters
-            for split, piece in split_pieces(self.source, plan, only="train"):
-                if split == "train":
-                    characters += len(piece.text)
-                    yield piece.text
-                if characters >= _TRAINING_CHARS:
-                    return
-
-        start = time.perf_counter()
-        tokenizer = Tokenizer.train(texts(), self.vocab_size, progress=self.progress)
-        self.own_tokenizer.parent.mkdir(parents=True, exist_ok=True)
-        tokenizer.save(self.own_tokenizer)
-        notes.append(
-            f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in "
-            f"{time.perf_counter() - start:.1f} s on {characters / 1e6:,.1f} million characters of "
-            f"the training text, kept as {self.own_tokenizer}"
-        )
-        return tokenizer
+    data: str = "python-docs"
+    """python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern."""
+    tokenizer: str | None = None
+    """A tokenizer.json, a folder with one, or GPT-2's encoder.json and vocab.bpe. None: one is
+    trained on the text, once."""
+    vocab_size: int = 32000
+    """Tokens of the tokenizer trained on the text, where none is given."""
+    cache_dir: Path = Path("data")
+    """Folder for everything written."""
+    verify: bool = False
+    """Check the SHA-256 of every shard, however large they are."""
+    shard: str | None = None
+    """I/N: tokenise only the I-th of N parts, such as 3/8. Start 1/8 to 8/8 in any order, in one
+    cache folder, or on machines with the same text under the same name and the same --tokenizer."""
+    merge: bool = False
+    """Put parts together, once all N are there; other machines' are first copied to the folder of
+    the same name in this cache folder."""
 
 
-def _sample(source: Source, plan: SplitPlan) -> list[str]:
-    texts: list[str] = []
-    size = 0
-    for _, piece in split_pieces(source, plan):
-        texts.append(piece.text)
-        size += len(piece.text)
-        if size >= _SAMPLE_CHARS:
-            break
-    return texts
-
-
-def main(
-    data: str = "python-docs",
-    *,
-    tokenizer: str | None = None,
-    vocab_size: int = 32000,
-    cache_dir: Path = Path("data"),
-    verify: bool = False,
-) -> None:
-    """Tokenise a corpus ahead of training.
-
-    Args:
-        data: python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern.
-        tokenizer: a tokenizer.json, a folder with one, or GPT-2's encoder.json and vocab.bpe.
-        vocab_size: tokens of the tokenizer trained on the text, where none is given.
-        cache_dir: folder for everything written.
-        verify: check the SHA-256 of every shard, however large they are.
-    """
-    try:
-        prepared = prepare(
-            data,
-            tokenizer=tokenizer,
-            vocab_size=vocab_size,
-            cache_dir=cache_dir,
-            verify=verify or None,
-        )
-    except ValueError as error:
-        sys.exit(f"error: {error}")
-    print("\n".join(prepared.notes))
+def main(arguments: Arguments) -> None:
+    if arguments.merge and arguments.shard is not None:
+        raise ValueError("give --shard or --merge: parts are merged when all are made")
+    if arguments.verify and (arguments.merge or arguments.shard is not None):
+        raise ValueError("--merge verifies every shard, and --shard those it finds: no --verify")
+    where: dict[str, Any] = {
+        "tokenizer": arguments.tokenizer,
+        "vocab_size": arguments.vocab_size,
+        "cache_dir": arguments.cache_dir,
+    }
+    if arguments.shard is not None:
+        notes = prepare_part(arguments.data, parse_part(arguments.shard), **where)
+    elif arguments.merge:
+        notes = merge(arguments.data, **where).notes
+    else:
+        notes = prepare(arguments.data, verify=arguments.verify or None, **where).notes
+    print("\n".join(notes))
 
 
 if __name__ == "__main__":
-    import tyro
+    from gpt2.cli import run_tool
 
-    tyro.cli(main)
+    run_tool(main, Arguments)

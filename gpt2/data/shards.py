@@ -2,11 +2,12 @@
 
 A shard is a header of 256 bytes, then the token ids, little-endian, uint16 where the vocabulary
 fits and uint32 where it does not. The header says all that is needed to judge the shard on its own:
-what it is, how long it must be, which tokenizer wrote it, the SHA-256 of its ids, and how far into
-its split it reaches, so that an interrupted preparation goes on after the last whole shard.
+what it is, how long it must be, which tokenizer wrote it, the SHA-256 of its ids, and how much text
+it holds, so that an interrupted preparation keeps it.
 """
 
 import hashlib
+import re
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ VERSION = 1
 HEADER_BYTES = 256  # a multiple of every item size, so the mapped ids are aligned
 # magic, version, item size, vocabulary, tokens, documents, text bytes, pieces, tokenizer, SHA-256
 _HEADER = struct.Struct("<8sIIQQQQQ64s32s")
+SHARD_NAME = re.compile(r"(train|valid|test)-[0-9]{5}\.bin")  # no path leads out of the folder
 
 
 class ShardError(ValueError):
@@ -57,6 +59,11 @@ class ShardInfo:
     @property
     def payload_bytes(self) -> int:
         return self.tokens * self.dtype.itemsize
+
+
+def shard_name(split: str, number: int) -> str:
+    """The file name of a split's shard; they are numbered from 0."""
+    return f"{split}-{number:05d}.bin"
 
 
 def id_dtype(vocab_size: int) -> np.dtype:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gpt2.data import manifest
+from gpt2.data import job, manifest
 from gpt2.data import prepare as module
 from gpt2.data.documents import END_OF_TEXT
 from gpt2.data.prepare import prepare
@@ -62,16 +62,14 @@ def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
     return [tokenizer.decode(part[part != tokenizer.eot_id]) for part in np.split(ids, ends)[:-1]]
 
 
-@pytest.mark.parametrize("shard_tokens", [1 << 25, 700])
-def test_the_ids_are_those_of_the_documents(
-    tmp_path: Path, corpus: Path, shard_tokens: int
-) -> None:
+@pytest.mark.parametrize("shard_bytes", [1 << 25, 700])
+def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_bytes: int) -> None:
     prepared = prepare(
         str(corpus),
         vocab_size=400,
         cache_dir=tmp_path / "cache",
         progress=False,
-        shard_tokens=shard_tokens,
+        shard_bytes=shard_bytes,
     )
     tokenizer = prepared.tokenizer
     assert list(prepared.splits) == ["train", "valid", "test"]
@@ -85,7 +83,7 @@ def test_the_ids_are_those_of_the_documents(
         assert stream.n_bytes == sum(len(text.encode()) for text in found[split])
         assert stream.vocab_size == tokenizer.vocab_size == 400
         assert stream.tokenizer_hash == tokenizer.hash
-    assert (len(prepared.splits["train"].paths) > 5) == (shard_tokens == 700)
+    assert (len(prepared.splits["train"].paths) > 5) == (shard_bytes == 700)
 
 
 @pytest.mark.parametrize("named", [True, False])
@@ -184,7 +182,7 @@ def replace(*names):
         os.kill(os.getpid(), signal.SIGKILL)
     rename(*names)
 gpt2.files.os.replace = replace
-prepare(data, tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False, shard_tokens=700)
+prepare(data, tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False, shard_bytes=700)
 """
 
 
@@ -198,7 +196,7 @@ def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
     tmp_path: Path, corpus: Path, tokenizer_file: Path
 ) -> None:
     options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
-    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", shard_tokens=700, **options)
+    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", shard_bytes=700, **options)
     kept: dict[Path, int] = {}
     for at in (3, 2, 5):  # the first to be renamed is the index of checksums
         process = start(at, corpus, tokenizer_file, tmp_path / "cache")
@@ -211,7 +209,7 @@ def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
         assert kept.items() < shards.items()
         kept = shards
     assert len(kept) == 1 + 1 + 4
-    resumed = prepare(str(corpus), cache_dir=tmp_path / "cache", shard_tokens=700, **options)
+    resumed = prepare(str(corpus), cache_dir=tmp_path / "cache", shard_bytes=700, **options)
     assert all_files(resumed.folder) == all_files(whole.folder)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
@@ -220,7 +218,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(
     tmp_path: Path, corpus: Path, tokenizer_file: Path
 ) -> None:
     options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
-    options |= {"cache_dir": tmp_path / "cache", "shard_tokens": 700}
+    options |= {"cache_dir": tmp_path / "cache", "shard_bytes": 700}
     folder = prepare(str(corpus), **options).folder
     whole = all_files(folder)
     (folder / "manifest.json").unlink()
@@ -236,7 +234,7 @@ def test_two_at_once_do_the_work_once(tmp_path: Path, corpus: Path, tokenizer_fi
     for process in both:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "shard_tokens": 700}
+    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "shard_bytes": 700}
     whole = prepare(str(corpus), cache_dir=tmp_path / "whole", progress=False, **options)
     (folder,) = (tmp_path / "cache").glob("stories-*")
     assert all_files(folder) == all_files(whole.folder)
@@ -342,10 +340,10 @@ def test_memory_does_not_grow_with_the_text(
     with open(path, "wb") as file:
         for _ in range(64):
             file.write(line * (1_000_000 // len(line)))
-    monkeypatch.setattr(module, "Tokenizer", Bytes)
+    monkeypatch.setattr(job, "Tokenizer", Bytes)
     tracemalloc.start()
     prepared = prepare(
-        str(path), tokenizer="bytes", cache_dir=tmp_path, progress=False, shard_tokens=1 << 20
+        str(path), tokenizer="bytes", cache_dir=tmp_path, progress=False, shard_bytes=1 << 20
     )
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -364,7 +362,7 @@ def test_the_command_prepares_and_reports(tmp_path: Path, corpus: Path) -> None:
     assert "valid: " in good.stdout
     assert "tokenising stories: 100%" in good.stderr
     bad = subprocess.run([*command, "none.txt"], cwd=ROOT, capture_output=True, text=True)
-    assert bad.returncode == 1
+    assert bad.returncode == 2
     assert bad.stderr.startswith("error: --data none.txt: no such file")
     assert "Traceback" not in bad.stderr
 
