@@ -9,15 +9,20 @@ python train.py --help                            everything that can be chosen
 import sys
 import time
 
-import torch
 import tyro
 
 from gpt2.build import begin, build, plan, prepare_data
 from gpt2.config import TrainConfig
 from gpt2.logs import say
+from gpt2.out_of_memory import OutOfMemory, explained
 from gpt2.parallel import agree, joined, separate
 from gpt2.results import report
-from gpt2.training import Diverged, OutOfMemory
+from gpt2.training import Diverged
+
+LOWER = (
+    "choose a smaller --preset, or a lower --batch-size or --seq-len; a run that has begun goes on "
+    "with --resume"
+)
 
 
 def main() -> int:
@@ -25,7 +30,7 @@ def main() -> int:
     start = time.perf_counter()
     config = tyro.cli(TrainConfig, description=__doc__)
     try:
-        with joined() as world:
+        with joined() as world, explained(lambda: LOWER):
             run = agree(lambda: plan(config))
             prepared = prepare_data(run)
             trainer = build(run, prepared)
@@ -39,9 +44,11 @@ def main() -> int:
                     return 128 + signal_number
                 if world.main:
                     report(trainer, prepared)
-    except (ValueError, OSError, Diverged, OutOfMemory, torch.OutOfMemoryError) as error:
+    except (ValueError, OSError, Diverged, OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before or after the steps, where it is not caught
+        return 130
     say(f"done in {time.perf_counter() - start:.0f} s; everything is in {run.folder}")
     return 0
 

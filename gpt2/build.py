@@ -3,7 +3,6 @@
 Everything that can be refused is refused before the run folder is made.
 """
 
-import dataclasses
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,21 +16,16 @@ from gpt2.config import GPTConfig, TrainConfig, model_config, with_preset
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.devices import device_memory
 from gpt2.estimate import human_bytes, training_memory
-from gpt2.files import lock
+from gpt2.files import lock, remove_leftovers
 from gpt2.logs import say
 from gpt2.machine import Machine, choose_device, choose_machine
 from gpt2.model import GPT, count_parameters
+from gpt2.out_of_memory import explained, what_to_lower
 from gpt2.parallel import world
 from gpt2.pretrained import Pretrained, begin_from, find_pretrained
-from gpt2.run import read_config, write_config
+from gpt2.resume import resumed_config
+from gpt2.run import write_config
 from gpt2.training import Trainer
-
-# What may be given anew with --resume: it changes neither the model nor the steps already taken.
-_RESUMABLE = {
-    "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
-    "keep", "tensorboard", "sample_tokens", "max_skipped", "parallel",
-    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -73,7 +67,7 @@ def plan(config: TrainConfig) -> Plan:
             loaded or that contradicts other settings.
     """
     if config.resume is not None:
-        return Plan(Path(config.resume), _resumed_config(config), resumed=True)
+        return Plan(Path(config.resume), resumed_config(config), resumed=True)
     device, _ = choose_device(config.device)
     start = None
     if config.init_from is not None:
@@ -134,11 +128,13 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
     for line in (*([note] if note else []), *machine.notes):
         say(line)
     torch.manual_seed(config.seed)
-    if the_plan.start is None:
-        model = GPT(shape).to(device)
-    else:
-        say(the_plan.start.note)
-        model = the_plan.start.build(shape).to(device)
+    alone = world().size == 1
+    with explained(lambda: what_to_lower(config, shape, machine, alone=alone)):
+        if the_plan.start is None:
+            model = GPT(shape).to(device)
+        else:
+            say(the_plan.start.note)
+            model = the_plan.start.build(shape).to(device)
     if world().rank:  # equal weights in all processes, but other dropout masks
         torch.manual_seed(config.seed + world().rank)
     trainer = Trainer(
@@ -150,6 +146,7 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
         folder=the_plan.folder,
         tokenizer_hash=prepared.tokenizer.hash,
         bos_id=prepared.tokenizer.eot_id,
+        data_hash=prepared.fingerprint,
     )
     _say_size(trainer, shape, machine)
     return trainer
@@ -167,32 +164,13 @@ def begin(the_plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
         for message in damaged:
             say(message)
         if world().main:
+            remove_leftovers(folder)
             remove_unfinished(folder / "checkpoints")
         trainer.restore(checkpoint)
         say(f"resumed {folder} after step {trainer.step:,}")
     elif world().main:
         prepared.tokenizer.save(folder / "tokenizer.json")
         write_config(folder, trainer.config, trainer.model.config)
-
-
-def _resumed_config(given: TrainConfig) -> TrainConfig:
-    """The resumed run's configuration, with what may be given anew."""
-    assert given.resume is not None
-    saved, _ = read_config(Path(given.resume))
-    default = TrainConfig()
-    changes = {}
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(given, field.name)
-        if value == getattr(default, field.name):
-            continue
-        if field.name not in _RESUMABLE and value != getattr(saved, field.name):
-            option = "--" + field.name.replace("_", "-")
-            raise ValueError(
-                f"{option} {value} cannot be changed with --resume, which goes on with "
-                f"{getattr(saved, field.name)}: leave it out, or start a new run"
-            )
-        changes[field.name] = value
-    return dataclasses.replace(saved, **changes)
 
 
 def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:

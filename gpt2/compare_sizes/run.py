@@ -19,6 +19,7 @@ import torch
 from gpt2.build import begin, build, plan, prepare_data
 from gpt2.config import TrainConfig
 from gpt2.files import write_json
+from gpt2.out_of_memory import OutOfMemory, explained
 from gpt2.results import report
 from gpt2.training import Diverged
 
@@ -64,22 +65,27 @@ def _main() -> int:
     config = TrainConfig(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        run = plan(config)
-        prepared = prepare_data(run)
-        trainer = build(run, prepared)
-        with run.claim():
-            begin(run, prepared, trainer)
-            first = trainer.step
-            signal_number = trainer.fit()
-            if signal_number is not None:
-                return 128 + signal_number
-            if trainer.step > first:
-                peak, measure = peak_memory(trainer.machine.device)
-                write_json(run.folder / MEMORY, {"peak_memory_bytes": peak, "measure": measure})
-            report(trainer, prepared)
-    except (ValueError, OSError, Diverged, torch.OutOfMemoryError) as error:
+        with explained(lambda: "choose smaller sizes, or a lower --batch-size or --seq-len"):
+            return _train(config)
+    except (ValueError, OSError, Diverged, OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _train(config: TrainConfig) -> int:
+    run = plan(config)
+    prepared = prepare_data(run)
+    trainer = build(run, prepared)
+    with run.claim():
+        begin(run, prepared, trainer)
+        first = trainer.step
+        signal_number = trainer.fit()
+        if signal_number is not None:
+            return 128 + signal_number
+        if trainer.step > first:
+            peak, measure = peak_memory(trainer.machine.device)
+            write_json(run.folder / MEMORY, {"peak_memory_bytes": peak, "measure": measure})
+        report(trainer, prepared)
     return 0
 
 

@@ -6,6 +6,7 @@ its start only, and from then on the lock of its part; who holds the first lock 
 part is at work.
 """
 
+import json
 import shlex
 import time
 from collections.abc import Iterator
@@ -17,10 +18,11 @@ from gpt2.data.documents import Source
 from gpt2.data.manifest import MANIFEST
 from gpt2.data.splits import SplitPlan, split_pieces
 from gpt2.data.tokenise import Part
-from gpt2.files import lock
+from gpt2.files import atomic_write, lock, remove_leftovers
 from gpt2.tokenizer import Tokenizer
 
 _TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
+_ORIGIN = "origin.json"  # beside a tokenizer trained here: of which text it is
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,29 @@ class Job:
         return shlex.join([*command, "--cache-dir", str(self.cache_dir), *words])
 
     def load_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, unless it is still to be trained."""
-        if self.tokenizer is None and not self.own_tokenizer.exists():
+        """The tokenizer, unless it is still to be trained.
+
+        Raises:
+            ValueError: it cannot be used, or was trained on another text.
+        """
+        if self.tokenizer is not None:
+            return Tokenizer.load(self.tokenizer)
+        if not self.own_tokenizer.exists():
             return None
-        return Tokenizer.load(self.tokenizer or self.own_tokenizer)
+        tokenizer = Tokenizer.load(self.own_tokenizer)
+        origin = self.own_tokenizer.with_name(_ORIGIN)
+        # Where there is none, an older version of this program trained it.
+        if origin.exists() and origin.read_bytes() != self._origin(tokenizer):
+            raise ValueError(
+                f"{self.own_tokenizer} is not the tokenizer that was trained on "
+                f"{self.source.name}, by {origin}. Delete the folder {origin.parent} and run "
+                "again: it is trained anew. Or choose one by --tokenizer"
+            )
+        return tokenizer
+
+    def _origin(self, tokenizer: Tokenizer) -> bytes:
+        origin = {"source": self.source.fingerprint, "tokenizer": tokenizer.hash}
+        return (json.dumps(origin) + "\n").encode()
 
     def find(self) -> tuple[Tokenizer, Path] | None:
         """The tokenizer and the finished folder of an earlier run, if there is one."""
@@ -133,6 +154,9 @@ class Job:
         start = time.perf_counter()
         tokenizer = Tokenizer.train(texts(), self.vocab_size, progress=self.progress)
         self.own_tokenizer.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(self.own_tokenizer.parent)
+        with atomic_write(self.own_tokenizer.with_name(_ORIGIN)) as file:
+            file.write(self._origin(tokenizer))
         tokenizer.save(self.own_tokenizer)
         notes.append(
             f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in "

@@ -64,13 +64,18 @@ def write_manifest(
 
 
 def open_splits(
-    folder: Path, tokenizer: Tokenizer, *, verify: bool | None = None
+    folder: Path,
+    tokenizer: Tokenizer,
+    *,
+    source: Source | None = None,
+    verify: bool | None = None,
 ) -> dict[str, TokenStream]:
     """Map the shards of a finished folder, checked against its manifest.
 
     Args:
         folder: holds the manifest.
         tokenizer: must be the one that wrote the ids.
+        source: when given, it must be the one whose text they are.
         verify: check the SHA-256 of all ids too; None does so when they are at most 1 GiB.
 
     Raises:
@@ -85,6 +90,8 @@ def open_splits(
             split: [(str(shard["file"]), str(shard["sha256"])) for shard in entry["shards"]]
             for split, entry in manifest["splits"].items()
         }
+        if source and manifest["source"]["fingerprint"] != source.fingerprint:
+            raise ValueError(f"it was made of another text than {source.name} is")
         for name, _ in itertools.chain(*listed.values()):
             if not SHARD_NAME.fullmatch(name):
                 raise ValueError(f"shard name {name!r}")

@@ -52,6 +52,7 @@ class Prepared:
         splits: "train", "valid", "test"; no "train" where all files are named for the others.
         folder: where the data lies.
         name: the source's short name.
+        fingerprint: of the source; hex digits that change with its text.
         notes: lines worth printing.
     """
 
@@ -59,6 +60,7 @@ class Prepared:
     splits: dict[str, TokenStream]
     folder: Path
     name: str
+    fingerprint: str
     notes: tuple[str, ...]
 
 
@@ -244,13 +246,13 @@ def _open(
     source: Source, found: tuple[Tokenizer, Path], notes: list[str], *, verify: bool | None
 ) -> Prepared:
     tokenizer, folder = found
-    splits = open_splits(folder, tokenizer, verify=verify)
+    splits = open_splits(folder, tokenizer, source=source, verify=verify)
     for split, stream in splits.items():
         notes.append(
             f"{split}: {len(stream):,} tokens, {stream.n_documents:,} documents, "
             f"{stream.n_bytes / len(stream):.2f} bytes/token"
         )
-    return Prepared(tokenizer, splits, folder, source.name, tuple(notes))
+    return Prepared(tokenizer, splits, folder, source.name, source.fingerprint, tuple(notes))
 
 
 @dataclass(frozen=True)

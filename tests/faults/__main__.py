@@ -4,24 +4,29 @@
     python -m tests.faults --long --out faults.json   hundreds of attempts
     python -m tests.faults --table faults.json        the README's table of a result
 
-Ends with status 1 when anything was lost.
+Ends with status 1 when anything was lost. Needs fork and /proc: Linux.
 """
 
+import itertools
 import json
 import platform
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from gpt2.cli import run_tool
 from gpt2.files import write_json
-from tests.faults.cases import CASES, Workplace
+from tests.faults.cases import CASES, Case
+from tests.faults.processes import preload
+from tests.faults.workplace import Attempt, Workplace, undisturbed
+
+_SAY_EVERY = 60.0  # seconds
 
 
 @dataclass(frozen=True)
@@ -30,8 +35,12 @@ class Arguments:
 
     long: bool = False
     """Hundreds of attempts instead of some dozens."""
+    quick: bool = False
+    """One attempt or a few of each case."""
     only: str = ""
     """Only the cases whose name contains this."""
+    times: int | None = None
+    """So many attempts of each case, whatever the form."""
     seed: int = 0
     """Chooses the moments, the files and the damage."""
     out: str | None = None
@@ -40,33 +49,53 @@ class Arguments:
     """Print the table of a result file, and do nothing else."""
 
 
-def campaign(*, long: bool, only: str, seed: int) -> dict[str, Any]:
+def campaign(arguments: Arguments) -> dict[str, Any]:
     """Run the cases; return what was tried and lost."""
     torch.set_num_threads(1)  # forked processes inherit no thread pool
+    preload()
+    form = "long" if arguments.long else "quick" if arguments.quick else "short"
     rows = []
-    for name, (case, outcome, short_form, long_form) in CASES.items():
-        if only not in name:
-            continue
-        times = long_form if long else short_form
-        lost = []
-        began = time.monotonic()
-        with tempfile.TemporaryDirectory() as folder:
-            attempts = case(Workplace(Path(folder), seed))
-            for _ in tqdm(range(times), desc=name, disable=not sys.stderr.isatty()):
-                loss = next(attempts)
-                if loss is not None:
-                    lost.append(loss)
-                    print(f"LOST: {name}: {loss}", flush=True)
-        rows.append({"case": name, "outcome": outcome, "tried": times, "lost": len(lost)})
-        print(
-            f"{name}: {times} tried, {len(lost)} lost, {time.monotonic() - began:.0f} s", flush=True
-        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "undisturbed").mkdir()
+        template = undisturbed(folder / "undisturbed")
+        for number, (name, case) in enumerate(CASES.items()):
+            if arguments.only in name:
+                attempts = _attempts(case, template, folder / str(number), arguments.seed)
+                rows.append(_try(name, case, attempts, arguments.times or getattr(case, form)))
     return {
-        "command": "python -m tests.faults" + (" --long" if long else "") + f" --seed {seed}",
+        "command": f"python -m tests.faults{'' if form == 'short' else f' --{form}'}"
+        f" --seed {arguments.seed}",
         "torch": torch.__version__,
         "system": platform.platform(terse=True),
         "rows": rows,
     }
+
+
+def _attempts(case: Case, template: Workplace, folder: Path, seed: int) -> Iterator[Attempt]:
+    """The attempts of a case without an end, begun anew elsewhere when the case itself fails."""
+    for number in itertools.count():
+        place = template.copy(folder / str(number), f"{seed} {number}")
+        try:
+            yield from case.attempts(place)
+        except Exception as error:
+            yield f"the attempt itself failed: {error!r}"
+
+
+def _try(name: str, case: Case, attempts: Iterator[Attempt], times: int) -> dict[str, Any]:
+    """Make so many attempts of a case, and say how it goes."""
+    lost = 0
+    began = said = time.monotonic()
+    for done in range(1, times + 1):
+        loss = next(attempts)
+        if loss is not None:
+            lost += 1
+            print(f"LOST: {name}: {loss}", flush=True)
+        now = time.monotonic()
+        if done == times or now - said > _SAY_EVERY:
+            print(f"{name}: {done} of {times} tried, {lost} lost, {now - began:.0f} s", flush=True)
+            said = now
+    return {"case": name, "outcome": case.outcome, "tried": times, "lost": lost}
 
 
 def table(result: dict[str, Any]) -> str:
@@ -80,9 +109,9 @@ def main(arguments: Arguments) -> None:
     if arguments.table:
         print(table(json.loads(Path(arguments.table).read_text(encoding="utf-8"))))
         return
-    result = campaign(long=arguments.long, only=arguments.only, seed=arguments.seed)
-    if not result["rows"]:
+    if not any(arguments.only in name for name in CASES):
         raise ValueError(f"no case contains {arguments.only!r}: choose from {', '.join(CASES)}")
+    result = campaign(arguments)
     if arguments.out:
         write_json(arguments.out, result)
     print(table(result))
