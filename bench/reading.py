@@ -1,13 +1,34 @@
 """Result files as plots, tables and comparisons read them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.results import Scalar, load
+from bench.limits import Limits
+from bench.results import Row, Scalar
+from gpt2.json_files import from_json, read_json_object
 
 ResultRow = Mapping[str, Any]
-_KEYS = {"device", "slug", "date", "commit", "profile", "versions", "limits", "rows"}
+
+
+@dataclass(frozen=True)
+class _File:
+    """What a result file must hold."""
+
+    device: str
+    slug: str
+    date: str
+    commit: str
+    profile: str
+    versions: dict[str, str | None]
+    limits: Limits
+    rows: list[Row]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row.status == "ok" and not (row.seconds or {}).get("median", 0) > 0:
+                raise ValueError(f"rows: {row.variant} of {row.bench} is ok, and has no time")
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -16,15 +37,11 @@ def read_results(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is not one.
     """
+    results = read_json_object(path)
     try:
-        results = load(path)
+        from_json(_File, results, others=True, finite=False)
     except ValueError as error:
-        raise ValueError(f"{path} is not a JSON file: {error}") from None
-    missing = _KEYS - results.keys() if isinstance(results, dict) else _KEYS
-    if missing:
-        raise ValueError(
-            f"{path} is no result file of a benchmark: it has no {', '.join(sorted(missing))}"
-        )
+        raise ValueError(f"{path} is no result file of a benchmark: {error}") from error
     return results
 
 

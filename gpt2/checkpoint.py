@@ -6,21 +6,24 @@ rename makes it visible. A folder under its final name with a manifest is theref
 damaged one is noticed. Reading runs no code: no pickle anywhere.
 """
 
-import json
 import os
 import random
+import reprlib
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from gpt2.files import sha256_file, sync_folder, write_json
+from gpt2.json_files import from_json, is_number, read_json_object
 
 FORMAT = 1
 MODEL, OPTIMIZER, RNG, STATE, MANIFEST = (
@@ -44,6 +47,43 @@ class Checkpoint:
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
     state: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Interval:
+    loss: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Resumed:
+    """What a trainer takes up of `Checkpoint.state`; see `gpt2.training.Trainer.save`."""
+
+    step: int
+    tokenizer_hash: str
+    data: dict[str, int]
+    metrics: _Fingerprint = _Fingerprint(0, "")
+    best_val_loss: float | None
+    skipped: int
+    skipped_in_a_row: int
+    rollbacks: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    interval: _Interval
+    scaler: dict[str, Any] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Described:
+    """What others than a trainer take from it."""
+
+    step: int
+    tokenizer_hash: str
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -96,33 +136,82 @@ def load_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
         weights_only: leave out (and do not verify) the optimizer and random state.
 
     Raises:
-        DamagedCheckpoint: a file is missing, has another length or another SHA-256.
+        DamagedCheckpoint: a file is missing, has another length or another SHA-256, or does not
+            hold what belongs in it.
+        ValueError: a format that this version does not know.
     """
     names = (MODEL, STATE) if weights_only else (MODEL, OPTIMIZER, RNG, STATE)
+    manifest = _read_object(path / MANIFEST)
+    if manifest.get("format", FORMAT) != FORMAT:
+        form = reprlib.repr(manifest["format"])
+        raise ValueError(f"{path} has checkpoint format {form}, this version reads {FORMAT}")
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        if manifest["format"] != FORMAT:
-            raise ValueError(
-                f"{path} has checkpoint format {manifest['format']}, this version reads {FORMAT}"
-            )
         expected = {name: manifest["files"][name] for name in names}
         sums = {name: (file["bytes"], file["sha256"]) for name, file in expected.items()}
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path / MANIFEST} cannot be read: {error!r}") from error
     for name, (size, digest) in sums.items():
         file = path / name
         if not file.is_file():
             raise DamagedCheckpoint(f"{file} is missing")
         if file.stat().st_size != size:
+            size = reprlib.repr(size)
             raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes instead of {size}")
         if sha256_file(file) != digest:
             raise DamagedCheckpoint(f"{file} fails its SHA-256 check")
+    state = _read_object(path / STATE)
+    try:
+        from_json(_Described if weights_only else _Resumed, state, others=True, finite=False)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path / STATE} is no state of a training run: {error}") from error
     return Checkpoint(
-        model=load_file(path / MODEL),
-        optimizer={} if weights_only else load_file(path / OPTIMIZER),
-        rng={} if weights_only else load_file(path / RNG),
-        state=json.loads((path / STATE).read_text()),
+        model=_read_tensors(path / MODEL),
+        optimizer={} if weights_only else _read_tensors(path / OPTIMIZER),
+        rng={} if weights_only else _read_random_state(path / RNG),
+        state=state,
     )
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        raise DamagedCheckpoint(str(error)) from error
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:  # its SHA-256 is right: it was written so
+        raise DamagedCheckpoint(f"{path} is not a safetensors file: {error}") from error
+
+
+def _read_random_state(path: Path) -> dict[str, Tensor]:
+    """The random state of every process; see `gpt2.parallel.random_states`."""
+    tensors = _read_tensors(path)
+    for process in {name.rpartition("/")[0] for name in tensors}:
+        prefix = process and f"{process}/"
+        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+        try:
+            torch.Generator().set_state(own["torch.cpu"])
+            np.random.RandomState().set_state(_numpy_state(own))
+            random.Random().setstate(_python_state(own))
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise DamagedCheckpoint(f"{path} holds no random state: {error!r:.300}") from error
+    return tensors
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Put a checkpoint's weights into a model.
+
+    Raises:
+        ValueError: they are not those of such a model; begins with `where`.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:3]]
+        raise ValueError(f"{where} does not fit the model: {' '.join(reasons):.500}") from error
 
 
 def list_checkpoints(folder: Path) -> list[Path]:
@@ -132,7 +221,7 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     number = path.name.removeprefix("step-")
-    return int(number) if number.isdigit() else -1
+    return int(number) if number.isascii() and number.isdigit() else -1
 
 
 def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
@@ -154,10 +243,10 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 def validation_loss(path: Path) -> float | None:
     """The validation loss measured at a checkpoint's step; None when there is none to be read."""
     try:
-        value = json.loads((path / STATE).read_text())["val_loss"]
-    except (OSError, ValueError, KeyError):
+        value = read_json_object(path / STATE).get("val_loss")
+    except ValueError:
         return None
-    return None if value is None else float(value)
+    return float(value) if is_number(value) else None
 
 
 def best_checkpoint(folder: Path) -> Path | None:
@@ -175,7 +264,8 @@ def prune(folder: Path, keep: int) -> None:
             # Out of sight in one rename, so that no reader meets half a checkpoint.
             doomed = path.with_name(f".{path.name}.old")
             os.rename(path, doomed)
-            shutil.rmtree(doomed)
+            # Left-overs, as of files that others hold open on NFS, are no reason to stop training.
+            shutil.rmtree(doomed, ignore_errors=True)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -209,23 +299,26 @@ def random_state() -> dict[str, Tensor]:
 def set_random_state(state: dict[str, Tensor]) -> None:
     """Put back what `random_state` gave."""
     torch.set_rng_state(state["torch.cpu"])
-    position, has_gauss = state["numpy.position"].tolist()
-    keys = state["numpy.keys"].numpy().astype(np.uint32)
-    gauss = float(state["numpy.gauss"])
-    np.random.set_state(("MT19937", keys, position, has_gauss, gauss))  # noqa: NPY002
-    python_gauss = float(state["python.gauss"])
-    random.setstate(
-        (
-            3,
-            tuple(state["python.words"].tolist()),
-            None if python_gauss != python_gauss else python_gauss,
-        )
-    )
+    np.random.set_state(_numpy_state(state))  # noqa: NPY002
+    random.setstate(_python_state(state))
     for name, value in state.items():
         if name.startswith("torch.cuda.") and torch.cuda.is_available():
             torch.cuda.set_rng_state(value, int(name.rpartition(".")[2]))
     if "torch.mps" in state and torch.backends.mps.is_available():
         torch.mps.set_rng_state(state["torch.mps"])
+
+
+def _numpy_state(state: Mapping[str, Tensor]) -> tuple[str, NDArray[np.uint32], int, int, float]:
+    position, has_gauss = state["numpy.position"].tolist()
+    keys = state["numpy.keys"].numpy().astype(np.uint32)
+    if not 0 <= position <= len(keys):  # numpy would read there all the same
+        raise ValueError(f"numpy's generator has no position {position}")
+    return "MT19937", keys, position, has_gauss, float(state["numpy.gauss"])
+
+
+def _python_state(state: Mapping[str, Tensor]) -> tuple[int, tuple[int, ...], float | None]:
+    gauss = float(state["python.gauss"])
+    return 3, tuple(state["python.words"].tolist()), None if gauss != gauss else gauss
 
 
 def _flush(path: Path) -> None:

@@ -14,10 +14,16 @@ def run_tool(main: Callable[[T], None], arguments: type[T]) -> None:
     try:
         main(tyro.cli(arguments, prog=_name()))
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _printable(message: str) -> str:
+    """A message may quote a file of unknown origin: no control characters, no megabytes."""
+    shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message[:4000])
+    return shown if len(message) <= 4000 else f"{shown} ..."
 
 
 def _name() -> str | None:

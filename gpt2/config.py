@@ -1,6 +1,7 @@
 """What can be chosen: the model (`GPTConfig`), the run (`TrainConfig`), and presets of both."""
 
 import dataclasses
+import reprlib
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -43,6 +44,16 @@ VOCAB_MULTIPLE = (
 )
 
 
+# Far beyond any model: what a damaged file may ask for would take memory and time without end.
+_LARGEST = {
+    "n_layer": 1 << 12,
+    "n_head": 1 << 12,
+    "n_embd": 1 << 20,
+    "vocab_size": 1 << 24,
+    "block_size": 1 << 24,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
     """Shape and options of a model. The defaults are GPT-2 small exactly (Radford et al. 2019)."""
@@ -68,9 +79,12 @@ class GPTConfig:
     recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "vocab_size", "block_size"):
+        for name, largest in _LARGEST.items():
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+            if getattr(self, name) > largest:
+                got = reprlib.repr(getattr(self, name))
+                raise ValueError(f"{name} must be at most {largest:,}, got {got}")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} cannot be split over n_head={self.n_head} heads: "
@@ -80,6 +94,9 @@ class GPTConfig:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         if self.n_inner is not None and self.n_inner < 1:
             raise ValueError(f"n_inner must be at least 1, got {self.n_inner}")
+        if self.n_inner is not None and self.n_inner > 1 << 24:
+            got = reprlib.repr(self.n_inner)
+            raise ValueError(f"n_inner must be at most {1 << 24:,}, got {got}")
         if self.window is not None and self.window < 1:
             raise ValueError(f"window must be at least 1 (the position itself), got {self.window}")
         for name, kind in _CHOICES.items():

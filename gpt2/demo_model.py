@@ -1,16 +1,16 @@
 """What the demo page shows of a model: continuations side by side, next tokens, and its facts."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any
+from pathlib import Path
 
 import torch
 
 from gpt2.checkpoint import validation_loss
 from gpt2.decoding import check_prompts, stream_tokens
+from gpt2.json_files import from_json, read_json_object
 from gpt2.model import count_parameters
 from gpt2.run import Run
 from gpt2.sampling import Sampling, distribution
@@ -23,6 +23,24 @@ class Chance:
     token: str
     model: float
     under: dict[str, float]
+
+
+_LARGEST_LOSS = 700.0  # of whose perplexity there is a float
+
+
+@dataclass(frozen=True)
+class _Test:
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is shown of a result.json."""
+
+    step: int
+    val_loss: float | None = None
+    test: _Test | None = None
 
 
 def strategies(*, temperature: float, top_k: int, top_p: float) -> dict[str, Sampling]:
@@ -130,18 +148,24 @@ def facts(run: Run) -> dict[str, str]:
         found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
     result = _result(run)
     loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")
-    loss = result.get("val_loss") if loss is None else loss
-    if loss is not None:
+    if loss is None and result:
+        loss = result.val_loss
+    if loss is not None and loss < _LARGEST_LOSS:
         found["validation loss"] = f"{loss:.3f} (perplexity {math.exp(loss):.1f})"
-    if test := result.get("test"):
-        found["test"] = (
-            f"perplexity {test['perplexity']:.1f}, {test['bits_per_byte']:.3f} bits/byte"
-        )
+    if result and (test := result.test):
+        found["test"] = f"perplexity {test.perplexity:.1f}, {test.bits_per_byte:.3f} bits/byte"
     return found
 
 
-def _result(run: Run) -> dict[str, Any]:
+def _read(path: Path) -> _Result:
+    return from_json(_Result, read_json_object(path), others=True, finite=False)
+
+
+def _result(run: Run) -> _Result | None:
     """The run's result.json, if it is that of these weights."""
     path = run.folder / "result.json"
-    result = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return result if result.get("step") == run.step else {}
+    try:
+        result = _read(path) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold the result of a run: {error}") from error
+    return result if result and result.step == run.step else None

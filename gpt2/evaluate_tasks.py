@@ -18,9 +18,9 @@ The paper's stop-word filter is left out: neither its list nor its procedure was
 """
 
 import gzip
-import json
 import math
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +31,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gpt2.data.readers import LINE_BYTES
+from gpt2.json_files import parse_json
 from gpt2.model import GPT
 from gpt2.scoring import Request, score
 from gpt2.tokenizer import Tokenizer
@@ -203,15 +205,17 @@ def _file_rows(path: Path) -> Iterator[Row]:
     number = 0
     try:
         opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rt", encoding="utf-8") as file:
-            for line in file:
+        with opener(path, "rb") as file:
+            while line := file.readline(LINE_BYTES + 1):
                 number += 1
+                if len(line) > LINE_BYTES:
+                    raise ValueError(f"longer than {LINE_BYTES:,} bytes")
                 if line.strip():
-                    row = json.loads(line)
+                    row = parse_json(line)
                     if not isinstance(row, dict):
                         raise ValueError(f"a {type(row).__name__} where an object should be")
                     yield row
-    except (ValueError, EOFError, gzip.BadGzipFile) as error:
+    except (ValueError, EOFError, OSError, zlib.error) as error:
         raise ValueError(
             f"{path}, line {number:,}: cannot be read as JSON lines: {error}"
         ) from error

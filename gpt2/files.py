@@ -69,11 +69,40 @@ def write_json(path: str | Path, obj: Any) -> None:
         file.write(text.encode("utf-8"))
 
 
+def read_bytes(path: str | Path, *, limit: float = math.inf) -> bytes:
+    """The content of a file that was given to us.
+
+    Raises:
+        ValueError: there is none (nor is a folder, a device or a pipe one), it cannot be read, or
+            it has more than `limit` bytes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    try:
+        if path.stat().st_size > limit:
+            raise ValueError(f"{path} has more than {limit:,} bytes, which is more than is read")
+        return path.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """An OSError in the block says which file it was about; by itself, one in reading does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 def sha256_file(path: str | Path, *, start: int = 0) -> str:
     """The SHA-256 (64 hex digits) of a file's bytes from offset `start` on."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
-    with open(path, "rb", buffering=0) as file:
+    with naming(path), open(path, "rb", buffering=0) as file:
         file.seek(start)
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -11,6 +11,7 @@ What GPT-2 has and our model has not, or the other way round, is refused with th
 
 import dataclasses
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -71,24 +72,28 @@ def config_from_hugging_face(values: Mapping[str, Any], path: Path) -> GPTConfig
     """
     kind = values.get("model_type", "gpt2")
     if kind != "gpt2":
-        raise ValueError(f"{path} describes a model of type {kind!r}; only gpt2 can be loaded")
+        kind = reprlib.repr(kind)
+        raise ValueError(f"{path} describes a model of type {kind}; only gpt2 can be loaded")
     for name, (accepted, reason) in _FIXED.items():
         value = values.get(name, accepted[0])
         if value not in accepted:
             raise ValueError(
-                f"{path}: {name}={value!r} cannot be loaded: here {reason} ({name}={accepted[0]!r})"
+                f"{path}: {name}={reprlib.repr(value)} cannot be loaded: here {reason} "
+                f"({name}={accepted[0]!r})"
             )
     shape: dict[str, Any] = {}
     for name, ours in _SHAPE.items():
-        if type(values.get(name)) is not int:
+        value = values.get(name)
+        if type(value) is not int:
             raise ValueError(
-                f"{path}: {name} must be a whole number, got {values.get(name)!r}: is this the "
+                f"{path}: {name} must be a whole number, got {reprlib.repr(value)}: is this the "
                 "config.json of a GPT-2 model?"
             )
-        shape[ours] = values[name]
+        shape[ours] = value
     inner = values.get("n_inner")
     if inner is not None and (type(inner) is not int or inner < 1):
-        raise ValueError(f"{path}: n_inner must be a whole number or null, got {inner!r}")
+        inner = reprlib.repr(inner)
+        raise ValueError(f"{path}: n_inner must be a whole number or null, got {inner}")
     try:
         return GPTConfig(**shape, n_inner=inner, tie=bool(values.get("tie_word_embeddings", True)))
     except ValueError as error:

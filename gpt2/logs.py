@@ -1,14 +1,18 @@
 """What a run leaves to look at: metrics.jsonl, loss.png, TensorBoard, and lines on the terminal."""
 
+import gc
 import hashlib
 import json
+from array import array
+from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from gpt2.files import atomic_write
+from gpt2.files import atomic_write, naming
+from gpt2.json_files import is_number, parse_json
 from gpt2.parallel import world
 
 
@@ -46,9 +50,10 @@ class Logs:
         self._keep_until(step)
 
     def _keep_until(self, step: int) -> None:
-        kept = [m for m in read_metrics(self.path) if m["step"] <= step]
         with atomic_write(self.path) as file:
-            file.write("".join(json.dumps(m) + "\n" for m in kept).encode())
+            for metrics in iterate_metrics(self.path):
+                if metrics["step"] <= step:
+                    file.write((json.dumps(metrics) + "\n").encode())
         self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
 
     def close(self) -> None:
@@ -58,52 +63,99 @@ class Logs:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl. A last line cut off by a crash is left out."""
+    """The lines of a metrics.jsonl. A last line cut off by a crash is left out.
+
+    Raises:
+        ValueError: a line that is no JSON object of a whole `step` and other numbers (or null).
+    """
+    return list(iterate_metrics(path))
+
+
+def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_metrics` with one line in memory at a time: a run of months has many."""
     if not path.exists():
-        return []
-    metrics = []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines, 1):
-        try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError:
-            if number < len(lines):
-                raise ValueError(f"{path}, line {number}: not a JSON object") from None
-    return metrics
+        return
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    broken = ""
+    with naming(path), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if broken:  # and not the last line
+                raise ValueError(broken)
+            try:
+                content = parse_json(line)
+            except ValueError as error:
+                broken = f"{path}, line {number}: not a JSON object ({error})"
+                continue
+            if not _is_measurement(content):
+                raise ValueError(f"{path}, line {number}: not the numbers of a step")
+            yield content
+
+
+def _is_measurement(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and type(content.get("step")) is int
+        and all(value is None or is_number(value, finite=False) for value in content.values())
+    )
 
 
 def fingerprint(path: Path) -> dict[str, Any]:
     """Length and SHA-256 of a metrics.jsonl, for a checkpoint to know it again."""
-    content = path.read_bytes() if path.exists() else b""
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    size = path.stat().st_size if path.is_file() else 0
+    return {"bytes": size, "sha256": _sha256(path, size)}
 
 
 def altered(path: Path, known: dict[str, Any]) -> bool:
     """Whether a metrics.jsonl does not begin with what `fingerprint` saw."""
-    content = path.read_bytes()[: known["bytes"]] if path.exists() else b""
-    return hashlib.sha256(content).hexdigest() != known["sha256"]
+    return _sha256(path, known["bytes"]) != known["sha256"]
+
+
+def _sha256(path: Path, size: int) -> str:
+    """Of the first `size` bytes, or of as many as there are."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with naming(path), open(path, "rb") as file:
+            while block := file.read(min(1 << 20, size)):
+                digest.update(block)
+                size -= len(block)
+    return digest.hexdigest()
 
 
 def plot_loss(folder: Path) -> Path:
     """Draw `folder`/loss.png from metrics.jsonl: train and validation loss over optimizer steps."""
+    # A figure leaves megabytes of cyclic garbage, and Python looks so rarely for garbage among old
+    # objects that a hundred figures would be kept. So it does not get old.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _draw_loss(folder)
+    finally:
+        if collecting:
+            gc.enable()
+        gc.collect(0)
+
+
+def _draw_loss(folder: Path) -> Path:
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    metrics = read_metrics(folder / "metrics.jsonl")
-    train = [(m["step"], m["loss"]) for m in metrics if "loss" in m]
-    valid = [(m["step"], m["val_loss"]) for m in metrics if "val_loss" in m]
+    train, valid = (array("d"), array("d")), (array("d"), array("d"))
+    for metrics in iterate_metrics(folder / "metrics.jsonl"):
+        for name, (steps, losses) in (("loss", train), ("val_loss", valid)):
+            if metrics.get(name) is not None:
+                steps.append(metrics["step"])
+                losses.append(metrics[name])
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
-    if train:
-        axes.plot(*zip(*train, strict=True), color="#0072B2", lw=1, alpha=0.8, label="train")
-    if valid:
-        axes.plot(
-            *zip(*valid, strict=True), color="#D55E00", marker="o", ms=4, lw=1.5, label="validation"
-        )
+    if train[0]:
+        axes.plot(*train, color="#0072B2", lw=1, alpha=0.8, label="train")
+    if valid[0]:
+        axes.plot(*valid, color="#D55E00", marker="o", ms=4, lw=1.5, label="validation")
         axes.annotate(
-            f"{valid[-1][1]:.3f}",
-            valid[-1],
+            f"{valid[1][-1]:.3f}",
+            (valid[0][-1], valid[1][-1]),
             textcoords="offset points",
             xytext=(0, 8),
             ha="right",
@@ -111,8 +163,8 @@ def plot_loss(folder: Path) -> Path:
         )
     axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats per token)", title=folder.name)
     axes.grid(alpha=0.25)
-    if train or valid:
-        axes.legend(frameon=False)
+    if train[0] or valid[0]:
+        axes.legend(frameon=False, loc="upper right")
     path = folder / "loss.png"
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=150)

@@ -222,8 +222,9 @@ class GPT(nn.Module):
 def count_parameters(config: GPTConfig) -> int:
     """Parameters of the model, the rows of the padded vocabulary left out."""
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(dataclasses.replace(config, n_layer=1))
     total = sum(p.numel() for p in model.parameters())
+    total += (config.n_layer - 1) * sum(p.numel() for p in model.h[0].parameters())
     padding = (config.padded_vocab_size - config.vocab_size) * config.n_embd
     return total - padding * (1 if config.tie else 2)
 

@@ -9,7 +9,7 @@ gigabytes are fetched and read; `Pretrained.build` reads the weights.
 """
 
 import dataclasses
-import json
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,12 @@ from torch import Tensor
 
 from gpt2.config import PORTABLE, GPTConfig, TrainConfig
 from gpt2.hugging_face import as_stored, config_from_hugging_face, our_name
+from gpt2.json_files import read_json_object
 from gpt2.model import GPT
 from gpt2.model_hub import NAMES, fetch_description, fetch_weights, repository_of
 from gpt2.run import load_run, read_config
 from gpt2.tokenizer import Tokenizer
-from gpt2.weight_files import read_tensors
+from gpt2.weight_files import check_size, read_tensors, stored_bytes
 
 # Options that do not change which weights a model has.
 _FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
@@ -98,12 +99,7 @@ def find_pretrained(path_or_name: str | Path) -> Pretrained:
         folder, source = fetch_description(repository)
         note += f" ({source})"
     path = folder / "config.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a JSON {type(values).__name__}, not an object")
+    values = read_json_object(path)
     is_run = "train" in values and "model" in values
     if is_run:
         own = read_config(folder)[1]
@@ -220,6 +216,9 @@ def _copy_run(folder: Path, config: GPTConfig) -> GPT:
 @torch.no_grad()
 def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
     """A model of `config` from the files of `folder`, which hold one of `stored`."""
+    tensors = read_tensors(folder)
+    first = list(itertools.islice(tensors, 1))  # files that cannot be read are named before
+    check_size(stored, stored_bytes(folder) // 2, folder / "config.json")  # 2 bytes a number
     with torch.device("meta"):
         model = GPT(config)
     assert not list(model.buffers()), "what no file holds would stay undefined"
@@ -230,7 +229,7 @@ def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
     seen: set[str] = set()
     files: set[str] = set()
     head = None
-    for path, stored_name, tensor in read_tensors(folder):
+    for path, stored_name, tensor in itertools.chain(first, tensors):
         files.add(path.name)
         name = our_name(stored_name)
         if name is None:
@@ -276,7 +275,8 @@ def _check(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> Non
             f"{path}: {name} has shape {tuple(tensor.shape)}, and config.json describes a model "
             f"with {shape}"
         )
-    if tensor.dtype not in _DTYPES or tensor.layout != torch.strided:
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if tensor.dtype not in _DTYPES or not plain:
         raise ValueError(
             f"{path}: {name} is {tensor.dtype}, {tensor.layout}: only plain floating-point weights "
             "can be loaded, no quantised ones"

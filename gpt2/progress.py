@@ -1,5 +1,6 @@
 """What a run measures and says between two lines of metrics.jsonl."""
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -52,3 +53,8 @@ def progress_line(metrics: Mapping[str, Any], *, steps: int, epoch: float) -> st
     if "mfu_exact" in metrics:
         parts.append(f"MFU {metrics['mfu_exact']:.1%} (exact FLOPs, data-sheet peak)")
     return " | ".join(parts)
+
+
+def finite(value: float | None) -> float | None:
+    """What JSON has no number for is None."""
+    return value if value is not None and math.isfinite(value) else None

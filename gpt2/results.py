@@ -51,7 +51,7 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
         say(f"test: {test}")
         result["test"] = dataclasses.asdict(test)
     text = _beginning(prepared)
-    prompt = tokenizer.encode(text) or [tokenizer.eot_id]
+    prompt = tokenizer.encode(text)[-model.config.block_size :] or [tokenizer.eot_id]
     say(f"\nsamples that continue the beginning of unseen text, {text!r}:")
     result["prompt"] = text
     result["samples"] = {}

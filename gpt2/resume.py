@@ -5,7 +5,7 @@ Files of two runs that were mixed up would train on in silence, so they must agr
 """
 
 import dataclasses
-import json
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from gpt2.checkpoint import MANIFEST, STATE, list_checkpoints
 from gpt2.config import PORTABLE, TrainConfig
 from gpt2.files import sha256_file
+from gpt2.json_files import is_number, read_json_object
 from gpt2.run import read_config
 
 # What may be given anew with --resume: it changes neither the model nor the steps already taken.
@@ -64,7 +65,7 @@ def _check_own(path: Path, configs: Mapping[str, Mapping[str, Any]], config_file
     if state is None:
         return
     differing = [
-        f"{name} {old[name]!r} there and {now[name]!r} here"
+        f"{name} {reprlib.repr(old[name])} there and {reprlib.repr(now[name])} here"
         for old, now, free in (
             (state["train_config"], configs["train"], RESUMABLE | _MICRO_BATCH),
             (state["model_config"], configs["model"], _CHOSEN_HERE),
@@ -87,10 +88,10 @@ def _check_own(path: Path, configs: Mapping[str, Mapping[str, Any]], config_file
 def _read_state(path: Path) -> dict[str, Any] | None:
     """What a checkpoint knows of its run; None when that cannot be read or is damaged."""
     try:
-        expected = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"][STATE]
+        expected = read_json_object(path / MANIFEST)["files"][STATE]
+        state = read_json_object(path / STATE)
         if sha256_file(path / STATE) != expected["sha256"]:
             return None
-        state: dict[str, Any] = json.loads((path / STATE).read_text(encoding="utf-8"))
         complete = all(isinstance(state[name], dict) for name in ("train_config", "model_config"))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -100,4 +101,4 @@ def _read_state(path: Path) -> dict[str, Any] | None:
 def _sequences(config: Mapping[str, Any]) -> int | None:
     """In a step."""
     size, count = config.get("batch_size"), config.get("grad_accum")
-    return size * count if isinstance(size, int) and isinstance(count, int) else None
+    return round(size * count) if is_number(size) and is_number(count) else None

@@ -1,22 +1,23 @@
 """A run folder as other tools read it: configuration, tokenizer and a checkpoint's weights."""
 
 import dataclasses
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2.checkpoint import (
     best_checkpoint,
     list_checkpoints,
     load_checkpoint,
+    load_weights,
     step_of,
 )
 from gpt2.config import PORTABLE, GPTConfig, TrainConfig
 from gpt2.files import write_json
+from gpt2.json_files import from_json, read_json_object
 from gpt2.machine import choose_device
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
+from gpt2.weight_files import check_size
 
 SHIPPED = Path(__file__).parent / "pretrained_demo"
 
@@ -55,9 +56,16 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
         raise ValueError(
             f"{folder / 'tokenizer.json'} is not the tokenizer that {path} was trained with"
         )
+    if tokenizer.vocab_size != model_config.vocab_size:
+        raise ValueError(
+            f"{folder / 'config.json'} says vocab_size={model_config.vocab_size}, and the "
+            f"tokenizer beside it has {tokenizer.vocab_size} tokens"
+        )
+    there = sum(tensor.numel() for tensor in loaded.model.values())
+    check_size(model_config, there, folder / "config.json")
     where, _ = choose_device(device)
     model = GPT(dataclasses.replace(model_config, **PORTABLE))
-    model.load_state_dict(loaded.model)
+    load_weights(model, loaded.model, f"{path}, as {folder / 'config.json'} describes it,")
     return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
 
 
@@ -66,7 +74,7 @@ def _shipped(device: str) -> Run:
     from gpt2.pretrained import load_pretrained
 
     config, _ = _read_config(SHIPPED / "run.json")
-    step = json.loads((SHIPPED / "result.json").read_text(encoding="utf-8"))["step"]
+    step = read_json_object(SHIPPED / "result.json")["step"]
     where, _ = choose_device(device)
     model = load_pretrained(SHIPPED).to(where)
     return Run(SHIPPED, config, model, Tokenizer.load(SHIPPED / "tokenizer.json"), step)
@@ -96,10 +104,11 @@ def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
 
 
 def _read_config(path: Path) -> tuple[TrainConfig, GPTConfig]:
+    content = read_json_object(path)
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return TrainConfig(**content["train"]), GPTConfig(**content["model"])
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError) as error:
+        train = from_json(TrainConfig, content.get("train"))
+        return train, from_json(GPTConfig, content.get("model"))
+    except ValueError as error:
         raise ValueError(f"{path} does not hold the configuration of a run: {error}") from error
 
 

@@ -8,13 +8,15 @@ differ, for any text, from those that its own library would give.
 from __future__ import annotations
 
 import json
-import operator
 import os
+import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2.bpe import BYTE_ORDER, END_OF_TEXT
+from gpt2.files import read_bytes
+from gpt2.json_files import MAX_BYTES, read_json_object
 
 _N_PRINTABLE = 188  # the bytes at the head of BYTE_ORDER
 _BYTE_TO_CHAR = {
@@ -23,6 +25,10 @@ _BYTE_TO_CHAR = {
 }
 _CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()}
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, Hugging Face's
+_NEEDED = (
+    f"Needed: byte-level BPE with GPT-2's split and {END_OF_TEXT}. Copy the file anew, or train a "
+    "tokenizer (Tokenizer.train)."
+)
 
 
 class Vocabulary(NamedTuple):
@@ -111,7 +117,10 @@ def _unspell(token: str) -> bytes:
 
 
 def _read_pair(encoder: Path, merges: Path) -> Vocabulary:
-    lines = _read_text(merges).split("\n")
+    try:
+        lines = read_bytes(merges, limit=MAX_BYTES).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise _refusal(merges, f"it is not UTF-8 ({error})") from error
     if lines[0].startswith("#version"):
         del lines[0]
     pairs = [line.partition(" ")[::2] for line in lines if line]
@@ -133,7 +142,7 @@ def _read_tokenizer_json(path: Path) -> Vocabulary:
             for pair in tokenizer["model"]["merges"]
         ]
     except (LookupError, TypeError, AttributeError) as error:
-        raise _refusal(path, f"it is not a tokenizer.json ({error!r})") from error
+        raise _refusal(path, f"it is not a tokenizer.json ({error!r:.200})") from error
     if objection:
         raise _refusal(path, objection)
     return _check(path, ids, merges, special_tokens)
@@ -143,10 +152,10 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
     """What in a tokenizer.json would change ids in a way that we do not follow."""
     model = tokenizer["model"]
     if model.get("type", "BPE") != "BPE":
-        return f"its model is {model['type']}, not BPE"
+        return f"its model is {reprlib.repr(model['type'])}, not BPE"
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
-            return f"its model has {option}={model[option]!r}"
+            return f"its model has {option}={reprlib.repr(model[option])}"
     for part in ("normalizer", "truncation", "padding"):
         if tokenizer.get(part):
             return f"it has a {part}"
@@ -156,12 +165,12 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
         or split.get("add_prefix_space")
         or not split.get("use_regex", True)
     ):
-        return f"it does not split text as GPT-2 does (pre_tokenizer: {split})"
+        return f"it does not split text as GPT-2 does (pre_tokenizer: {reprlib.repr(split)})"
     if (tokenizer.get("post_processor") or {"type": "ByteLevel"})["type"] != "ByteLevel":
         return "its post_processor adds tokens to every text"
     for token in tokenizer.get("added_tokens") or []:
         if not token["special"] or token["single_word"] or token["lstrip"] or token["rstrip"]:
-            return f"it looks for the added token {token['content']!r} in plain text"
+            return f"it looks for the added token {reprlib.repr(token['content'])} in plain text"
     return None
 
 
@@ -174,17 +183,19 @@ def _check(
     """From printable characters to bytes, and every property that the encoder relies on."""
     if END_OF_TEXT not in special_tokens:
         raise _refusal(path, f"{END_OF_TEXT} is not among its special tokens")
+    stray = [token for token in special_tokens if not _is_text(token)]
+    if stray:
+        raise _refusal(path, f"its special token {reprlib.repr(stray[0])} is no text")
+    numbers = list(spelled_ids.values())
+    if {type(id) for id in numbers} != {int} or sorted(numbers) != list(range(len(numbers))):
+        raise _refusal(path, f"its ids are not 0 to {len(numbers) - 1}, each once")
     try:
-        if sorted(spelled_ids.values()) != list(range(len(spelled_ids))):
-            raise _refusal(path, f"its ids are not 0 to {len(spelled_ids) - 1}, each once")
         ids = {
-            _unspell(token): operator.index(id)
-            for token, id in spelled_ids.items()
-            if token not in special_tokens
+            _unspell(token): id for token, id in spelled_ids.items() if token not in special_tokens
         }
         merges = [(_unspell(left), _unspell(right)) for left, right in spelled_merges]
     except (KeyError, TypeError) as error:
-        raise _refusal(path, f"a token or an id is none of byte-level BPE ({error!r})") from error
+        raise _refusal(path, f"a token is none of byte-level BPE ({error!r:.200})") from error
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
         raise _refusal(path, f"it has no token for byte {missing[0]}")
@@ -193,10 +204,17 @@ def _check(
         raise _refusal(path, "a merge has parts or a result that are not in the vocabulary")
     if len(merges) != len(ids) - 256 or merged_ids != sorted(set(merged_ids)):
         raise _refusal(path, "its merges are not one for each longer token, in the order of ids")
-    stray = _unreachable(merges)
-    if stray is not None:
-        raise _refusal(path, f"its merges never make the token {stray!r} from its bytes")
+    unmade = _unreachable(merges)
+    if unmade is not None:
+        raise _refusal(path, f"its merges never make the token {unmade!r:.100} from its bytes")
     return Vocabulary(ids, merges, special_tokens)
+
+
+def _is_text(token: Any) -> bool:
+    try:
+        return isinstance(token, str) and bool(token.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
 
 
 def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
@@ -229,23 +247,10 @@ def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(_read_text(path))
-    except json.JSONDecodeError as error:
-        raise _refusal(path, f"it is not valid JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise _refusal(path, f"it holds a JSON {type(value).__name__}, not an object")
-    return value
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise _refusal(path, f"it is not UTF-8 ({error})") from error
+        return read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"cannot use this tokenizer: {error}. {_NEEDED}") from error
 
 
 def _refusal(path: Path, reason: str) -> ValueError:
-    return ValueError(
-        f"cannot use the tokenizer {path}: {reason}. Needed: byte-level BPE with GPT-2's split and "
-        f"{END_OF_TEXT}. Copy the file anew, or train a tokenizer (Tokenizer.train)."
-    )
+    return ValueError(f"cannot use the tokenizer {path}: {reason}. {_NEEDED}")

@@ -18,6 +18,7 @@ from gpt2.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     load_newest,
+    load_weights,
     prune,
     save_checkpoint,
 )
@@ -57,7 +58,7 @@ from gpt2.parallel import (
     whole_tensors,
     world,
 )
-from gpt2.progress import Interval, progress_line
+from gpt2.progress import Interval, finite, progress_line
 from gpt2.signals import catching
 from gpt2.spikes import SpikeGuard
 from gpt2.step import StepResult, train_step
@@ -365,8 +366,8 @@ class Trainer:
         state = {
             "step": self.step,
             "metrics": fingerprint(metrics),
-            "val_loss": _finite(val_loss),
-            "best_val_loss": _finite(self.best_val_loss),
+            "val_loss": finite(val_loss),
+            "best_val_loss": finite(self.best_val_loss),
             "skipped": self.skipped,
             "skipped_in_a_row": self.skipped_in_a_row,
             "rollbacks": self.rollbacks,
@@ -417,7 +418,10 @@ class Trainer:
                 f"{metrics} is not what it was at step {state['step']}: the curve of the steps "
                 "until then may have gaps or wrong figures; training itself does not depend on it"
             )
-        self.model.load_state_dict(parts_like(checkpoint.model, self.model.state_dict()))
+        weights = parts_like(checkpoint.model, self.model.state_dict())
+        load_weights(
+            self.model, weights, f"the checkpoint of step {state['step']} in {self.folder}"
+        )
         load_optimizer_tensors(self.model, self.optimizers, checkpoint.optimizer)
         self.batches.load_state_dict(state["data"])
         if self.scaler and state["scaler"]:
@@ -441,10 +445,5 @@ class Trainer:
         if self.world.size > 1:
             model = GPT(model.config).to(self.machine.device)
         checkpoint = load_checkpoint(path, weights_only=True)
-        model.load_state_dict(checkpoint.model)
+        load_weights(model, checkpoint.model, str(path))
         return model, int(checkpoint.state["step"])
-
-
-def _finite(value: float | None) -> float | None:
-    """What JSON has no number for is None."""
-    return value if value is not None and math.isfinite(value) else None

@@ -1,21 +1,18 @@
 """What a comparison of sizes found: its figures, read from its run folders, and its samples."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from gpt2.compare_sizes.run import MEMORY
 from gpt2.data.prepare import Prepared
 from gpt2.decoding import continuations
-from gpt2.estimate import flops_per_token
-from gpt2.logs import read_metrics
+from gpt2.json_files import from_json, read_json_object
 from gpt2.machine import choose_device
-from gpt2.model import count_parameters
-from gpt2.run import load_run, read_config
+from gpt2.report.sources import read_run
+from gpt2.run import load_run
 from gpt2.sampling import Sampling
 from gpt2.tokenizer import Tokenizer
 
@@ -27,6 +24,14 @@ _FLOPS = (
 _SAMPLING = "nucleus sampling, p = 0.9, temperature 1"
 _PROMPTS, _PROMPT_TOKENS = 3, 12
 _SEARCHED = 20_000  # tokens of the test split, in which beginnings are looked for
+
+
+@dataclass(frozen=True)
+class _Memory:
+    """What a memory.json holds."""
+
+    peak_memory_bytes: int | None
+    measure: str
 
 
 @dataclass(frozen=True)
@@ -142,72 +147,52 @@ def compare(
         for name, folder in folders.items()
     ]
     folder = next(iter(folders.values()))
-    train, model = read_config(folder)
+    run = read_run(folder)
+    train, test = run.train, run.test
     assert train.seq_len
     assert train.optimizer
-    test = _read(folder / _RESULT)["test"]
     return Comparison(
         data=data,
         tokens=rows[0].tokens,
         tokens_per_step=rows[0].tokens // (train.steps or 1),
         context=train.seq_len,
-        vocab_size=model.vocab_size,
-        tokenizer_hash=Tokenizer.load(folder / "tokenizer.json").hash,
+        vocab_size=run.model.vocab_size,
+        tokenizer_hash=run.tokenizer_hash,
         optimizer=train.optimizer,
         device=_device_name(device),
         flops=_FLOPS,
-        memory=", ".join(sorted({_memory(f)["measure"] for f in folders.values()})),
-        test=f"{test['tokens']:,} tokens = {test['bytes']:,} bytes scored once each, context "
-        f"{test['context']}, stride {test['stride']}",
+        memory=", ".join(sorted({_memory(f).measure for f in folders.values()})),
+        test=f"{test.tokens:,} tokens = {test.bytes:,} bytes scored once each, context "
+        f"{test.context}, stride {test.stride}",
         sampling=f"{_SAMPLING}, seed {train.seed}, at most {sample_tokens} tokens",
         rows=sorted(rows, key=lambda row: row.parameters),
     )
 
 
 def _row(name: str, folder: Path, samples: dict[str, str]) -> Row:
-    train, model = read_config(folder)
-    assert train.seq_len
-    assert train.lr
-    metrics = read_metrics(folder / "metrics.jsonl")
-    result = _read(folder / _RESULT)
-    measured = [m for m in metrics if "tokens_per_s" in m]
-    tokens = measured[-1]["tokens"]
-    seconds = _seconds(measured)
-    per_step = tokens // measured[-1]["step"]
+    run = read_run(folder)
+    model, test = run.model, run.test
+    assert run.train.lr
     return Row(
         name=name,
         n_layer=model.n_layer,
         n_head=model.n_head,
         n_embd=model.n_embd,
-        parameters=count_parameters(model),
-        lr=train.lr,
-        tokens=tokens,
-        seconds=seconds,
-        tokens_per_s=tokens / seconds,
-        peak_memory_bytes=_memory(folder)["peak_memory_bytes"],
-        flops=tokens * flops_per_token(model, train.seq_len),
-        step=result["step"],
-        val_loss=result["val_loss"],
-        test_loss=result["test"]["loss"],
-        test_perplexity=result["test"]["perplexity"],
-        test_bits_per_byte=result["test"]["bits_per_byte"],
-        val_curve=[(m["step"] * per_step, m["val_loss"]) for m in metrics if "val_loss" in m],
+        parameters=run.parameters,
+        lr=run.train.lr,
+        tokens=run.tokens,
+        seconds=run.seconds,
+        tokens_per_s=run.tokens_per_s,
+        peak_memory_bytes=_memory(folder).peak_memory_bytes,
+        flops=run.flops,
+        step=run.step,
+        val_loss=run.val_loss,
+        test_loss=test.loss,
+        test_perplexity=test.perplexity,
+        test_bits_per_byte=test.bits_per_byte,
+        val_curve=[(step * run.tokens_per_step, loss) for step, loss in run.val_curve],
         samples=samples,
     )
-
-
-def _seconds(measured: Sequence[Mapping[str, Any]]) -> float:
-    """Time in training steps: a line's speed is that of the steps since the line before it.
-
-    After a kill in the middle of such an interval the resumed run does not count the part before.
-    """
-    seconds, tokens, skipped = 0.0, 0, 0
-    for line in measured:
-        per_step = line["tokens"] // line["step"]
-        counted = line["tokens"] - tokens - (line["skipped"] - skipped) * per_step
-        seconds += counted / line["tokens_per_s"]
-        tokens, skipped = line["tokens"], line["skipped"]
-    return seconds
 
 
 def _samples(
@@ -226,11 +211,14 @@ def _samples(
     return {text: run.tokenizer.decode(new) for text, new in zip(prompts, made, strict=True)}
 
 
-def _memory(folder: Path) -> dict[str, Any]:
+def _memory(folder: Path) -> _Memory:
     path = folder / MEMORY
     if not path.is_file():  # killed between the last step and this file
-        return {"peak_memory_bytes": None, "measure": "not measured where the process was killed"}
-    return _read(path)
+        return _Memory(None, "not measured where the process was killed")
+    try:
+        return from_json(_Memory, read_json_object(path))
+    except ValueError as error:
+        raise ValueError(f"{path} does not say what memory a run took: {error}") from error
 
 
 def _device_name(asked: str) -> str:
@@ -239,8 +227,3 @@ def _device_name(asked: str) -> str:
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
     return f"{device.type}, {threads} thread{'' if threads == 1 else 's'}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content

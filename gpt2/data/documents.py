@@ -2,7 +2,8 @@
 
 They travel in pieces of some 256 KiB, so that no document is ever whole in memory. A long one is
 cut only where a pre-token begins (see `gpt2.pretokens.cut`): the ids of its pieces, joined, are
-those of the whole.
+those of the whole. But half a million characters with no such place, which is no text, are cut
+there, so that memory stays bounded whatever a file unpacks to.
 """
 
 import re
@@ -14,6 +15,7 @@ from gpt2.pretokens import cut
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARS = 1 << 18
+_RUN_CHARS = 1 << 19  # the longest piece
 _TAIL_CHARS = 1 << 12  # never cut off running text: it may hold half of a marker or a title
 SPLITS = ("train", "valid", "test")
 
@@ -65,7 +67,7 @@ def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
     """Cut one whole document into pieces. Nothing but whitespace is no document."""
     if not text or text.isspace():
         return
-    *parts, rest = cut(text, PIECE_CHARS)
+    *parts, rest = _cut(text)
     for part in parts:
         yield Piece(part, False, consumed)
         consumed = 0
@@ -106,12 +108,19 @@ def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
         *documents, buffer = boundary.split(buffer)
         marked = marked or (bool(documents) and boundary is _MARKER)
         for document in documents:
-            *parts, rest = cut(document, PIECE_CHARS)
+            *parts, rest = _cut(document)
             for part in parts:
                 yield from piece(part, False)
             yield from piece(rest, True)
-        *parts, rest = cut(buffer[:-_TAIL_CHARS], PIECE_CHARS)
+        *parts, rest = _cut(buffer[:-_TAIL_CHARS])
         for part in parts:
             yield from piece(part, False)
         buffer = rest + buffer[-_TAIL_CHARS:]
     yield from piece(buffer, True)
+
+
+def _cut(text: str) -> Iterator[str]:
+    """Pieces of a document, at least one."""
+    for part in cut(text, PIECE_CHARS):
+        for start in range(0, len(part) or 1, _RUN_CHARS):
+            yield part[start : start + _RUN_CHARS]

@@ -14,6 +14,7 @@ from typing import Any
 
 from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
 from gpt2.files import write_json
+from gpt2.json_files import read_json_object, typed
 
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
 
@@ -70,8 +71,8 @@ def hub_source(name: str, *, cache_dir: Path) -> Source:
     dataset = HUB_DATASETS[name]
     pin = cache_dir / f"{name}.hub.json"
     revision = ""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        revision = json.loads(pin.read_text(encoding="utf-8"))["revision"]
+    with suppress(ValueError):
+        revision = typed(read_json_object(pin).get("revision"), str)
     if not revision:
         _import_datasets(name)
         revision = _ask_revision(name, dataset)

@@ -4,8 +4,8 @@ A folder without one is work in progress. The shards it lists are plain names in
 """
 
 import itertools
-import json
 import platform
+import reprlib
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from gpt2.data.shards import (
 )
 from gpt2.data.splits import SplitPlan
 from gpt2.files import write_json
+from gpt2.json_files import read_json_object
 from gpt2.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -83,9 +84,10 @@ def open_splits(
     """
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = read_json_object(path)
         if manifest["format"] != _FORMAT:
-            raise ValueError(f"format {manifest['format']}; this program reads {_FORMAT}")
+            form = reprlib.repr(manifest["format"])
+            raise ValueError(f"format {form}; this program reads {_FORMAT}")
         listed = {
             split: [(str(shard["file"]), str(shard["sha256"])) for shard in entry["shards"]]
             for split, entry in manifest["splits"].items()
@@ -94,8 +96,10 @@ def open_splits(
             raise ValueError(f"it was made of another text than {source.name} is")
         for name, _ in itertools.chain(*listed.values()):
             if not SHARD_NAME.fullmatch(name):
-                raise ValueError(f"shard name {name!r}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ValueError(f"shard name {name!r:.100}")
+        if not all(listed.values()):
+            raise ValueError("a split has no shard")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ShardError(
             f"{path} cannot be used ({error}). Delete the folder {folder} and run again: it is "
             "prepared anew from the source text."
@@ -112,8 +116,15 @@ def open_splits(
                 f"token shard {folder / name} is not the one that {path} lists. "
                 f"Delete the folder {folder} and run again."
             )
-    return {
+    streams = {
         split: TokenStream(shards[split], tokenizer_hash=tokenizer.hash, verify=verify)
         for split in SPLITS
         if split in shards
     }
+    for split, stream in streams.items():
+        if stream.vocab_size != tokenizer.vocab_size:
+            raise ShardError(
+                f"the shards of {split} in {folder} are of {stream.vocab_size:,} tokens, and the "
+                f"tokenizer has {tokenizer.vocab_size:,}. Delete the folder {folder} and run again."
+            )
+    return streams

@@ -2,13 +2,13 @@
 
 import codecs
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gpt2.data.documents import PIECE_CHARS, Piece, document_pieces, text_pieces
+from gpt2.json_files import parse_json
 
 FORMATS = {
     ".txt": "text",
@@ -20,6 +20,8 @@ FORMATS = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
+_PAGE_BYTES = 1 << 26  # to be unpacked without a second thought
 _BOM = "\ufeff"
 
 
@@ -71,7 +73,12 @@ def _read_stream(
         yield from text_pieces(_decoded_blocks(path, file, stored))
         return
     read = 0
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), start=1):
+        if len(line) > LINE_BYTES:
+            raise ValueError(
+                f"{path}, line {number:,}: longer than {LINE_BYTES >> 20} MiB, which is more than "
+                "is read at once. Cut the document, or give it as .txt."
+            )
         consumed, read = stored.tell() - read, stored.tell()
         yield from document_pieces(_json_text(path, number, line), consumed)
 
@@ -103,7 +110,7 @@ def _json_text(path: Path, number: int, line: bytes) -> str:
     if not line.strip():
         return ""
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = parse_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
     except UnicodeDecodeError as error:
         raise _not_utf8(path, f"line {number:,}, its byte {error.start:,}", error) from error
     except ValueError as error:
@@ -113,7 +120,7 @@ def _json_text(path: Path, number: int, line: bytes) -> str:
     text = row.get("text")
     if not isinstance(text, str):
         found = "is no string" if "text" in row else "is missing"
-        keys = ", ".join(map(repr, row)) or "none"
+        keys = ", ".join(f"{key!a:.40}" for key in list(row)[:10]) or "none"
         raise ValueError(f'{where}: the field "text" {found}. Keys found: {keys}.')
     try:
         text.encode("utf-8")
@@ -136,19 +143,43 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
     try:
         with pq.ParquetFile(path) as file:
             names = file.schema_arrow.names
-            if "text" not in names:
-                raise ValueError(f'{path}: no column "text". Columns: {", ".join(names)}.')
+            if names.count("text") != 1:
+                columns = ", ".join(name[:40] for name in names[:10])
+                number = "several columns" if "text" in names else "no column"
+                raise ValueError(f'{path}: {number} "text". Columns: {columns}.')
+            kind = file.schema_arrow.field("text").type
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+                raise ValueError(f'{path}: the column "text" holds no strings.')
+            _check_packing(path, file.metadata)
             per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
             seen = 0
-            for batch in file.iter_batches(batch_size=256, columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    if text is not None and not isinstance(text, str):
-                        raise ValueError(f'{path}: the column "text" holds no strings.')
+            # Few rows at a time: one long text can be packed as that of many rows.
+            for batch in file.iter_batches(batch_size=4, columns=["text"]):
+                for text in (value.as_py() for value in batch.column(0)):
+                    if text and len(text) > LINE_BYTES:
+                        raise ValueError(
+                            f"{path}, row {seen + 1:,}: longer than {LINE_BYTES:,} characters, "
+                            "which is more than is read at once. Cut the document."
+                        )
                     consumed = int((seen + 1) * per_row) - int(seen * per_row)
                     seen += 1
                     yield from document_pieces(text or "", consumed)
-    except (OSError, pa.ArrowException) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error}") from error
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read as Parquet: {error!s:.500}") from error
+
+
+def _check_packing(path: Path, metadata: Any) -> None:
+    """Refuse what unpacks as no text does, before it fills the memory."""
+    for group in range(metadata.num_row_groups):
+        for index in range(metadata.num_columns):
+            column = metadata.row_group(group).column(index)
+            size = column.total_uncompressed_size
+            if size > _PAGE_BYTES and size > 200 * column.total_compressed_size:
+                raise ValueError(
+                    f"{path}: row group {group} unpacks from {column.total_compressed_size:,} "
+                    f"bytes to {size:,}, which no text does"
+                )
 
 
 def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> ValueError:

@@ -212,7 +212,11 @@ class TokenStream:
         return int(self._starts[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens start..stop-1 as a new int64 array of shape (stop - start,), across shards."""
+        """Tokens start..stop-1 as a new int64 array of shape (stop - start,), across shards.
+
+        Raises:
+            ShardError: an id that is not below `vocab_size`, which no embedding has a row for.
+        """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}..{stop} of a stream of {len(self)}")
         ids = np.empty(stop - start, dtype=np.int64)
@@ -222,6 +226,12 @@ class TokenStream:
             offset = start + filled - int(self._starts[shard])
             part = self._shards[shard][offset : offset + len(ids) - filled]
             ids[filled : filled + len(part)] = part
+            if len(part) and part.max() >= self.vocab_size:
+                raise _bad(
+                    self.paths[shard],
+                    f"holds the id {part.max()}, and its header says that all are below "
+                    f"{self.vocab_size}: it is damaged",
+                )
             filled += len(part)
             shard += 1
         return ids

@@ -5,7 +5,6 @@ Files named for a split (train, valid, test) are that split, and the rest is tra
 
 import glob
 import hashlib
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import FORMATS, file_format, read_pieces, split_suffix
 from gpt2.files import sha256_file, write_json
+from gpt2.json_files import read_json, typed
 
 BUILT_IN = ("python-docs", *HUB_DATASETS)
 
@@ -81,6 +81,9 @@ def _is_usable(path: Path, root: Path) -> bool:
 
 
 def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path) -> Source:
+    for path in files:
+        if not _is_unicode(str(path.resolve())):
+            raise ValueError(f"--data: the file name {str(path)!a} is not UTF-8: rename it")
     named: dict[str | None, list[Path]] = {}
     for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
         named.setdefault(_named_split(path.relative_to(root)), []).append(path)
@@ -110,6 +113,13 @@ def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path)
         notes=tuple(notes),
         details={"kind": "files", "files": listing},
     )
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        return bool(name.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
 
 
 def _named_split(relative: Path) -> str | None:
@@ -166,21 +176,21 @@ def _hash_files(paths: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
     """The SHA-256 of each file, remembered by its path, size and time of change: a file of many
     gigabytes is not read again at each start."""
     index = cache_dir / "checksums.json"
-    known: dict[str, list[int | str]] = {}
-    with suppress(OSError, ValueError):
-        known = json.loads(index.read_text(encoding="utf-8"))
+    known: dict[str, tuple[int, int, str]] = {}
+    with suppress(ValueError):
+        known = typed(read_json(index), dict[str, tuple[int, int, str]])
     hashes = {}
     fresh = False
     for path in paths:
         stat = path.stat()
         if stat.st_size == 0:
             raise ValueError(f"{path} is empty: there is nothing to learn from")
-        key, state = str(path.resolve()), [stat.st_size, stat.st_mtime_ns]
+        key, state = str(path.resolve()), (stat.st_size, stat.st_mtime_ns)
         entry = known.get(key)
         if not entry or entry[:2] != state:
-            known[key] = entry = [*state, sha256_file(path)]
+            known[key] = entry = (*state, sha256_file(path))
             fresh = True
-        hashes[path] = str(entry[2])
+        hashes[path] = entry[2]
     if fresh:
         cache_dir.mkdir(parents=True, exist_ok=True)
         write_json(index, known)

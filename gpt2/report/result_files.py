@@ -1,13 +1,13 @@
 """The files of the other tools: strategies and sizes compared, benchmarks; read and checked."""
 
-import dataclasses
 import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.report.sources import read_json
+from gpt2.json_files import from_json, read_json_object
+from gpt2.report.sources import check_positive
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,11 @@ class Measures:
 
 
 @dataclass(frozen=True)
-class Decoding:
-    """Continuations of held-out prompts, by their authors and by each strategy.
-
-    Attributes:
-        prompt: the one in the middle of the list.
-        texts: how its author and each strategy go on from it.
-        min_p, penalty: whether a strategy uses min-p, or a repetition penalty.
-    """
-
+class _About:
     data: str
     split: str
     prompts: int
     max_tokens: int
-    human: Measures
-    strategies: dict[str, Measures]
     findings: list[str]
     prompt: str
     texts: dict[str, str]
@@ -52,8 +42,22 @@ class Decoding:
 
 
 @dataclass(frozen=True)
+class Decoding(_About):
+    """Continuations of held-out prompts, by their authors and by each strategy.
+
+    Attributes:
+        prompt: the one in the middle of the list.
+        texts: how its author and each strategy go on from it.
+        min_p, penalty: whether a strategy uses min-p, or a repetition penalty.
+    """
+
+    human: Measures
+    strategies: dict[str, Measures]
+
+
+@dataclass(frozen=True)
 class Size:
-    """A model size and what it came to; see gpt2/compare_sizes_results.py."""
+    """A model size and what it came to; see gpt2/compare_sizes/results.py."""
 
     name: str
     parameters: int
@@ -68,6 +72,11 @@ class Size:
     val_curve: list[tuple[int, float]]
     samples: dict[str, str]
 
+    def __post_init__(self) -> None:
+        check_positive(self, "parameters", "tokens", "seconds", "tokens_per_s", "flops")
+        if not self.val_curve:
+            raise ValueError(f"the size {self.name} has no val_curve")
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -81,6 +90,11 @@ class Sizes:
     sampling: str
     rows: list[Size]
 
+    def __post_init__(self) -> None:
+        prompts = [list(size.samples) for size in self.rows]
+        if not any(prompts) or any(own != prompts[0] for own in prompts):
+            raise ValueError("its rows need samples, all of the same prompts")
+
 
 @dataclass(frozen=True)
 class Contest:
@@ -93,19 +107,47 @@ class Contest:
     other: str
     other_seconds: float
 
+    def __post_init__(self) -> None:
+        check_positive(self, "our_seconds", "other_seconds")
+
     @property
     def speedup(self) -> float:
         return self.other_seconds / self.our_seconds
 
 
 @dataclass(frozen=True)
+class Limits:
+    """What the device reached in the benchmark's own measurements."""
+
+    matmul_tflops: float
+    matmul_dtype: str
+    copy_gbps: float
+
+
+@dataclass(frozen=True)
+class _BenchRow:
+    bench: str
+    case: dict[str, str | int | float | bool | None]
+    variant: str
+    status: str
+    ours: bool
+    seconds: dict[str, float] | None
+
+    @property
+    def median(self) -> float:
+        if self.seconds is None or "median" not in self.seconds:
+            raise ValueError(f"seconds: {self.variant} of {self.bench} has no median")
+        return self.seconds["median"]
+
+
+@dataclass(frozen=True)
 class Bench:
-    """A benchmark's results on one device. `limits` are those that it measured itself."""
+    """A benchmark's results on one device."""
 
     device: str
     date: str
     commit: str
-    limits: dict[str, Any]
+    limits: Limits
     rows: int
     failed: int
     contests: list[Contest]
@@ -117,35 +159,31 @@ def read_decoding(path: Path) -> Decoding:
     Raises:
         ValueError: no such file, or something is missing in it.
     """
-    content = read_json(path)
-    names = [field.name for field in dataclasses.fields(Measures)]
+    content = read_json_object(path)
     try:
-        rows = {
-            str(row["name"]): Measures(
-                **{name: math.nan if row[name] is None else float(row[name]) for name in names}
-            )
-            for row in content["rows"]
-        }
-        example = content["texts"][len(content["texts"]) // 2]
-        texts = {str(name): str(text) for name, text in example.items()}
+        rows = {str(row["name"]): _measures(row) for row in content["rows"]}
+        human = rows.pop("human")
+        if not rows:
+            raise ValueError("no strategy beside the human text")
+        texts = dict(content["texts"][len(content["texts"]) // 2])
         sampling = [row.get("sampling") or {} for row in content["rows"]]
-        return Decoding(
-            data=str(content["data"]),
-            split=str(content["split"]),
-            prompts=int(content["prompts"]),
-            max_tokens=int(content["max_tokens"]),
-            human=rows.pop("human"),
-            strategies=rows,
-            findings=[str(sentence) for sentence in content["findings"]],
-            prompt=texts.pop("prompt"),
-            texts=texts,
-            min_p=any(settings.get("min_p") is not None for settings in sampling),
-            penalty=any(settings.get("repetition_penalty", 1) != 1 for settings in sampling),
-        )
+        derived = {
+            "prompt": texts.pop("prompt"),
+            "texts": texts,
+            "min_p": any(settings.get("min_p") is not None for settings in sampling),
+            "penalty": any(settings.get("repetition_penalty", 1) != 1 for settings in sampling),
+        }
+        about = from_json(_About, content | derived, others=True)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold a comparison of decoding strategies: {error!r}"
         ) from error
+    return Decoding(**vars(about), human=human, strategies=rows)
+
+
+def _measures(row: dict[str, Any]) -> Measures:
+    values = {name: math.nan if value is None else value for name, value in row.items()}
+    return from_json(Measures, values, others=True, finite=False)
 
 
 def read_sizes(path: Path) -> Sizes:
@@ -154,12 +192,11 @@ def read_sizes(path: Path) -> Sizes:
     Raises:
         ValueError: no such file, or something is missing in it.
     """
-    content = read_json(path)
+    content = read_json_object(path)
     try:
-        rows = [Size(**_picked(Size, row)) for row in content["rows"]]
-        return Sizes(**{**_picked(Sizes, content), "rows": rows})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a comparison of sizes: {error!r}") from error
+        return from_json(Sizes, content, others=True)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold a comparison of sizes: {error}") from error
 
 
 def read_bench(path: Path) -> Bench:
@@ -168,48 +205,39 @@ def read_bench(path: Path) -> Bench:
     Raises:
         ValueError: no such file, or not one of a benchmark.
     """
-    content = read_json(path)
+    content = read_json_object(path)
     try:
-        cases: dict[tuple[str, str], list[dict[str, Any]]] = {}
-        for row in content["rows"]:
-            if row["status"] == "ok":
-                key = str(row["bench"]), json.dumps(row["case"])
-                cases.setdefault(key, []).append(row)
-        contests = [_contest(rows) for rows in cases.values() if len({r["ours"] for r in rows}) > 1]
+        rows = [from_json(_BenchRow, row, others=True) for row in content["rows"]]
+        cases: dict[tuple[str, str], list[_BenchRow]] = {}
+        for row in rows:
+            if row.status == "ok":
+                cases.setdefault((row.bench, json.dumps(row.case)), []).append(row)
+        contests = [_contest(own) for own in cases.values() if len({r.ours for r in own}) > 1]
         if not contests:
             raise ValueError("no case in which our code and another were both timed")
         return Bench(
             device=str(content["device"]),
             date=str(content["date"]),
             commit=str(content["commit"]),
-            limits=dict(content["limits"]),
-            rows=len(content["rows"]),
-            failed=sum(row["status"] == "failed" for row in content["rows"]),
+            limits=from_json(Limits, content["limits"], others=True),
+            rows=len(rows),
+            failed=sum(row.status == "failed" for row in rows),
             contests=contests,
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold the results of a benchmark: {error!r}") from error
 
 
-def _picked(kind: type[Any], content: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass, other entries left out."""
-    return {field.name: content[field.name] for field in dataclasses.fields(kind)}
-
-
-def _contest(rows: list[dict[str, Any]]) -> Contest:
-    def fastest(ours: bool) -> dict[str, Any]:
-        return min(
-            (row for row in rows if row["ours"] is ours), key=lambda r: r["seconds"]["median"]
-        )
-
-    ours, other = fastest(True), fastest(False)
+def _contest(rows: list[_BenchRow]) -> Contest:
+    ours = min((row for row in rows if row.ours), key=lambda row: row.median)
+    other = min((row for row in rows if not row.ours), key=lambda row: row.median)
     return Contest(
-        bench=str(ours["bench"]),
-        case=_words(ours["case"]),
-        ours=str(ours["variant"]),
-        our_seconds=float(ours["seconds"]["median"]),
-        other=str(other["variant"]),
-        other_seconds=float(other["seconds"]["median"]),
+        bench=ours.bench,
+        case=_words(ours.case),
+        ours=ours.variant,
+        our_seconds=ours.median,
+        other=other.variant,
+        other_seconds=other.median,
     )
 
 

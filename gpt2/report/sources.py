@@ -1,22 +1,37 @@
 """What a report is made of: run folders, and the files of the tools, read and checked."""
 
-import dataclasses
 import datetime
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2.config import GPTConfig, TrainConfig
 from gpt2.data.manifest import MANIFEST
 from gpt2.estimate import flops_per_token
+from gpt2.json_files import from_json, is_number, read_json_object
 from gpt2.logs import read_metrics
 from gpt2.model import count_parameters
 from gpt2.run import read_config
 from gpt2.tokenizer import Tokenizer
 
 _SPLITS = ("train", "valid", "test")
+_LARGEST_LOSS = 700.0  # of whose perplexity there is a float
+_NEEDED = (
+    "seq_len",
+    "batch_size",
+    "grad_accum",
+    "warmup_steps",
+    "lr",
+    "min_lr",
+)  # of a TrainConfig
+
+
+def check_positive(facts: object, *names: str) -> None:
+    """Raise ValueError where one of these attributes is not above 0."""
+    for name in names:
+        if not getattr(facts, name) > 0:
+            raise ValueError(f"{name} must be above 0, got {getattr(facts, name)}")
 
 
 @dataclass(frozen=True)
@@ -26,6 +41,9 @@ class Split:
     tokens: int
     documents: int
     bytes: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, "tokens", "bytes")
 
 
 @dataclass(frozen=True)
@@ -48,6 +66,44 @@ class Scored:
     bytes: int
     context: int
     stride: int
+
+    def __post_init__(self) -> None:
+        check_positive(self, "loss", "perplexity", "bits_per_byte", "tokens", "bytes", "context")
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What a result.json holds."""
+
+    step: int
+    val_loss: float
+    test: Scored
+    prompt: str
+    samples: dict[str, str]
+    data: Data | None = None
+    machine: dict[str, Any] = field(default_factory=dict)
+    finished: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "step")
+        if self.val_loss > _LARGEST_LOSS:
+            raise ValueError(f"val_loss: {self.val_loss:g} is no loss")
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of metrics.jsonl with a training loss."""
+
+    step: int
+    loss: float
+    lr: float
+    tokens: int
+    tokens_per_s: float
+    skipped: int
+    grad_norm: float | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "step", "tokens", "tokens_per_s")
 
 
 @dataclass(frozen=True)
@@ -138,25 +194,31 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
             f"{folder} has no result.json: its training has not ended. Go on with "
             f"`python train.py --resume {folder}`, and report on it then."
         )
+    for name in _NEEDED:
+        if getattr(train, name) is None or getattr(train, name) < (name == "seq_len"):
+            raise ValueError(f"{folder / 'config.json'}: {name} is {getattr(train, name)}")
     metrics = read_metrics(folder / "metrics.jsonl")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    result = read_json(path)
+    content = read_json_object(path)
     try:
-        test = Scored(**{f.name: result["test"][f.name] for f in dataclasses.fields(Scored)})
-        step, val_loss = int(result["step"]), float(result["val_loss"])
-        prompt = str(result["prompt"])
-        samples = {str(name): str(text) for name, text in result["samples"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} does not hold the result of a run: {error!r}") from error
-    measured = [m for m in metrics if "loss" in m]
-    evaluated = [(int(m["step"]), float(m["val_loss"])) for m in metrics if "val_loss" in m]
+        result = from_json(_Result, content, others=True)
+        finished = _finished(result.finished, path)
+        if result.data and result.data.splits.keys() != set(_SPLITS):
+            raise ValueError(f"data: its splits must be {', '.join(_SPLITS)}")
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{path} does not hold the result of a run: {error}") from error
+    try:
+        measured = [from_json(_Line, m, others=True) for m in metrics if "loss" in m]
+    except ValueError as error:
+        raise ValueError(f"{folder / 'metrics.jsonl'}: a line with a loss, but {error}") from error
+    evaluated = [(m["step"], float(m["val_loss"])) for m in metrics if is_number(m.get("val_loss"))]
     if not measured or not evaluated:
         raise ValueError(
             f"{folder / 'metrics.jsonl'} holds no training and validation losses: without them "
             "there is no curve to report"
         )
-    data = _data(result, path) or _cached_data(
-        cache_dir or Path(train.cache_dir), tokenizer.hash, test
+    data = result.data or _cached_data(
+        cache_dir or Path(train.cache_dir), tokenizer.hash, result.test
     )
     return RunFacts(
         folder=folder,
@@ -164,20 +226,20 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
         model=model,
         parameters=count_parameters(model),
         tokenizer_hash=tokenizer.hash,
-        train_curve=[(m["step"], m["loss"]) for m in measured],
+        train_curve=[(m.step, m.loss) for m in measured],
         val_curve=evaluated,
-        lr_curve=[(m["step"], m["lr"]) for m in measured],
-        grad_norms=[m["grad_norm"] for m in measured if m.get("grad_norm") is not None],
-        skipped=measured[-1]["skipped"],
+        lr_curve=[(m.step, m.lr) for m in measured],
+        grad_norms=[m.grad_norm for m in measured if m.grad_norm is not None],
+        skipped=measured[-1].skipped,
         seconds=_seconds(measured),
-        step=step,
-        val_loss=val_loss,
-        test=test,
-        prompt=prompt,
-        samples=samples,
+        step=result.step,
+        val_loss=result.val_loss,
+        test=result.test,
+        prompt=result.prompt,
+        samples=result.samples,
         data=data,
-        machine=result.get("machine", {}),
-        finished=_finished(result, path),
+        machine=result.machine,
+        finished=finished,
     )
 
 
@@ -186,61 +248,40 @@ def same_tokenizer(runs: Sequence[RunFacts]) -> bool:
     return len({run.tokenizer_hash for run in runs}) == 1
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        ValueError: there is no such file, or it holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"{path}: there is no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object")
-    return content
-
-
-def _seconds(measured: list[dict[str, Any]]) -> float:
+def _seconds(measured: Sequence[_Line]) -> float:
     """Time in training steps, from the speed of each interval."""
     seconds, before, skipped = 0.0, 0, 0
     for line in measured:
-        tokens_per_step = line["tokens"] / line["step"]
-        steps = line["step"] - before - (line["skipped"] - skipped)
-        seconds += steps * tokens_per_step / line["tokens_per_s"]
-        before, skipped = line["step"], line["skipped"]
+        steps = line.step - before - (line.skipped - skipped)
+        seconds += steps * (line.tokens / line.step) / line.tokens_per_s
+        before, skipped = line.step, line.skipped
     return seconds
 
 
-def _finished(result: dict[str, Any], path: Path) -> datetime.datetime:
+def _finished(said: str | None, path: Path) -> datetime.datetime:
     """The time in result.json; of a run that does not say, when that file was written."""
-    if "finished" in result:
-        return datetime.datetime.fromisoformat(result["finished"]).astimezone(datetime.timezone.utc)
+    if said is not None:
+        return datetime.datetime.fromisoformat(said).astimezone(datetime.timezone.utc)
     return datetime.datetime.fromtimestamp(int(path.stat().st_mtime), datetime.timezone.utc)
-
-
-def _data(result: dict[str, Any], path: Path) -> Data | None:
-    if "data" not in result:
-        return None
-    try:
-        data = result["data"]
-        splits = {split: Split(**data["splits"][split]) for split in _SPLITS}
-        return Data(str(data["name"]), str(data["held_out"]), splits)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path}: its entry 'data' cannot be read: {error!r}") from error
 
 
 def _cached_data(cache_dir: Path, tokenizer_hash: str, test: Scored) -> Data | None:
     """The data in the cache that has this tokenizer and just the test split that was scored."""
     for path in sorted(cache_dir.glob(f"*-{tokenizer_hash[:8]}/{MANIFEST}")):
-        manifest = read_json(path)
-        splits = {
-            split: Split(entry["tokens"], entry["documents"], entry["text_bytes"])
-            for split, entry in manifest["splits"].items()
-        }
-        scored = splits.get("test")
-        if scored and (scored.tokens, scored.bytes) == (test.tokens, test.bytes):
-            return Data(manifest["source"]["name"], manifest["held_out"], splits)
+        manifest = read_json_object(path)
+        try:
+            data = Data(
+                str(manifest["source"]["name"]),
+                str(manifest["held_out"]),
+                {
+                    split: from_json(Split, {**entry, "bytes": entry["text_bytes"]}, others=True)
+                    for split, entry in manifest["splits"].items()
+                },
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"{path} is no manifest of prepared text: {error!r}") from error
+        scored = data.splits.get("test")
+        complete = data.splits.keys() == set(_SPLITS)
+        if scored and complete and (scored.tokens, scored.bytes) == (test.tokens, test.bytes):
+            return data
     return None

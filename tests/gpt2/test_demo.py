@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -210,6 +212,66 @@ def address(run: Run) -> Iterator[str]:
     finally:
         process.terminate()
         process.wait(timeout=30)
+
+
+def _ask(address: str, data: list[Any], session: str) -> tuple[bool, str]:
+    """Post to the page's first function as anybody could: whether it ran, and what it said."""
+    job = {"data": data, "fn_index": 0, "session_hash": session}
+    request = urllib.request.Request(
+        f"{address}/gradio_api/queue/join",
+        json.dumps(job).encode(),
+        {"content-type": "application/json"},
+    )
+    urllib.request.urlopen(request, timeout=30).close()
+    answers = f"{address}/gradio_api/queue/data?session_hash={session}"
+    with urllib.request.urlopen(answers, timeout=60) as lines:
+        for line in lines:
+            if line.startswith(b"data:"):
+                message = json.loads(line[5:])
+                if message["msg"] == "process_completed":
+                    return message["success"], json.dumps(message["output"])
+    raise AssertionError("no answer")
+
+
+_ASKED: list[Any] = ["Story", 1.0, 50, 0.9, 10, 1337]
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "answer"),
+    [
+        (4, 10**9, "greater than maximum value 400"),
+        (4, -1, "less than minimum value 10"),
+        (1, -1.0, "less than minimum value 0.1"),
+        (2, 0, "less than minimum value 1"),
+        (3, 7, "greater than maximum value 1.0"),
+        (5, -1, "less than minimum value 0"),
+        (5, "x", ""),
+        (1, float("nan"), ""),
+        (0, "x y " * 100_000, "context 64: shorten it"),
+        (0, "\ud800", "lone surrogate"),
+    ],
+    ids=lambda value: repr(value)[:20],
+)
+def test_the_server_checks_what_it_is_sent(address, place, value, answer):
+    """Whatever the page allows: this is sent without it."""
+    data = [*_ASKED[:place], value, *_ASKED[place + 1 :]]
+    ran, said = _ask(address, data, f"wrong-{place}-{value!r:.9}".encode().hex())
+    assert not ran
+    assert answer in said
+    ran, said = _ask(address, _ASKED, f"right-{place}-{value!r:.9}".encode().hex())
+    assert ran, "it serves on"
+
+
+def test_the_server_is_there_for_this_machine_alone_and_gives_no_files(address):
+    port = int(address.rpartition(":")[2])
+    if sys.platform == "linux":
+        tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+        rows = [row.split() for t in tables if t.exists() for row in t.read_text().splitlines()[1:]]
+        places = [place for _, place, _, state, *_ in rows if state == "0A"]  # that listen
+        assert [p for p in places if p.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+    for path in ("/gradio_api/file=/etc/passwd", f"/gradio_api/file={ROOT}/README.md"):
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            urllib.request.urlopen(address + path, timeout=30)
 
 
 @pytest.fixture(scope="module")

@@ -287,7 +287,7 @@ def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path, reader):
     with pytest.raises(ValueError, match=r"file\.json does not hold .*(name|seconds)"):
         reader(_json(tmp_path / "file.json", content))
     (tmp_path / "file.json").write_text("{")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
         reader(tmp_path / "file.json")
 
 
@@ -353,6 +353,32 @@ def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
     split["text_bytes"] += 1  # not the text that was scored
     _json(cache / "manifest.json", manifest)
     assert read_run(folder).data is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"name": "x", "held_out": "y", "splits": {}}}, "its splits must be train"),
+        ({"step": "4"}, "step: '4' is no int"),
+        ({"val_loss": float("nan")}, "val_loss: nan is no float"),
+        ({"test": {}}, "test: no entry 'loss'"),
+        ({"finished": "yesterday"}, "Invalid isoformat string"),
+    ],
+)
+def test_a_result_that_lacks_what_is_needed_is_refused(tmp_path, change, message):
+    folder = _run(tmp_path / "run", result=change)
+    with pytest.raises(ValueError, match=rf"result\.json does not hold .*{message}"):
+        read_run(folder)
+
+
+def test_a_curve_that_lacks_what_is_needed_is_refused(tmp_path):
+    folder = _run(tmp_path / "run")
+    line = {"step": 110, "loss": 4.0, "lr": 0.1, "tokens": 1, "skipped": 0}
+    for missing in ({}, {"tokens_per_s": 0}, {"tokens_per_s": None}):
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | missing) + "\n")
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: .*tokens_per_s"):
+            read_run(folder)
 
 
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):

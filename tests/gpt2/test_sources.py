@@ -98,6 +98,21 @@ def test_pieces_of_a_document_have_the_pre_tokens_of_the_whole(text: str) -> Non
     )
 
 
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("size", [7, 64, 1000])
+@pytest.mark.parametrize("run", ["\0" * 1000, " " * 1000, "a" * 300 + " " + "b" * 300])
+def test_what_has_no_place_to_cut_is_cut_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, run: str, size: int
+) -> None:
+    """Else a file that unpacks to nothing but zeros would be one piece, of any size."""
+    monkeypatch.setattr(documents, "_RUN_CHARS", 128)
+    text = f"before {run} after"
+    for pieces in (list(text_pieces(in_blocks(text, size))), list(document_pieces(text))):
+        assert "".join(piece.text for piece in pieces) == text
+        assert max(len(piece.text) for piece in pieces) <= 128
+        assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
 # Files
 
 
@@ -401,3 +416,18 @@ def test_tinystories_are_all_found(real_data: Path) -> None:
     whole = gzip.decompress(path.read_bytes()).decode()
     assert texts == whole.removesuffix(f"\n{END}\n").split(f"\n{END}\n")
     assert len(texts) == 399
+
+
+def test_a_file_name_that_is_not_utf8_is_said_before_anything_is_written(
+    tmp_path: Path, opened: Callable[[str], Source]
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with open(folder + b"/a.txt", "wb") as file:
+        file.write(b"text")
+    with pytest.raises(ValueError, match=r"caf\\udce9/a\.txt' is not UTF-8: rename it"):
+        opened(os.fsdecode(folder + b"/a.txt"))
+    assert not list(tmp_path.rglob("checksums.json"))

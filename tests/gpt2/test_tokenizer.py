@@ -216,12 +216,12 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
         (_set("pre_tokenizer", "add_prefix_space", to=True), "does not split text as GPT-2"),
         (_set("pre_tokenizer", "use_regex", to=False), "does not split text as GPT-2"),
         (_set("post_processor", to={"type": "TemplateProcessing"}), "adds tokens to every text"),
-        (_set("model", "type", to="Unigram"), "its model is Unigram"),
+        (_set("model", "type", to="Unigram"), "its model is 'Unigram'"),
         (_set("model", "dropout", to=0.1), r"dropout=0\.1"),
         (_set("added_tokens", to=[]), "not among its special tokens"),
         (_set("added_tokens", 0, "special", to=False), "the added token '<|endoftext|>'"),
         (_set("model", "vocab", "Ġt", to=5), "its ids are not 0 to 1023"),
-        (_set("model", "vocab", "Ġt", to="x"), "none of byte-level BPE"),
+        (_set("model", "vocab", "Ġt", to="x"), "its ids are not 0 to 1023"),
         (lambda t: t["model"]["vocab"].pop("!"), "its ids are not 0 to 1022"),
         (lambda t: t["model"]["merges"].reverse(), "in the order of ids"),
         (lambda t: t["model"]["merges"].pop(), "not one for each longer token"),
@@ -248,10 +248,11 @@ def test_a_foreign_tokenizer_json_is_refused_with_the_reason(
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b'{"model": {"vo', "not valid JSON"),
-        (b"\xff\xfe", "not UTF-8"),
+        (b'{"model": {"vo', "cannot be read as JSON: Unterminated"),
+        (b"\xff\xfe", "cannot be read as JSON: 'utf-8' codec"),
         (b"[]", "a JSON list"),
-        (b"", "not valid JSON"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"", "cannot be read as JSON"),
     ],
 )
 def test_a_damaged_file_is_refused_with_the_reason(
