@@ -145,6 +145,13 @@ def draw_seed(device: torch.device) -> Tensor:
     return torch.randint(2**63 - 1, (1,), device=device)
 
 
+def _is_seed(seed: object, device: torch.device) -> bool:
+    return (
+        isinstance(seed, Tensor)
+        and (seed.dtype, seed.numel(), seed.device) == (torch.int64, 1, device)
+    )  # fmt: skip
+
+
 def _settings(
     op: str,
     q: Tensor,
@@ -170,6 +177,11 @@ def _settings(
         dropout_seed = None
     elif dropout_seed is None:
         dropout_seed = draw_seed(q.device)
+    elif not _is_seed(dropout_seed, q.device):
+        raise ValueError(
+            f"{op}: dropout_seed must be an int64 tensor of one element on {q.device}, got "
+            f"{dropout_seed!r}"
+        )
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     return dropout_seed, scale, window, dropout_p, allow_tf32, deterministic

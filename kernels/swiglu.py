@@ -68,7 +68,7 @@ def _swiglu_bwd_kernel(
     gate = tl.load(gate_ptr + rows * stride_gate + cols, exists, 0.0).to(tl.float32)
     up = tl.load(up_ptr + rows * stride_up + cols, exists, 0.0).to(tl.float32)
     s = tl.sigmoid(gate)
-    dup = dy * gate * s
+    dup = dy * (gate * s)
     dgate = dy * up * s * (1 + gate * (1 - s))
     place = rows * stride_grad + cols
     tl.store(dgate_ptr + place, dgate.to(dgate_ptr.dtype.element_ty), exists)

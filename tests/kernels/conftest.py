@@ -12,3 +12,9 @@ def nan_in_empty() -> Iterator[None]:
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(params=[False, True], ids=["one-pass", "two-pass"])
+def deterministic(request: pytest.FixtureRequest) -> bool:
+    """Which backward of attention."""
+    return request.param

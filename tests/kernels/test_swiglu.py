@@ -97,6 +97,17 @@ def test_every_size_of_gate(dtype: torch.dtype, device: torch.device) -> None:
     check({"gate": gate, "up": up}, upstream=[torch.ones_like(gate)])
 
 
+@pytest.mark.parametrize("make", [inputs, packed])
+def test_a_large_gradient_meets_a_gate_that_is_shut(make: Any, device: torch.device) -> None:
+    """dy * gate overflows; dy * silu(gate) does not, and inf * 0 would be NaN."""
+    given = make(3, 8, device=device)
+    first = next(iter(given.values()))
+    with torch.no_grad():
+        first[:, :8] = -110.0
+    dy = torch.full((3, 8), 1e37, device=device)
+    check(given, upstream=[dy])
+
+
 @pytest.mark.parametrize("trained", ["gate", "up"])
 def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> None:
     given = inputs(5, 30, device=device)

@@ -1,0 +1,141 @@
+"""Memory with guards on both sides, for what a kernel reads and for what it writes.
+
+Every byte that belongs to no element is 0xFF, which is NaN in each floating-point format and -1 in
+an integer: an element read from there spoils the result, and one written there is seen. Inputs are
+compared with what they were; outputs begin as 0xFF too, so that an element that no kernel writes
+shows.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+
+FILL = 0xFF
+# Bytes on each side: as many as the tensor has, within these bounds. Multiples of every alignment
+# that a kernel may rely on.
+LEAST_MARGIN, LARGEST_MARGIN = 4096, 65536
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Bytes that must stay as they were, but for the elements that `free` views in them."""
+
+    name: str
+    data: Tensor
+    before: Tensor
+    free: Callable[[Tensor], Tensor] | None
+
+
+class Memory:
+    """The guarded memory of one case.
+
+    Args:
+        device: where it is.
+        guarded: without guards, tensors take the room that they need and nothing is compared: for
+            a tool that watches the memory itself.
+        fill: the byte in all memory that is not written yet.
+    """
+
+    def __init__(self, device: torch.device, guarded: bool = True, fill: int = FILL) -> None:
+        self.device = device
+        self.guarded = guarded
+        self.fill = fill
+        self._blocks: list[_Block] = []
+
+    def place(
+        self, values: Tensor, strides: Sequence[int], offset: int, name: str, *, kept: bool = True
+    ) -> Tensor:
+        """Lay `values` out with these strides, `offset` elements after an aligned address.
+
+        Args:
+            values: what the tensor holds; along an axis of stride 0, its first element counts.
+            strides, offset: in elements.
+            name: what the tensor is called if it is found changed.
+            kept: the tensor itself must stay as it is, and not only what lies around it.
+        """
+        last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
+        length = offset + last + 1 if values.numel() else offset
+        data, margin = self._allocate(length * values.element_size(), self.device)
+
+        def view(of: Tensor) -> Tensor:
+            flat = of[margin : margin + length * values.element_size()].view(values.dtype)
+            return flat.as_strided(values.shape, strides, flat.storage_offset() + offset)
+
+        one_of_each = tuple(slice(1) if stride == 0 else slice(None) for stride in strides)
+        view(data)[one_of_each].copy_(values[one_of_each])
+        self._watch(name, data, None if kept else view)
+        return view(data)
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Inside, what the launchers allocate has guards too."""
+        if not self.guarded:
+            yield
+            return
+        empty, new_empty = torch.empty, Tensor.new_empty
+
+        def guarded_empty(*size: Any, dtype: Any = None, device: Any = None) -> Tensor:
+            shape = _shape(size)
+            if shape.numel() == 0:
+                return empty(shape, dtype=dtype, device=device)
+            return self._output(shape, dtype or torch.get_default_dtype(), device or "cpu")
+
+        def guarded_new_empty(
+            x: Tensor, *size: Any, dtype: Any = None, device: Any = None
+        ) -> Tensor:
+            shape = _shape(size)
+            if shape.numel() == 0:  # Triton's interpreter makes such tensors for itself
+                return new_empty(x, shape, dtype=dtype, device=device)
+            return self._output(shape, dtype or x.dtype, device or x.device)
+
+        def guarded_empty_like(x: Tensor) -> Tensor:
+            return guarded_new_empty(x, x.shape)
+
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(torch, "empty", guarded_empty))
+            stack.enter_context(patch.object(torch, "empty_like", guarded_empty_like))
+            stack.enter_context(patch.object(Tensor, "new_empty", guarded_new_empty))
+            yield
+
+    def check(self) -> None:
+        """Assert that inputs are what they were, and that nothing was written around a tensor."""
+        for block in self._blocks:
+            now = block.data.clone()
+            if block.free is not None:
+                block.free(now).copy_(block.free(block.before))
+            if not torch.equal(now, block.before):
+                places = (now != block.before).nonzero()
+                raise AssertionError(
+                    f"{block.name}: {len(places)} bytes were written that are not the kernel's, "
+                    f"from byte {int(places[0])} of {len(now)} on"
+                )
+
+    def _output(self, shape: torch.Size, dtype: torch.dtype, device: Any) -> Tensor:
+        size = shape.numel() * dtype.itemsize
+        data, margin = self._allocate(size, device)
+        self._watch(
+            f"around an output {tuple(shape)} {dtype}", data, lambda of: of[margin : margin + size]
+        )
+        return data[margin : margin + size].view(dtype).view(shape)
+
+    def _allocate(self, size: int, device: Any) -> tuple[Tensor, int]:
+        """`size` bytes between guards, and where they begin."""
+        margin = 0
+        if self.guarded:
+            margin = min(-(-size // LEAST_MARGIN) * LEAST_MARGIN, LARGEST_MARGIN)
+        length = margin + size + margin
+        return torch.full((length,), self.fill, dtype=torch.uint8, device=device), margin
+
+    def _watch(self, name: str, data: Tensor, free: Callable[[Tensor], Tensor] | None) -> None:
+        if self.guarded:
+            self._blocks.append(_Block(name, data, data.clone(), free))
+
+
+def _shape(size: Any) -> torch.Size:
+    """The shape that `torch.empty` is asked for: one sequence, or numbers."""
+    return torch.Size(size if not size or isinstance(size[0], int) else size[0])

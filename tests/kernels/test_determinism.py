@@ -1,0 +1,109 @@
+"""The same inputs give the same bits, 100 times.
+
+What memory holds before a kernel writes it is another byte each time, so that an element which is
+read before it is written shows as well.
+"""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.attention import attention, attention_qkvpacked
+from kernels.cross_entropy import cross_entropy
+from kernels.gelu import gelu_tanh
+from kernels.layer_norm import add_layer_norm, layer_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
+from kernels.rms_norm import add_rms_norm, rms_norm
+from kernels.swiglu import swiglu, swiglu_packed
+from tests.kernels.fused import randn
+from tests.kernels.stress.campaign import OPERATORS
+from tests.kernels.stress.memory import Memory
+from tests.kernels.test_attention import check, qkv
+from tests.numerics import Function, quantities
+
+REPETITIONS = 100
+pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
+
+
+def problem(name: str, large: bool, device: torch.device) -> tuple[Function, dict[str, Any]]:
+    """An operator with its options, and its arguments: small ones, or those of a training step."""
+    b, t, h, d = (2, 1024, 12, 64) if large else (1, 20, 1, 16)
+    n, c, v = (8191, 1600, 50257) if large else (12, 70, 90)
+    dtype = torch.bfloat16 if large else torch.float32
+
+    def random(*shape: int) -> Tensor:
+        return randn(*shape, dtype=dtype, device=device).requires_grad_()
+
+    targets = torch.randint(0, v, (n // 4,), device=device)
+    heads = {key: random(b, t, h, d) for key in ("q", "k", "v")}
+    rows = {"x": random(n, c), "weight": random(c)}
+    gates = {"gate": random(n, c), "up": random(n, c)}
+    # The one-pass backward adds up dq atomically, in any order: see the test below.
+    two_pass: dict[str, Any] = {"deterministic": True}
+    if large:  # Triton's interpreter takes long to draw the mask
+        two_pass |= {"dropout_p": 0.1, "dropout_seed": torch.tensor([5], device=device)}
+    problems: dict[str, tuple[Function, dict[str, Any]]] = {
+        "attention": (partial(attention, **two_pass), heads),
+        "attention_qkvpacked": (
+            partial(attention_qkvpacked, **two_pass), {"qkv": random(b, t, 3, h, d)},
+        ),
+        "rms_norm": (rms_norm, rows),
+        "add_rms_norm": (add_rms_norm, rows | {"residual": random(n, c)}),
+        "layer_norm": (layer_norm, rows | {"bias": random(c)}),
+        "add_layer_norm": (add_layer_norm, rows | {"residual": random(n, c), "bias": random(c)}),
+        "gelu_tanh": (gelu_tanh, {"x": random(n, c), "bias": random(c)}),
+        "swiglu": (swiglu, gates),
+        "swiglu_packed": (swiglu_packed, {"gate_up": random(n, 2 * c)}),
+        "cross_entropy": (
+            partial(cross_entropy, label_smoothing=0.1, z_loss=1e-4),
+            {"logits": random(n // 4, v), "targets": targets},
+        ),
+        "linear_cross_entropy": (
+            partial(linear_cross_entropy, chunk_bytes=(n // 10) * v * dtype.itemsize),
+            {"x": random(n // 4, 64), "weight": random(v, 64), "targets": targets},
+        ),
+    }  # fmt: skip
+    return problems[name]
+
+
+def check_bits(name: str, large: bool, device: torch.device) -> None:
+    function, inputs = problem(name, large, device)
+    outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    upstream = [torch.randn_like(out) for out in outputs]
+    first = quantities(function, inputs, upstream)
+    assert len(first) == len(outputs) + sum(torch.is_floating_point(x) for x in inputs.values())
+    for repetition in range(REPETITIONS):
+        with Memory(device, fill=37 * repetition % 256).watch():
+            again = quantities(function, inputs, upstream)
+        for quantity, x in first.items():
+            assert torch.equal(again[quantity], x), f"{quantity}, repetition {repetition}"
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_same_bits_100_times(name: str, device: torch.device) -> None:
+    check_bits(name, False, device)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", OPERATORS)
+def test_cuda_same_bits_100_times_at_the_size_of_training(name: str, device: torch.device) -> None:
+    check_bits(name, True, device)
+
+
+@pytest.mark.cuda
+def test_cuda_of_the_one_pass_backward_only_dq_varies_and_within_its_budget(
+    device: torch.device,
+) -> None:
+    """It promises no bits. Nothing but dq is added up in an order that varies."""
+    inputs = qkv((1, 1024, 4, 64), torch.bfloat16, device)
+    do = torch.randn_like(inputs["q"])
+    one_pass = partial(attention, deterministic=False)
+    first = quantities(one_pass, inputs, [do])
+    for _ in range(REPETITIONS):
+        again = quantities(one_pass, inputs, [do])
+        assert all(torch.equal(again[name], first[name]) for name in ("out", "dk", "dv"))
+        check(inputs, deterministic=False, do=do)
