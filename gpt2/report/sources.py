@@ -86,8 +86,8 @@ class _Result:
 
     def __post_init__(self) -> None:
         check_positive(self, "step")
-        if self.val_loss > _LARGEST_LOSS:
-            raise ValueError(f"val_loss: {self.val_loss:g} is no loss")
+        if max(self.val_loss, self.test.loss) > _LARGEST_LOSS:
+            raise ValueError(f"a loss above {_LARGEST_LOSS:g} has no perplexity")
 
 
 @dataclass(frozen=True)
