@@ -240,7 +240,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
     memory.set(
         ylabel="resident memory (MiB)",
         ylim=(0, None),
-        title=f"{result['steps']:,} tiny steps on a CPU",
+        title=title,
     )
     for name, what, color in (
         ("handles", "open files", "#D55E00"),

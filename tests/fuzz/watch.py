@@ -58,7 +58,8 @@ def watched(*, seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
     finally:
         faulthandler.cancel_dump_traceback_later()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, handler)
+        # Not the default, which would end the process if the last signal came late.
+        signal.signal(signal.SIGPROF, signal.SIG_IGN if handler == signal.SIG_DFL else handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
     grown = _status("VmHWM") - before
     if grown > memory:

@@ -361,6 +361,7 @@ def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
         ({"data": {"name": "x", "held_out": "y", "splits": {}}}, "its splits must be train"),
         ({"step": "4"}, "step: '4' is no int"),
         ({"val_loss": float("nan")}, "val_loss: nan is no float"),
+        ({"val_loss": 1e4}, "a loss above 700 has no perplexity"),
         ({"test": {}}, "test: no entry 'loss'"),
         ({"finished": "yesterday"}, "Invalid isoformat string"),
     ],

@@ -20,12 +20,12 @@ from tests.numerics import Function, compare, quantities
 SAMPLES = 16
 
 
-def one(_: Any) -> int:
+def one_multiprocessor(_: Any) -> int:
     return 1
 
 
-# Few programs, so that each of them walks over many tiles.
-FEW_PROGRAMS = {"kernels._launch._multiprocessors": one}
+# So that each program walks over many tiles.
+FEW_PROGRAMS = {"kernels._launch._multiprocessors": one_multiprocessor}
 Refusals = Sequence["partial[Any]"]
 
 

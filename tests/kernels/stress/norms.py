@@ -44,7 +44,7 @@ def _draw(name: str, draw: Draw) -> Case:
         dtypes["residual"] = draw.dtype()
         values["residual"] = draw.values(shape, dtypes["residual"])
     values["weight"] = draw.values((width,), dtypes["weight"])
-    if centred and draw.chance(2 / 3):
+    if centred and draw.chance(4 / 5):
         values["bias"] = draw.values((width,), dtypes["weight"])
     inputs: dict[str, Any] = draw.inputs(values)
     if centred:
@@ -63,7 +63,7 @@ def _draw(name: str, draw: Draw) -> Case:
     return Case(
         partial(kernel, eps=eps, dtype=asked), reference, inputs, upstream,
         _cancelled(inputs, upstream, eps, centred),
-        FEW_PROGRAMS if draw.chance(1 / 2) else {},
+        FEW_PROGRAMS if draw.chance(3 / 4) else {},
         partial(_also, draw=draw),
     )  # fmt: skip
 

@@ -38,7 +38,7 @@ def _gelu(draw: Draw) -> Case:
     upstream = draw.upstream(shape, dtype)
     return Case(
         gelu_tanh, gelu_tanh_reference, inputs, [upstream], _gelu_cancelled(inputs, upstream),
-        FEW_PROGRAMS if draw.chance(1 / 2) else {},
+        FEW_PROGRAMS if draw.chance(3 / 4) else {},
         partial(_also, draw=draw, names=["x"]),
     )  # fmt: skip
 
