@@ -69,6 +69,19 @@ class Step:
         """Bytes to convert one element between float32 and the compute type."""
         return 0 if self.dtype == "fp32" else 4 + self.itemsize
 
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """The matrices of a layer, (inputs, outputs), in the order in which a forward uses them."""
+        C, F = self.config.n_embd, self.config.mlp_width
+        return [(C, 3 * C), (C, C), *(mlp_matrices(self.config) - 1) * [(C, F)], (F, C)]
+
+    @property
+    def scores(self) -> float:
+        """How many scores attention computes for a position, hidden ones included."""
+        T, attn = self.seq_len, self.config.attn
+        masked = attn == "sdpa" and (self.config.window or T) < T
+        return T if attn == "naive" or masked else visible_positions(self.config, T)
+
     def costs(self) -> list[Cost]:
         return [
             self.embedding(),
@@ -102,14 +115,13 @@ class Step:
 
     def matrix_products(self) -> Cost:
         """Projections and MLP, forward and backward, and what autocast converts for them."""
-        config, C, F = self.config, self.config.n_embd, self.config.mlp_width
-        shapes = [(C, 3 * C), (C, C), *(mlp_matrices(config) - 1) * [(C, F)], (F, C)]
-        weights = config.n_layer * sum(i * o for i, o in shapes)
-        ends = sum(i + o for i, o in shapes)
+        config, F = self.config, self.config.mlp_width
+        weights = config.n_layer * sum(i * o for i, o in self.shapes)
+        ends = sum(i + o for i, o in self.shapes)
         # y = x W and its gradients, dx = dy W and dW = dy x: two reads and one write of each.
         a_token = 3 * self.itemsize * ends
         if config.bias:  # whose gradient reads dy again
-            biases = sum(o for _, o in shapes)
+            biases = sum(o for _, o in self.shapes)
             fused = F if config.mlp == "gelu" and config.mlp_kernel == "triton" else 0
             a_token += self.itemsize * (biases - fused)
         a_weight = self.grad_accum * (3 * self.itemsize + 2 * self.cast)
@@ -125,19 +137,19 @@ class Step:
         L, C, H = config.n_layer, config.n_embd, config.n_head
         if config.attn == "naive":
             # Six products with scores on one side; q, k, v, o, do copied; dq, dk, dv packed.
-            flops, a_channel = 12.0 * C * T, (12 + 10 + 6) * s
+            products, a_channel = 12, (12 + 10 + 6) * s
             # Masked, softmax, narrow; then the same back. Scores are float32 between products.
             cast = self.cast
             a_score = (s + s + 4) + 8 + cast + s + (2 * s + cast + 12 + 8 + cast + 2 * s)
             if config.dropout:
                 a_score += 2 * (8 + 1)
         else:
-            masked = config.attn == "sdpa" and (config.window or T) < T
-            flops = 14.0 * C * (T if masked else visible_positions(config, T))
+            products = 14
             # Forward: q, k, v to o. Backward: these and do, to dq (summed in float32), dk, dv.
             a_channel, a_score = 4 * s + 8 * s + 8 + 4, 0
             if config.attn == "sdpa":
                 a_channel += 6 * s  # dq, dk and dv packed
+        flops = products * C * self.scores
         a_token = a_channel * C + a_score * H * T
         return Cost("attention", L * flops * self.tokens, L * a_token * self.tokens)
 
@@ -200,18 +212,15 @@ class Step:
         config, s, cast, T = self.config, self.itemsize, self.cast, self.seq_len
         C, F = config.n_embd, config.mlp_width
         gated = config.mlp == "swiglu"
-        shapes = [(C, 3 * C), (C, C), *(mlp_matrices(config) - 1) * [(C, F)]]
-        if config.norm_position == "post" or config.dropout:  # they ask for the MLP's output
-            shapes.append((F, C))
+        # Only a norm after it, or its dropout, ask for the output of the last matrix.
+        asked = config.norm_position == "post" or config.dropout > 0
+        shapes = self.shapes if asked else self.shapes[:-1]
         weights = sum(i * o for i, o in shapes)
         a_token = s * sum(i + o for i, o in shapes)
         if config.attn == "naive":
-            scores = float(T)
             a_score = (s + s + 4) + 8 + cast + s + (8 + 1 if config.dropout else 0)
             a_token += (4 + 8) * s * C + a_score * config.n_head * T
         else:
-            masked = config.attn == "sdpa" and (config.window or T) < T
-            scores = T if masked else visible_positions(config, T)
             a_token += 4 * s * C
         if config.norm_kernel == "torch" or config.norm_position == "post":
             a_token += C * (2 * (8 + 8 + s) + (2 + gated) * cast)
@@ -224,7 +233,7 @@ class Step:
         a_batch = weights * (s + cast) * self.grad_accum
         return Cost(
             "layers again",
-            config.n_layer * (2 * weights + 4 * C * scores) * self.tokens,
+            config.n_layer * (2 * weights + 4 * C * self.scores) * self.tokens,
             config.n_layer * (a_token * self.tokens + a_batch),
         )
 
@@ -233,11 +242,9 @@ class Step:
         parameters = count_parameters(config)
         if self.optimizer == "adamw":
             return Cost("optimizer", 0, (ADAMW_BYTES + CLIP_BYTES) * parameters)
-        C, F = config.n_embd, config.mlp_width
-        shapes = [(C, 3 * C), (C, C), *mlp_matrices(config) * [(C, F)]]
-        hidden = config.n_layer * sum(r * c for r, c in shapes)
+        hidden = config.n_layer * sum(i * o for i, o in self.shapes)
         # An iteration is X = a X + (b XX' + c (XX')^2) X, with X in bf16.
-        flops = sum(MUON_STEPS * (4 * min(i) ** 2 * max(i) + 2 * min(i) ** 3) for i in shapes)
+        flops = sum(MUON_STEPS * (4 * min(i) ** 2 * max(i) + 2 * min(i) ** 3) for i in self.shapes)
         # Momentum, look-ahead, bf16, its norm; iterations; decay and step.
         a_hidden = 12 + 12 + 6 + 6 + MUON_STEPS * (2 + 6) + 8 + 10
         bytes_ = a_hidden * hidden + ADAMW_BYTES * (parameters - hidden) + CLIP_BYTES * parameters

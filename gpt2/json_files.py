@@ -156,8 +156,3 @@ def is_number(value: Any, *, finite: bool = True) -> TypeGuard[int | float]:
     if type(value) is float and not math.isfinite(value):
         return not finite
     return abs(value) < _LARGEST
-
-
-def json_number(value: float | None) -> float | None:
-    """The value as JSON has it: None where it is not finite."""
-    return value if value is not None and math.isfinite(value) else None

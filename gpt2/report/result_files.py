@@ -6,26 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2.compare_decoding.measures import Measures
 from gpt2.json_files import from_json, read_json_object
 from gpt2.report.sources import check_positive
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The texts of one strategy, or of the authors, as gpt2/compare_decoding.py measures them.
-
-    Shares are in [0, 1]; nan where nothing could be measured.
-    """
-
-    perplexity: float
-    distinct_1: float
-    distinct_2: float
-    distinct_3: float
-    repetition_4: float
-    self_bleu_4: float
-    mean_words: float
-    ended: float
-    copied_8: float
 
 
 @dataclass(frozen=True)
