@@ -11,13 +11,12 @@ import time
 
 import tyro
 
-from gpt2.build import begin, build, plan, prepare_data
+from gpt2.common.distributed import agree, joined, say, separate
 from gpt2.config import TrainConfig
-from gpt2.logs import say
-from gpt2.out_of_memory import OutOfMemory, explained
-from gpt2.parallel import agree, joined, separate
-from gpt2.results import report
-from gpt2.training import Diverged
+from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.training.out_of_memory import OutOfMemory, explained
+from gpt2.training.results import report
+from gpt2.training.trainer import Diverged
 
 LOWER = (
     "choose a smaller --preset, or a lower --batch-size or --seq-len; a run that has begun goes on "

@@ -27,9 +27,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from bench.measure import Case, Setting, Unavailable
-from bench.passes import PASSES, Contender, Function, Inputs, operator_case
-from bench.peers import missing, ours
+from bench.harness.measure import Case, Setting, Unavailable
+from bench.harness.passes import PASSES, Contender, Function, Inputs, operator_case
+from bench.harness.peers import missing, ours
 from gpt2.attention import causal_mask
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 

@@ -24,8 +24,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench.clocks import Work
-from bench.measure import Case, Setting, Variant, WrongResult
+from bench.harness.clocks import Work
+from bench.harness.measure import Case, Setting, Variant, WrongResult
 from gpt2.cache import KVCache
 from gpt2.config import PRESETS
 from gpt2.model import GPT

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import Case, Setting
-from bench.passes import Contender, Function, Inputs, operator_case
-from bench.peers import eager_and_compiled, liger, ours
+from bench.harness.measure import Case, Setting
+from bench.harness.passes import Contender, Function, Inputs, operator_case
+from bench.harness.peers import eager_and_compiled, liger, ours
 from gpt2.loss import linear_cross_entropy as chunked_linear_cross_entropy
 from kernels.cross_entropy import cross_entropy, cross_entropy_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference

@@ -18,9 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import Case, Setting
-from bench.passes import Contender, Function, Inputs, operator_case
-from bench.peers import eager_and_compiled, liger, ours
+from bench.harness.measure import Case, Setting
+from bench.harness.passes import Contender, Function, Inputs, operator_case
+from bench.harness.peers import eager_and_compiled, liger, ours
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
 from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
 

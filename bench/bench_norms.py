@@ -19,9 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.measure import Case, Setting
-from bench.passes import Contender, Function, Inputs, operator_case
-from bench.peers import eager_and_compiled, liger, ours
+from bench.harness.measure import Case, Setting
+from bench.harness.passes import Contender, Function, Inputs, operator_case
+from bench.harness.peers import eager_and_compiled, liger, ours
 from kernels.layer_norm import (
     add_layer_norm,
     add_layer_norm_reference,

@@ -18,12 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from bench.clocks import Work
-from bench.measure import Case, Setting, Unavailable, Variant, WrongResult
-from bench.peers import missing
+from bench.harness.clocks import Work
+from bench.harness.measure import Case, Setting, Unavailable, Variant, WrongResult
+from bench.harness.peers import missing
+from gpt2.common.cpu import available_cores
 from gpt2.data.python_docs import python_docs
-from gpt2.pretokens import available_cores, cut
-from gpt2.tokenizer import END_OF_TEXT, Tokenizer
+from gpt2.tokenizer import Tokenizer
+from gpt2.tokenizer.pretokens import cut
+from gpt2.tokenizer.tokenizer import END_OF_TEXT
 
 DATA_VARIABLE = "GPT2_TEST_DATA"
 CHECKED_VOCAB_SIZE = 1_000

@@ -4,17 +4,17 @@
 
 Four kinds of cases, from demo to gpt2-xl as the device allows:
 
-    model, compile     attention backend x kernels, and peers (`bench.peer_models`), eager or all of
-                       them under torch.compile
+    model, compile     attention backend x kernels, and peers (`bench.harness.peer_models`), eager
+                       or all of them under torch.compile
     ladder             what each step of optimisation buys: from the model as one writes it first,
                        in fp32, to everything switched on; each rung adds one thing to those before
                        it that could be run
     largest_batch      the step with the largest batch that fits (GPU only), found by bisection
 
-Before a step is timed its gradients are compared, see `bench.training_variants`.
+Before a step is timed its gradients are compared, see `bench.harness.training_variants`.
 
     tokens_per_s          B T over the median time of a step (forward, backward, clipping, AdamW)
-    tflops                model FLOPs per second, "exact" convention (`gpt2.estimate`)
+    tflops                model FLOPs per second, "exact" convention (`gpt2.training.estimate`)
     fraction_of_limit     of the matrix rate measured in this run
     mfu_exact, _nanogpt   model FLOPs over the data sheet's rate, by either convention
     peak_memory_bytes     weights, optimizer and what a step adds at most: by CUDA's allocator; on a
@@ -26,14 +26,14 @@ from dataclasses import replace
 
 import torch
 
-from bench.measure import Case, Setting
-from bench.peer_models import CHECKOUT, TRANSFORMERS, checkout_name
-from bench.resident_memory import resident_memory
-from bench.results import Scalar
-from bench.training_steps import Problem, Recipe
-from bench.training_variants import largest_batch_variant, step_variants
+from bench.harness.measure import Case, Setting
+from bench.harness.peer_models import CHECKOUT, TRANSFORMERS, checkout_name
+from bench.harness.resident_memory import resident_memory
+from bench.harness.results import Scalar
+from bench.harness.training_steps import Problem, Recipe
+from bench.harness.training_variants import largest_batch_variant, step_variants
 from gpt2.config import PRESETS, VOCAB_MULTIPLE, Kernel, TrainConfig
-from gpt2.machine import choose_machine
+from gpt2.training.machine import choose_machine
 
 NO_COMPILE = "left out of this profile, as compiling takes longer than the rest"
 # Sequences and their length by preset; on a GPU memory for several variants at once is needed.

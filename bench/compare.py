@@ -17,7 +17,7 @@ from typing import Any
 
 from tyro.conf import Positional
 
-from bench.reading import ResultRow, describe, read_results
+from bench.harness.reading import ResultRow, describe, read_results
 
 Key = tuple[str, str, str]
 
@@ -144,6 +144,6 @@ def _run(results: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

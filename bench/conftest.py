@@ -6,10 +6,10 @@ A benchmark is a module with
     def bench_<what>(case: Case, measure: Measure) -> None:
         measure(case)
 
-and each case becomes a test. Measuring is our own (`bench.measure`): all variants of a case take
-turns, which pytest-benchmark cannot do. It is shown the rounds of one variant afterwards: ours, or
-where ours was not timed the first that was. `extra_info` names that one, and holds all rows with
-device, commit, versions and limits.
+and each case becomes a test. Measuring is our own (`bench.harness.measure`): all variants of a case
+take turns, which pytest-benchmark cannot do. It is shown the rounds of one variant afterwards:
+ours, or where ours was not timed the first that was. `extra_info` names that one, and holds all
+rows with device, commit, versions and limits.
 """
 
 import dataclasses
@@ -25,11 +25,11 @@ import torch
 if not torch.cuda.is_available():  # must precede the first import of triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-from bench.clocks import Clock, clock_for
-from bench.limits import Limits, measure_limits
-from bench.measure import BUDGETS, PROFILES, Case, Measured, Setting
-from bench.measure import measure as measure_case
-from bench.results import Results, default_folder
+from bench.harness.clocks import Clock, clock_for
+from bench.harness.limits import Limits, measure_limits
+from bench.harness.measure import BUDGETS, PROFILES, Case, Measured, Setting
+from bench.harness.measure import measure as measure_case
+from bench.harness.results import Results, default_folder
 
 Measure = Callable[[Case], Sequence[Measured]]
 

@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from bench.measure import Case, Setting
-    from bench.results import Results, Row
+    from bench.harness.measure import Case, Setting
+    from bench.harness.results import Results, Row
 
 NEEDED = (
     "triton", "numpy", "safetensors", "tiktoken", "regex", "tyro", "matplotlib", "tqdm", "pytest",
@@ -68,10 +68,10 @@ def bench(out: Path, *, seconds: float, first: int, dry_run: bool) -> None:
     Ends with status 3 when the GPU is of no use any more, or a case hangs: the caller starts anew.
     """
     end = time.monotonic() + seconds
-    from bench.clocks import clock_for
-    from bench.limits import Limits, measure_limits
-    from bench.measure import BUDGETS, Setting, measure
-    from bench.results import Results, load, newest
+    from bench.harness.clocks import clock_for
+    from bench.harness.limits import Limits, measure_limits
+    from bench.harness.measure import BUDGETS, Setting, measure
+    from bench.harness.results import Results, load, newest
 
     device = torch.device("cpu" if dry_run else "cuda")
     setting = Setting("smoke" if dry_run else "gpu", device)
@@ -117,7 +117,7 @@ def training(out: Path, *, seconds: float, dry_run: bool) -> bool:
     Returns:
         Whether both losses fell by a tenth (dry run: at all), and no step was skipped.
     """
-    from bench.training_steps import Problem, Recipe, Step
+    from bench.harness.training_steps import Problem, Recipe, Step
     from gpt2.config import PRESETS, GPTConfig
 
     toy = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=200)
@@ -153,9 +153,9 @@ def training(out: Path, *, seconds: float, dry_run: bool) -> bool:
 
 def plots(out: Path) -> None:
     """Draw what the benchmarks found into DIR/plots."""
-    from bench.plot import draw
-    from bench.reading import read_results
-    from bench.results import newest
+    from bench.harness.reading import read_results
+    from bench.harness.results import newest
+    from bench.plot.__main__ import draw
 
     file = newest(out / "results")
     if file is None:
@@ -172,7 +172,7 @@ def _cases(setting: "Setting") -> tuple[list["Case"], list["Row"]]:
 
     A dry run takes one case of each benchmark, the last, which is a small one.
     """
-    from bench.results import Row
+    from bench.harness.results import Row
 
     cases: list[Case] = []
     broken: list[Row] = []
@@ -191,7 +191,7 @@ def _cases(setting: "Setting") -> tuple[list["Case"], list["Row"]]:
 
 def _add_if_lost(results: "Results", case: "Case") -> None:
     """A failed row for a case whose process died before it could write any."""
-    from bench.results import Row
+    from bench.harness.results import Row
 
     if not any(row.bench == case.bench and row.case == case.case for row in results.rows):
         reason = "the process died or hung in this case, see the log"
@@ -199,7 +199,7 @@ def _add_if_lost(results: "Results", case: "Case") -> None:
 
 
 def _as_row(row: dict[str, Any]) -> "Row":
-    from bench.results import Row
+    from bench.harness.results import Row
 
     return Row(**row)
 

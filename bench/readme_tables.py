@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import accounting
-from bench.plot import draw
-from bench.plot_style import label
-from bench.reading import ResultRow, bytes_label, in_order, read_results, timed
-from bench.results import FOLDER, ROOT, newest
-from gpt2.files import atomic_write
+from bench.estimate import accounting
+from bench.harness.reading import ResultRow, bytes_label, in_order, read_results, timed
+from bench.harness.results import FOLDER, ROOT, newest
+from bench.plot.__main__ import draw
+from bench.plot.style import label
+from gpt2.common.files import atomic_write
 
 Found = Mapping[str, Any]
 NO_RESULTS = "No results yet."
@@ -195,7 +195,7 @@ def render(text: str, folder: Path) -> str:
     def block(match: re.Match[str]) -> str:
         name = match[2]
         if name == "accounting":
-            lines = ["`python -m bench.accounting`:", "", *accounting.table()]
+            lines = ["`python -m bench.estimate.accounting`:", "", *accounting.table()]
             return "\n".join([match[1].rstrip(), *lines, match[4]])
         if name not in TABLES:
             known = ", ".join([*TABLES, "accounting"])
@@ -290,6 +290,6 @@ def _brief(dtype: str) -> str:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

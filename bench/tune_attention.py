@@ -29,9 +29,9 @@ import triton
 import tyro
 from torch import Tensor
 
-from kernels import _attention_ops
-from kernels._attention_tiles import SHORT, Tile, Tiles
-from kernels._launch import INTERPRETED, architecture
+from kernels._attention import operators as _attention_ops
+from kernels._attention.tiles import SHORT, Tile, Tiles
+from kernels._common.launch import INTERPRETED, architecture
 
 KERNELS = ("fwd", "dq", "dkv")
 # FLOPs per visible score and unit of head width; dkv is timed as the whole one-pass backward.
@@ -148,7 +148,7 @@ def best(measurements: list[Measurement], kernel: str, width: int, short: bool) 
 
 
 def rows(measurements: list[Measurement], arch: str) -> str:
-    """The winners as rows of `kernels._attention_tiles.TABLE`."""
+    """The winners as rows of `kernels._attention.tiles.TABLE`."""
     lines = []
     for width in sorted({m.width for m in measurements}):
         lines.append(f'    ("{arch}", {width}): (')

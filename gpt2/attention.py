@@ -211,7 +211,33 @@ def triton_unusable(device: torch.device, dtype: torch.dtype, *, instead: str) -
     return None
 
 
-if __name__ == "__main__":
-    from gpt2.self_checks import check_attention
+def _self_check() -> None:
+    """Print who sees whom, what the scale is for, and how far each backend is from float64."""
+    torch.manual_seed(0)
+    print("who sees whom (rows: queries, columns: keys), causal, and with a window of 2:")
+    for rows in zip(causal_mask(5), causal_mask(5, window=2), strict=True):
+        print("".join("    " + " ".join("x" if seen else "." for seen in row) for row in rows))
+    for D in (16, 64, 256):
+        scores = torch.randn(2000, D) @ torch.randn(D, 64)
+        variance = scores.var()
+        print(f"D = {D:3}: variance of q.k {variance:6.1f}, of q.k / sqrt(D) {variance / D:.2f}")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    for window in (None, 16):
+        print(f"largest distance from float64, {dtype} on {device.type}, window {window}:")
+        config = GPTConfig(n_head=4, n_embd=128, window=window)
+        qkv = torch.randn(2, 100, 3, 4, 32, device=device, dtype=dtype)
+        exact = naive(qkv.double(), window=window, dropout_p=0.0)
+        for name, backend in BACKENDS.items():
+            reason = unusable(name, config, device=device, dtype=dtype)
+            if reason is None:
+                error = (
+                    backend(qkv, window=window, dropout_p=0.0) - exact
+                ).abs().max() / exact.max()
+                # Sums in another order: a few roundings of values below the largest.
+                assert error <= 8 * torch.finfo(dtype).eps, f"{name} is {error:.1e} from float64"
+            print(f"    {name}: {reason or f'{error:.1e} ({describe(name, device)})'}")
 
-    check_attention()
+
+if __name__ == "__main__":
+    _self_check()

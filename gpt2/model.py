@@ -229,7 +229,32 @@ def count_parameters(config: GPTConfig) -> int:
     return total - padding * (1 if config.tie else 2)
 
 
-if __name__ == "__main__":
-    from gpt2.self_checks import check_model
+def _self_check() -> None:
+    """Print and check the parameters of GPT-2, the loss of a fresh model, and that it is causal."""
+    torch.manual_seed(0)
+    total = count_parameters(GPTConfig())
+    print(f"GPT-2 small: {total:,} parameters, {50257 * 768:,} of them embedding and output head")
+    assert total == 124_439_808
+    assert count_parameters(GPTConfig(tie=False)) == total + 50257 * 768
 
-    check_model()
+    model = GPT(GPTConfig(n_layer=2, n_head=4, n_embd=64, vocab_size=1000, block_size=64)).eval()
+    idx, targets = torch.randint(1000, (2, 8, 64))
+    later = idx.clone()
+    later[:, 32:] = (later[:, 32:] + 1) % 1000
+    with torch.no_grad():
+        _, loss = model(idx, targets)
+        moved = (model.logits(model.hidden(later)) - model.logits(model.hidden(idx))).abs()
+    assert loss is not None
+    print(
+        f"fresh, it knows nothing: loss {loss:.3f} on random text, ln 1000 = {math.log(1000):.3f}"
+    )
+    assert abs(loss.item() - math.log(1000)) < 0.1
+    before, after = moved[:, :32].max(), moved[:, 32:].max()
+    print(
+        f"new tokens from 32 on move the logits before by {before:.2g}, those after by {after:.2g}"
+    )
+    assert before == 0 < after
+
+
+if __name__ == "__main__":
+    _self_check()

@@ -10,8 +10,8 @@ j > i - window if there is one), and Z the dropout mask (0 or 1/(1-p); 1 without
     dv = (Z * P)^T do               dq = scale * dS k                 dk = scale * dS^T q
 
 The backward recomputes P from L, so memory is linear in T. How the work is cut into tiles is told
-in `kernels._attention_kernels`, how the kernels are launched in `kernels._attention_ops`, and the
-sizes of the tiles are in `kernels._attention_tiles`.
+in `kernels._attention.kernels`, how the kernels are launched in `kernels._attention.operators`, and
+the sizes of the tiles are in `kernels._attention.tiles`.
 
 Precision: products take the input's dtype and sum in float32 (float32 inputs: IEEE, unless TF32 is
 asked for); everything else is float32.
@@ -30,14 +30,14 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._attention_kernels import attention_dropout_kernel
-from kernels._attention_ops import (
+from kernels._attention.kernels import attention_dropout_kernel
+from kernels._attention.operators import (
     MAX_TIME_STRIDE,
     attention_bwd,
     attention_fwd,
     attention_qkvpacked_bwd,
 )
-from kernels._launch import check_launchable, on_device_of
+from kernels._common.launch import check_launchable, on_device_of
 
 MAX_HEAD_WIDTH = 256
 LN2 = math.log(2)  # the operators pass the log-sum-exp in base 2

@@ -34,9 +34,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._launch import check_launchable, multiprocessors, on_device_of, warps
-from kernels._op import register_op
-from kernels._rows import as_rows
+from kernels._common.launch import check_launchable, multiprocessors, on_device_of, warps
+from kernels._common.op import register_op
+from kernels._common.rows import as_rows
 
 LOG2E = tl.constexpr(1.4426950408889634)
 # 16-byte loads that a lane has in flight, without and with smoothing: as many as let two programs

@@ -29,10 +29,10 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._launch import check_launchable, multiprocessors, on_device_of, warps
-from kernels._op import register_op
-from kernels._partials import sum_partials
-from kernels._rows import THREADS, as_few_rows, as_rows, element_tile
+from kernels._common.launch import check_launchable, multiprocessors, on_device_of, warps
+from kernels._common.op import register_op
+from kernels._common.partials import sum_partials
+from kernels._common.rows import THREADS, as_few_rows, as_rows, element_tile
 
 PROGRAMS = 6  # per multiprocessor, when they walk over rows
 FWD_VALUES, BWD_VALUES = 32, 16  # elements per lane of each tensor

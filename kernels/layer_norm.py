@@ -22,7 +22,7 @@ of 3 programs per multiprocessor: 5% of the rest at 20,000 rows in 16 bits, and 
 
 Precision: the row is in registers, so the variance is that about the mean, in two steps; mean,
 rstd and all sums are float32, whatever the inputs. How the work is split over programs is told in
-`kernels._norm_kernels`.
+`kernels._norm.kernels`.
 
 Source: Ba, Kiros, Hinton, Layer normalization (arXiv 1607.06450).
 """
@@ -30,7 +30,7 @@ Source: Ba, Kiros, Hinton, Layer normalization (arXiv 1607.06450).
 import torch
 from torch import Tensor
 
-from kernels._norm import norm
+from kernels._norm.operators import norm
 
 
 def layer_norm_reference(

@@ -28,8 +28,8 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._launch import check_dtype, check_launchable
-from kernels._op import register_op
+from kernels._common.launch import check_dtype, check_launchable
+from kernels._common.op import register_op
 from kernels.cross_entropy import (
     check_loss_options,
     check_vocab_size,

@@ -16,7 +16,7 @@ for rstd, and C per program for the weight, which comes from the cache):
     backward   read dy, x; write dx          add: read dy, x, dx around the norm; write dx
 
 Precision: rstd and all sums are float32, whatever the inputs. How the work is split over programs
-is told in `kernels._norm_kernels`.
+is told in `kernels._norm.kernels`.
 
 Source: Zhang and Sennrich, Root mean square layer normalization (arXiv 1910.07467).
 """
@@ -24,7 +24,7 @@ Source: Zhang and Sennrich, Root mean square layer normalization (arXiv 1910.074
 import torch
 from torch import Tensor
 
-from kernels._norm import norm
+from kernels._norm.operators import norm
 
 
 def rms_norm_reference(

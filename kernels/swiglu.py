@@ -23,9 +23,9 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._launch import check_launchable, on_device_of, warps
-from kernels._op import register_op
-from kernels._rows import THREADS, as_few_rows, element_tile
+from kernels._common.launch import check_launchable, on_device_of, warps
+from kernels._common.op import register_op
+from kernels._common.rows import THREADS, as_few_rows, element_tile
 
 VALUES = 16  # elements per lane of each tensor
 

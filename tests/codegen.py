@@ -128,7 +128,7 @@ def _main() -> None:
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
-    from kernels._launch import _architecture
+    from kernels._common.launch import _architecture
 
     names = list(SHARED_LIMIT)
 

@@ -17,7 +17,7 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
-from kernels import _op
+from kernels._common import op as _op
 
 _serial = itertools.count()
 

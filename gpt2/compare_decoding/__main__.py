@@ -6,8 +6,8 @@ Held-out prompts are continued by every strategy, and measured beside what reall
 text, the row `human` (whoever wrote it: TinyStories, say, was written by a model). Fluency is the
 model's own perplexity of the continuation, under its whole distribution at temperature 1, whatever
 the strategy drew from: low means that the model expects the text, not that the text is good.
-Diversity and repetition are measured on words (gpt2/text_metrics.py), distinct-n over the same
-number of n-grams in every row, as it falls with length.
+Diversity and repetition are measured on words (gpt2/compare_decoding/text_metrics.py), distinct-n
+over the same number of n-grams in every row, as it falls with length.
 
 Written to RUN/decoding (or --out): decoding.json with all figures and texts, decoding.md, and
 decoding.png and .svg.
@@ -24,16 +24,16 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure, ngram_budget
+from gpt2.compare_decoding.text_metrics import CopySearch, words
 from gpt2.data.shards import TokenStream
-from gpt2.decoding import continuations
+from gpt2.evaluate.scoring import Request, score
+from gpt2.generate.decoding import continuations
+from gpt2.generate.sampling import Sampling
 from gpt2.model import GPT
-from gpt2.sampling import Sampling
-from gpt2.scoring import Request, score
-from gpt2.text_metrics import CopySearch, words
 from gpt2.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
-    from gpt2.run import Run
+    from gpt2.runs.run import Run
 
 STRATEGIES: Mapping[str, Sampling] = {
     "greedy": Sampling(temperature=0),
@@ -189,9 +189,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     from gpt2.compare_decoding.report import table, write_report
     from gpt2.data.prepare import prepare
-    from gpt2.run import load_run
+    from gpt2.weights.open_model import open_model
 
-    run = load_run(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     max_tokens = _check(arguments, run.model.config.block_size)
     prepared = prepare(
         arguments.data or run.config.data,
@@ -291,6 +291,6 @@ def _until_end(ids: list[int], eot_id: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2.text_metrics import CopySearch, distinct, ngrams, repetition, self_bleu
+from gpt2.compare_decoding.text_metrics import CopySearch, distinct, ngrams, repetition, self_bleu
 
 HUMAN = "human"
 _HALVES = 100

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2.common.files import atomic_write, write_json
 from gpt2.compare_decoding.measures import HUMAN, Continuations, Measures
-from gpt2.files import atomic_write, write_json
-from gpt2.sampling import Sampling
+from gpt2.generate.sampling import Sampling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

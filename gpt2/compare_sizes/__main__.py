@@ -22,15 +22,15 @@ from typing import Literal
 
 from tyro.conf import UseAppendAction
 
-from gpt2.build import Plan, prepare_data
-from gpt2.checkpoint import list_checkpoints
+from gpt2.common.devices import choose_device
 from gpt2.compare_sizes.plan import check_folder, check_runs, plan_runs, split_names
 from gpt2.compare_sizes.plots import PLOTS, plot
 from gpt2.compare_sizes.report import FILES, table, write
 from gpt2.compare_sizes.results import beginnings, compare, encode_prompts, is_finished
 from gpt2.compare_sizes.run import train
 from gpt2.config import TrainConfig, with_preset
-from gpt2.machine import choose_device
+from gpt2.runs.checkpoint import list_checkpoints
+from gpt2.training.build import Plan, prepare_data
 
 
 @dataclass(frozen=True)
@@ -153,6 +153,6 @@ def _train(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

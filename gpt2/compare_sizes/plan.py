@@ -6,12 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gpt2.common.devices import choose_device
 from gpt2.config import PRESETS, TrainConfig, model_config
 from gpt2.data.batches import Batches
 from gpt2.data.prepare import Prepared
-from gpt2.machine import choose_device, choose_machine
-from gpt2.run import read_config
+from gpt2.runs.run import read_config
 from gpt2.tokenizer import Tokenizer
+from gpt2.training.machine import choose_machine
 
 _SHAPE = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _HEAD_WIDTH = 64

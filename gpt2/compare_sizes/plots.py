@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gpt2.common.files import atomic_write
 from gpt2.compare_sizes.results import Comparison, Row
-from gpt2.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -4,9 +4,9 @@ import dataclasses
 import re
 from pathlib import Path
 
+from gpt2.common.devices import human_bytes
+from gpt2.common.files import atomic_write, write_json
 from gpt2.compare_sizes.results import Comparison, Row
-from gpt2.estimate import human_bytes
-from gpt2.files import atomic_write, write_json
 
 FILES = ("sizes.json", "sizes.md")
 _HEAD = (

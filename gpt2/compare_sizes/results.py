@@ -6,19 +6,19 @@ from pathlib import Path
 
 import torch
 
+from gpt2.common.devices import choose_device
+from gpt2.common.json_files import from_json, read_json_object
 from gpt2.compare_sizes.run import MEMORY
 from gpt2.data.prepare import Prepared
-from gpt2.decoding import continuations
-from gpt2.json_files import from_json, read_json_object
-from gpt2.machine import choose_device
+from gpt2.generate.decoding import continuations
+from gpt2.generate.sampling import Sampling
 from gpt2.report.sources import read_run
-from gpt2.run import load_run
-from gpt2.sampling import Sampling
+from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 
 _RESULT = "result.json"
 _FLOPS = (
-    "forward and backward of all training tokens, convention 'exact' of gpt2/estimate.py: "
+    "forward and backward of all training tokens, convention 'exact' of gpt2/training/estimate.py: "
     "6 (matrix weights, head included) + 6 L C (T + 1) per token"
 )
 _SAMPLING = "nucleus sampling, p = 0.9, temperature 1"

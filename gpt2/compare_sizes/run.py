@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from gpt2.build import begin, build, plan, prepare_data
+from gpt2.common.files import write_json
 from gpt2.config import TrainConfig
-from gpt2.files import write_json
-from gpt2.out_of_memory import OutOfMemory, explained
-from gpt2.results import report
-from gpt2.training import Diverged
+from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.training.out_of_memory import OutOfMemory, explained
+from gpt2.training.results import report
+from gpt2.training.trainer import Diverged
 
 MEMORY = "memory.json"
 

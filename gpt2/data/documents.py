@@ -1,9 +1,9 @@
 """Documents on their way from a source to the tokenizer.
 
 They travel in pieces of some 256 KiB, so that no document is ever whole in memory. A long one is
-cut only where a pre-token begins (see `gpt2.pretokens.cut`): the ids of its pieces, joined, are
-those of the whole. But half a million characters with no such place, which is no text, are cut
-there, so that memory stays bounded whatever a file unpacks to.
+cut only where a pre-token begins (see `gpt2.tokenizer.pretokens.cut`): the ids of its pieces,
+joined, are those of the whole. But half a million characters with no such place, which is no text,
+are cut there, so that memory stays bounded whatever a file unpacks to.
 """
 
 import re
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from gpt2.pretokens import cut
+from gpt2.tokenizer.pretokens import cut
 
 END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARS = 1 << 18

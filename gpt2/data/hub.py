@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2.common.files import write_json
+from gpt2.common.json_files import read_json_object, typed
 from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
-from gpt2.files import write_json
-from gpt2.json_files import read_json_object, typed
 
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
 

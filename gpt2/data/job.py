@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2.common.files import atomic_write, lock, remove_leftovers
 from gpt2.data.documents import Source
 from gpt2.data.manifest import MANIFEST
 from gpt2.data.splits import SplitPlan, split_pieces
 from gpt2.data.tokenise import Part
-from gpt2.files import atomic_write, lock, remove_leftovers
 from gpt2.tokenizer import Tokenizer
 
 _TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most

@@ -11,18 +11,11 @@ from typing import Any
 
 import numpy as np
 
+from gpt2.common.files import write_json
+from gpt2.common.json_files import read_json_object
 from gpt2.data.documents import SPLITS, Source
-from gpt2.data.shards import (
-    SHARD_NAME,
-    ShardError,
-    ShardInfo,
-    TokenStream,
-    read_header,
-    shard_name,
-)
+from gpt2.data.shards import SHARD_NAME, ShardError, ShardInfo, TokenStream, read_header, shard_name
 from gpt2.data.splits import SplitPlan
-from gpt2.files import write_json
-from gpt2.json_files import read_json_object
 from gpt2.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"

@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2.common.files import remove_leftovers
 from gpt2.data.documents import Source
 from gpt2.data.job import Job
 from gpt2.data.manifest import MANIFEST, open_splits, write_manifest
-from gpt2.data.merge import merge_parts
 from gpt2.data.parts import (
     count_parts,
+    merge_parts,
     parse_part,
     part_is_done,
     remove_part_manifests,
@@ -36,7 +37,6 @@ from gpt2.data.shards import TokenStream
 from gpt2.data.sources import open_source
 from gpt2.data.splits import SplitPlan, plan_splits, sample_texts
 from gpt2.data.tokenise import WHOLE, Part, SplitShards, write_splits
-from gpt2.files import remove_leftovers
 from gpt2.tokenizer import Tokenizer
 
 # Of text: some 30 million tokens, which are held in memory, and which a kill can cost.
@@ -299,6 +299,6 @@ def main(arguments: Arguments) -> None:
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from gpt2.common.json_files import parse_json
 from gpt2.data.documents import PIECE_CHARS, Piece, document_pieces, text_pieces
-from gpt2.json_files import parse_json
 
 FORMATS = {
     ".txt": "text",

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2.files import atomic_write, sha256_file
+from gpt2.common.files import atomic_write, sha256_file
 
 MAGIC = b"GPT2TOKS"
 VERSION = 1

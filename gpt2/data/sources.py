@@ -11,12 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from gpt2.common.files import sha256_file, write_json
+from gpt2.common.json_files import read_json, typed
 from gpt2.data.documents import SPLITS, Piece, Source
 from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import FORMATS, file_format, read_pieces, split_suffix
-from gpt2.files import sha256_file, write_json
-from gpt2.json_files import read_json, typed
 
 BUILT_IN = ("python-docs", *HUB_DATASETS)
 

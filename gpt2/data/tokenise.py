@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from gpt2.data.documents import Piece, Source
-from gpt2.data.shards import (
-    ShardError,
-    ShardInfo,
-    id_dtype,
-    shard_name,
-    verify_shard,
-    write_shard,
-)
+from gpt2.data.shards import ShardError, ShardInfo, id_dtype, shard_name, verify_shard, write_shard
 from gpt2.data.splits import SplitPlan, split_pieces
 from gpt2.tokenizer import Tokenizer
 

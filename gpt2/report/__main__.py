@@ -35,7 +35,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    from gpt2.files import atomic_write
+    from gpt2.common.files import atomic_write
     from gpt2.report.content import gather
     from gpt2.report.figures import draw
     from gpt2.report.markdown import to_markdown
@@ -88,6 +88,6 @@ def _decoding(path: str | None, run: Path) -> "Decoding | None":
 
 
 if __name__ == "__main__":
-    from gpt2.cli import run_tool
+    from gpt2.common.cli import run_tool
 
     run_tool(main, Arguments)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gpt2.estimate import human_bytes
+from gpt2.common.devices import human_bytes
 from gpt2.report.blocks import Block, Text, bullets, figure, paragraph, samples, table
 from gpt2.report.result_files import Bench, Size, Sizes
 from gpt2.report.samples import SampleFacts, sample_facts

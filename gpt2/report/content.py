@@ -5,16 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2.report.blocks import (
-    Block,
-    bullets,
-    figure,
-    formula,
-    pairs,
-    paragraph,
-    references,
-    table,
-)
+from gpt2.report.blocks import Block, bullets, figure, formula, pairs, paragraph, references, table
 from gpt2.report.comparisons import bench_blocks, runs_blocks, sizes_blocks
 from gpt2.report.decoding import decoding_blocks
 from gpt2.report.figures import start_above_frame

@@ -1,14 +1,6 @@
 """The blocks on samples: by strategy, and how strategies change fluency and diversity."""
 
-from gpt2.report.blocks import (
-    Block,
-    bullets,
-    figure,
-    formula,
-    paragraph,
-    samples,
-    table,
-)
+from gpt2.report.blocks import Block, bullets, figure, formula, paragraph, samples, table
 from gpt2.report.formulas import sampling_formula
 from gpt2.report.result_files import Decoding
 from gpt2.report.samples import SampleFacts, sample_facts

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2.common.json_files import from_json, read_json_object
 from gpt2.compare_decoding.measures import Measures
-from gpt2.json_files import from_json, read_json_object
 from gpt2.report.sources import check_positive
 
 

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from gpt2.text_metrics import distinct, ngrams, repetition, words
+from gpt2.compare_decoding.text_metrics import distinct, ngrams, repetition, words
 
 # They tell nothing of what a text is about.
 _FUNCTION_WORDS = frozenset(

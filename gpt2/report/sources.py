@@ -6,14 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2.common.json_files import from_json, is_number, read_json_object
 from gpt2.config import GPTConfig, TrainConfig
 from gpt2.data.manifest import MANIFEST
-from gpt2.estimate import flops_per_token
-from gpt2.json_files import from_json, is_number, read_json_object
-from gpt2.logs import read_metrics
 from gpt2.model import count_parameters
-from gpt2.run import read_config
+from gpt2.runs.metrics import read_metrics
+from gpt2.runs.run import read_config
 from gpt2.tokenizer import Tokenizer
+from gpt2.training.estimate import flops_per_token
 
 _SPLITS = ("train", "valid", "test")
 _LARGEST_LOSS = 700.0  # of whose perplexity there is a float
@@ -57,7 +57,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Scored:
-    """The test split scored, and how: see gpt2/evaluate.py."""
+    """The test split scored, and how: see gpt2/evaluate/__main__.py."""
 
     loss: float
     perplexity: float
@@ -172,7 +172,7 @@ class RunFacts:
 
     @property
     def flops(self) -> int:
-        """Model FLOPs of the whole run ("exact" convention of gpt2/estimate.py)."""
+        """Model FLOPs of the whole run ("exact" convention of gpt2/training/estimate.py)."""
         return self.tokens * flops_per_token(self.model, self.train.seq_len or 1)
 
 

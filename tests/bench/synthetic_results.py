@@ -3,8 +3,8 @@
 from typing import Any
 
 from gpt2.config import PRESETS
-from gpt2.estimate import flops_per_token
 from gpt2.model import count_parameters
+from gpt2.training.estimate import flops_per_token
 
 MATMUL_TFLOPS, COPY_GBPS = 790.0, 4300.0
 SIZES = {"gpt2": 32, "gpt2-medium": 16, "gpt2-large": 8, "gpt2-xl": 4}

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.plot_attention_tiles import CUT, WHOLE, computed_tiles, plot, useful_share
+from bench.plot.attention_tiles import CUT, WHOLE, computed_tiles, plot, useful_share
 from bench.tune_attention import CANDIDATES, KERNELS, Measurement, best, rows, tune
-from kernels import _attention_ops
-from kernels._attention_tiles import Tile, Tiles
-from kernels._launch import INTERPRETED
+from kernels._attention import operators as _attention_ops
+from kernels._attention.tiles import Tile, Tiles
+from kernels._common.launch import INTERPRETED
 from kernels.attention import attention
 from tests.work_counts import count_work
 

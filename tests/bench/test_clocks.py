@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import torch
 
-from bench.clocks import CpuClock, CudaClock, Work
-from bench.limits import measure_limits
+from bench.harness.clocks import CpuClock, CudaClock, Work
+from bench.harness.limits import measure_limits
 
 
 class SimulatedGpu:

@@ -12,12 +12,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from bench.estimate import Arguments, main, plan
-from bench.roofline import Estimate, Step
+from bench.estimate.__main__ import Arguments, main, plan
+from bench.estimate.roofline import Estimate, Step
 from gpt2.config import PORTABLE, PRESETS, GPTConfig, Mlp, NormPosition, Recompute
-from gpt2.estimate import flops_per_token
 from gpt2.model import GPT
-from kernels._launch import INTERPRETED
+from gpt2.training.estimate import flops_per_token
+from kernels._common.launch import INTERPRETED
 from tests.kernels.fused import one_multiprocessor
 from tests.work_counts import count_work
 

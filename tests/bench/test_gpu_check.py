@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from bench import gpu_check, gpu_parts
-from bench.clocks import Work
 from bench.gpu_check import Outcome, Run, check, read_junit, read_log, run_limited
-from bench.measure import Case, Variant
-from bench.results import Row
+from bench.harness.clocks import Work
+from bench.harness.measure import Case, Variant
+from bench.harness.results import Row
 from tests.bench.synthetic_results import results
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -162,7 +162,7 @@ def test_a_benchmark_that_cannot_be_imported_is_a_failed_row(monkeypatch):
 
 
 def gpu_check_setting() -> Any:
-    from bench.measure import Setting
+    from bench.harness.measure import Setting
 
     return Setting("smoke", torch.device("cpu"))
 

@@ -18,12 +18,12 @@ from bench import bench_losses as losses
 from bench import bench_mlp as mlp
 from bench import bench_norms as norms
 from bench import bench_tokenizer as tokenizer
-from bench.clocks import CpuClock, Work
 from bench.conftest import setting_of
-from bench.limits import Limits
-from bench.measure import Budget, Case, Setting, Unavailable, Variant, WrongResult, measure
-from bench.passes import Contender, operator_case
-from bench.results import Results, newest, slug, summarise
+from bench.harness.clocks import CpuClock, Work
+from bench.harness.limits import Limits
+from bench.harness.measure import Budget, Case, Setting, Unavailable, Variant, WrongResult, measure
+from bench.harness.passes import Contender, operator_case
+from bench.harness.results import Results, newest, slug, summarise
 from kernels.layer_norm import layer_norm_reference
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -38,7 +38,7 @@ class FakeClock(CpuClock):
         self.device = torch.device("cpu")
         self.seconds = 0.0
         now = SimpleNamespace(perf_counter=lambda: self.seconds)
-        monkeypatch.setattr("bench.measure.time", now)
+        monkeypatch.setattr("bench.harness.measure.time", now)
 
     def once(self, work: Work) -> float:
         before = self.seconds

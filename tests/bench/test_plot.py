@@ -11,10 +11,10 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
-from bench import plot_style
-from bench.plot import PLOTS, Arguments, draw, main
+from bench.plot import style as plot_style
+from bench.plot.__main__ import PLOTS, Arguments, draw, main
 from gpt2.config import PRESETS
-from gpt2.estimate import flops_per_token
+from gpt2.training.estimate import flops_per_token
 from tests.bench.synthetic_results import (
     COPY_GBPS,
     MATMUL_TFLOPS,

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from bench.harness.results import FOLDER, ROOT, newest
 from bench.readme_tables import NO_RESULTS, Arguments, main, newest_of_each_device, render
-from bench.results import FOLDER, ROOT, newest
 from tests.bench.synthetic_results import not_timed, results
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -75,7 +75,7 @@ def test_without_results_the_table_says_so(tmp_path):
 
 def test_what_is_computed_needs_no_results(tmp_path):
     text = render(_marked("accounting"), tmp_path)
-    assert "python -m bench.accounting" in text
+    assert "python -m bench.estimate.accounting" in text
     assert "| all of ours |" in text
     assert render(text, tmp_path) == text
 

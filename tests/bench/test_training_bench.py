@@ -14,24 +14,24 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import gpt2.machine
+import gpt2.training.machine
 from bench.bench_training import NO_COMPILE, cases, ladder
-from bench.clocks import clock_for
-from bench.limits import Limits
-from bench.measure import Budget, Case, Measured, Setting, measure
-from bench.peer_models import (
+from bench.harness.clocks import clock_for
+from bench.harness.limits import Limits
+from bench.harness.measure import Budget, Case, Measured, Setting, measure
+from bench.harness.peer_models import (
     CHECKOUT,
     PEER_VARIABLE,
     TRANSFORMERS,
     _without_our_kernels,
     checkout_name,
 )
-from bench.resident_memory import resident_memory
-from bench.training_steps import Problem, Recipe, Step
-from bench.training_variants import largest, step_variants, utilisation
+from bench.harness.resident_memory import resident_memory
+from bench.harness.training_steps import Problem, Recipe, Step
+from bench.harness.training_variants import largest, step_variants, utilisation
 from gpt2.attention import BACKENDS
 from gpt2.config import PRESETS, GPTConfig
-from gpt2.estimate import flops_per_token, flops_per_token_nanogpt
+from gpt2.training.estimate import flops_per_token, flops_per_token_nanogpt
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,6 @@ def test_our_kernels_are_out_of_sight_of_a_peer_and_come_back():
 def test_transformers_trains_beside_ours_from_the_root_of_the_repository():
     pytest.importorskip("transformers")
     script = """
-from tests.bench.test_training_bench import OURS, Recipe, _measure
 rows = [m.row for m in _measure(OURS, Recipe("transformers", peer="transformers"))]
 assert [row.status for row in rows] == ["ok", "ok"], rows
 """
@@ -239,7 +238,7 @@ def test_a_rung_adds_one_thing_to_the_last_that_can_run():
 
 
 def test_the_gpu_profile_begins_with_gpt2_and_goes_up_to_xl(monkeypatch):
-    monkeypatch.setattr(gpt2.machine, "_native_bf16", lambda device: True)
+    monkeypatch.setattr(gpt2.training.machine, "_native_bf16", lambda device: True)
     found = sorted(cases(Setting("gpu", torch.device("cuda"))), key=lambda case: case.priority)
     first, second, third = (case.case for case in found[:3])
     assert (first["model"], first["compile"], first["dtype"]) == ("gpt2", False, "bfloat16")
@@ -250,7 +249,7 @@ def test_the_gpu_profile_begins_with_gpt2_and_goes_up_to_xl(monkeypatch):
 
 
 def test_utilisation_is_by_the_data_sheet_in_both_conventions(monkeypatch):
-    monkeypatch.setattr("bench.training_variants.peak_flops", lambda device: 989e12)
+    monkeypatch.setattr("bench.harness.training_variants.peak_flops", lambda device: 989e12)
     problem = _problem(shape=PRESETS["gpt2"], B=1, T=1024)
     found = utilisation(problem, seconds=2.0)
     for name, flops in (

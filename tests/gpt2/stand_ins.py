@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from gpt2.checkpoint import Checkpoint, save_checkpoint
 from gpt2.config import GPTConfig, TrainConfig
 from gpt2.model import GPT
-from gpt2.run import write_config
+from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 
 

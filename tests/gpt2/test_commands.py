@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.logs import read_metrics
+from gpt2.runs.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [

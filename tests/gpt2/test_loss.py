@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from gpt2.loss import linear_cross_entropy, linear_cross_entropy_reference
-from tests.numerics import compare
+from kernels.testing import compare
 
 SHAPES = [(1, 3, 2), (50, 257, 16), (113, 1000, 33)]  # rows, vocabulary, channels
 

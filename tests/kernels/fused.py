@@ -24,7 +24,7 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, device: torch.device)
 
 def one_multiprocessor(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few programs, so that each of them walks over many tiles of few rows."""
-    monkeypatch.setattr("kernels._launch._multiprocessors", lambda _: 1)
+    monkeypatch.setattr("kernels._common.launch._multiprocessors", lambda _: 1)
 
 
 def _contiguous(x: Tensor) -> Tensor:

@@ -14,15 +14,10 @@ import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
-import kernels._attention_ops
-from kernels._attention_tiles import Tile, Tiles
-from kernels.attention import (
-    attention,
-    attention_qkvpacked,
-    attention_reference,
-    dropout_mask,
-)
-from tests.numerics import Quantity, compare
+import kernels._attention.operators
+from kernels._attention.tiles import Tile, Tiles
+from kernels.attention import attention, attention_qkvpacked, attention_reference, dropout_mask
+from kernels.testing import Quantity, compare
 
 CUDA = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
@@ -41,7 +36,9 @@ def _nan_in_empty() -> Iterator[None]:
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
     tile = Tile(block_m, block_n, 4, 2)
-    monkeypatch.setattr(kernels._attention_ops, "choose_tiles", lambda *_: Tiles(tile, tile, tile))
+    monkeypatch.setattr(
+        kernels._attention.operators, "choose_tiles", lambda *_: Tiles(tile, tile, tile)
+    )
 
 
 def randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
@@ -152,7 +149,9 @@ def test_every_head_is_computed_whatever_the_grouping(
 ) -> None:
     use_tiles(monkeypatch, 16, 16)
     keys_and_values_of_a_head = 2 * 40 * 16 * 4
-    monkeypatch.setattr(kernels._attention_ops, "L2_BUDGET", group * keys_and_values_of_a_head)
+    monkeypatch.setattr(
+        kernels._attention.operators, "L2_BUDGET", group * keys_and_values_of_a_head
+    )
     check(qkv((1, 40, heads, 16), torch.float32, device), deterministic=False)
 
 
@@ -472,13 +471,13 @@ def test_the_global_switch_selects_the_deterministic_backward(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
-    launch = kernels._attention_ops._launch_bwd
+    launch = kernels._attention.operators._launch_bwd
 
     def record(*args: Any) -> None:
         chosen.append(args[-1])
         launch(*args)
 
-    monkeypatch.setattr(kernels._attention_ops, "_launch_bwd", record)
+    monkeypatch.setattr(kernels._attention.operators, "_launch_bwd", record)
     for switch in (True, False):
         torch.use_deterministic_algorithms(switch, warn_only=True)
         attention(**qkv((1, 8, 1, 16), torch.float32, device)).sum().backward()
@@ -559,6 +558,6 @@ def test_refuses_bfloat16_in_the_interpreter() -> None:
 
 
 def test_refuses_cpu_tensors_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels._launch.INTERPRETED", False)
+    monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         attention(*(torch.zeros(1, 8, 1, 16),) * 3)

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import kernels._attention_kernels
-import kernels._attention_ops
+import kernels._attention.kernels
+import kernels._attention.operators
 import kernels.attention
 from tests.kernels import test_attention as checks
 from tests.mutations import Mutation, expect_caught
@@ -224,8 +224,8 @@ def test_faults_in_kernels_are_caught(
     mutation: Mutation, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_caught(
-        kernels._attention_kernels,
-        [kernels._attention_ops, kernels.attention],
+        kernels._attention.kernels,
+        [kernels._attention.operators, kernels.attention],
         mutation,
         tmp_path,
         device=device,
@@ -238,7 +238,7 @@ def test_faults_in_operators_are_caught(
     mutation: Mutation, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expect_caught(
-        kernels._attention_ops,
+        kernels._attention.operators,
         [kernels.attention],
         mutation,
         tmp_path,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels._attention_tiles import choose_tiles
-from kernels._launch import INTERPRETED
+from kernels._attention.tiles import choose_tiles
+from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked
 from tests.work_counts import Work, count_work
 

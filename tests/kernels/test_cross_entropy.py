@@ -11,6 +11,7 @@ from torch import Tensor
 
 import kernels.cross_entropy
 from kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from kernels.testing import Quantity, compare
 from tests.kernels.fused import (
     CUDA,
     DTYPES,
@@ -21,7 +22,6 @@ from tests.kernels.fused import (
     check_refuses_double_backward,
     randn,
 )
-from tests.numerics import Quantity, compare
 
 pytestmark = MARKS
 IGNORED = -100

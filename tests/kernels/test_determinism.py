@@ -18,11 +18,11 @@ from kernels.layer_norm import add_layer_norm, layer_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.swiglu import swiglu, swiglu_packed
+from kernels.testing import Function, quantities
+from tests.campaigns.stress.campaign import OPERATORS
+from tests.campaigns.stress.memory import Memory
 from tests.kernels.fused import randn
-from tests.kernels.stress.campaign import OPERATORS
-from tests.kernels.stress.memory import Memory
 from tests.kernels.test_attention import check, qkv
-from tests.numerics import Function, quantities
 
 REPETITIONS = 100
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")

@@ -7,7 +7,7 @@ import torch
 
 import kernels.gelu
 import kernels.swiglu
-from kernels._norm import (
+from kernels._norm.operators import (
     BWD_PROGRAMS,
     BWD_THREADS,
     BWD_VALUES,

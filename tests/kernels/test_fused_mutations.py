@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-import kernels._norm
-import kernels._norm_kernels
-import kernels._partials
+import kernels._common.partials
+import kernels._norm.kernels
+import kernels._norm.operators
 import kernels.cross_entropy
 import kernels.gelu
 import kernels.layer_norm
@@ -292,9 +292,9 @@ HEAD_FAULTS = [
 ]
 
 CASES: list[tuple[ModuleType, list[ModuleType], list[Mutation]]] = [
-    (kernels._norm_kernels, [kernels._norm], NORM_KERNELS),
-    (kernels._norm, [kernels.rms_norm, kernels.layer_norm], NORM_OPERATORS),
-    (kernels._partials, [kernels._norm], PARTIALS),
+    (kernels._norm.kernels, [kernels._norm.operators], NORM_KERNELS),
+    (kernels._norm.operators, [kernels.rms_norm, kernels.layer_norm], NORM_OPERATORS),
+    (kernels._common.partials, [kernels._norm.operators], PARTIALS),
     (kernels.gelu, [test_gelu], GELU_FAULTS),
     (kernels.swiglu, [test_swiglu], SWIGLU_FAULTS),
     (kernels.cross_entropy, [test_cross_entropy], LOSS_FAULTS),

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels._launch import INTERPRETED
-from kernels._norm import BWD_PROGRAMS
+from kernels._common.launch import INTERPRETED
+from kernels._norm.operators import BWD_PROGRAMS
 from kernels.cross_entropy import cross_entropy
 from kernels.gelu import gelu_tanh
 from kernels.layer_norm import add_layer_norm, layer_norm

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels._launch import INTERPRETED
+from kernels._common.launch import INTERPRETED
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
+from kernels.testing import Quantity, compare
 from tests.kernels.fused import (
     CUDA,
     DTYPES,
@@ -20,7 +21,6 @@ from tests.kernels.fused import (
     one_multiprocessor,
     randn,
 )
-from tests.numerics import Quantity, compare
 from tests.work_counts import count_work
 
 pytestmark = MARKS

@@ -16,6 +16,7 @@ from kernels.layer_norm import (
     layer_norm,
     layer_norm_reference,
 )
+from kernels.testing import Quantity, compare
 from tests.kernels.fused import (
     DTYPES,
     MARKS,
@@ -25,7 +26,6 @@ from tests.kernels.fused import (
     one_multiprocessor,
     randn,
 )
-from tests.numerics import Quantity, compare
 
 pytestmark = MARKS
 EPS = 1e-5

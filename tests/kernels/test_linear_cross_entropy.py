@@ -14,6 +14,7 @@ from kernels.linear_cross_entropy import (
     linear_cross_entropy,
     linear_cross_entropy_reference,
 )
+from kernels.testing import compare
 from tests.kernels.fused import (
     CUDA,
     DTYPES,
@@ -24,7 +25,6 @@ from tests.kernels.fused import (
     check_refuses_double_backward,
     randn,
 )
-from tests.numerics import compare
 
 pytestmark = MARKS
 IGNORED = -100

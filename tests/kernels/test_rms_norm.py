@@ -8,13 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels._norm import BWD_THREADS, BWD_VALUES, FWD_THREADS, FWD_VALUES, MAX_WIDTH, plan_rows
-from kernels.rms_norm import (
-    add_rms_norm,
-    add_rms_norm_reference,
-    rms_norm,
-    rms_norm_reference,
+from kernels._norm.operators import (
+    BWD_THREADS,
+    BWD_VALUES,
+    FWD_THREADS,
+    FWD_VALUES,
+    MAX_WIDTH,
+    plan_rows,
 )
+from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from kernels.testing import Quantity, compare
 from tests.kernels.fused import (
     CUDA,
     DTYPES,
@@ -26,7 +29,6 @@ from tests.kernels.fused import (
     one_multiprocessor,
     randn,
 )
-from tests.numerics import Quantity, compare
 from tests.work_counts import count_work
 
 pytestmark = MARKS
@@ -332,7 +334,7 @@ def test_refuses_bfloat16_in_the_interpreter(which: str) -> None:
 
 
 def test_refuses_cpu_tensors_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels._launch.INTERPRETED", False)
+    monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
         rms_norm(torch.zeros(3, 8), torch.zeros(8))
 

@@ -2,7 +2,7 @@
 
 memcheck sees reads and writes outside of what was allocated, racecheck hazards in shared memory,
 synccheck barriers that not all threads reach. Uninitialised memory needs no tool: the guards of
-`tests.kernels.stress` fill it with NaN.
+`tests.campaigns.stress` fill it with NaN.
 
 A run takes a minute or so; `pytest tests/kernels/test_sanitizer.py --slow` runs them all.
 """
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kernels.stress.campaign import OPERATORS
+from tests.campaigns.stress.campaign import OPERATORS
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "synccheck")
@@ -84,7 +84,7 @@ def program() -> str:
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_cuda_a_tool_finds_nothing(operator: str, tool: str, program: str) -> None:
-    command = ["-m", "tests.kernels.stress", "--device", "cuda", "--no-guards"]
+    command = ["-m", "tests.campaigns.stress", "--device", "cuda", "--no-guards"]
     command += ["--cases", str(CASES), "--only", operator]
     wrong = sanitize(program, tool, kernel_names(), command)
     assert wrong is None, wrong
@@ -147,10 +147,10 @@ def test_the_tool_is_told_what_to_watch(tmp_path: Path, monkeypatch: pytest.Monk
     program = _stand_in(tmp_path, "nothing")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert sanitizer() == program
-    said = sanitize(program, "memcheck", kernel_names(), ["-m", "tests.kernels.stress"])
+    said = sanitize(program, "memcheck", kernel_names(), ["-m", "tests.campaigns.stress"])
     assert said is not None
     words = said.splitlines()
-    assert words[-3:-1] == ["-m", "tests.kernels.stress"]
+    assert words[-3:-1] == ["-m", "tests.campaigns.stress"]
     assert "kernel_substring=attention_bwd_dkv_kernel" in words
     assert "kernel_substring=_cross_entropy_kernel" in words
 

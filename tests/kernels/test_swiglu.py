@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
+from kernels.testing import compare
 from tests.kernels.fused import (
     CUDA,
     DTYPES,
@@ -18,7 +19,6 @@ from tests.kernels.fused import (
     every_layout,
     randn,
 )
-from tests.numerics import compare
 
 pytestmark = MARKS
 

@@ -1,0 +1,73 @@
+"""The contenders that several kernel benchmarks share: ours, plain PyTorch, compiled, Liger."""
+
+import functools
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+from bench.harness.measure import Setting
+from bench.harness.passes import Contender, Function
+
+
+def ours(
+    setting: Setting,
+    function: Function,
+    *,
+    name: str = "triton",
+    overwrites: tuple[str, ...] = (),
+    compile_too: bool = False,
+) -> Contender:
+    """Our kernel: timed on a GPU, checked in Triton's interpreter by the smoke profile."""
+    return Contender(
+        name, function, ours=True, skip=setting.no_triton, checked=setting.smoke,
+        overwrites=overwrites, compile_too=compile_too,
+    )  # fmt: skip
+
+
+def eager_and_compiled(function: Function, *, compile: bool = True) -> list[Contender]:
+    """Plain PyTorch as it is written, and by torch.compile.
+
+    Args:
+        function: in plain PyTorch.
+        compile: whether to take the time that compiling takes.
+    """
+    skip = None if compile else "left out of this profile, as compiling takes longer than the rest"
+    return [
+        Contender("eager", function),
+        Contender("torch.compile", function, compile=True, skip=skip),
+    ]
+
+
+def liger(
+    setting: Setting,
+    make: Callable[[Any], Function],
+    *,
+    overwrites: tuple[str, ...] = (),
+) -> Contender:
+    """Liger-Kernel, where it is installed.
+
+    Args:
+        setting: of this run.
+        make: the function, from the module `liger_kernel.ops`; called once.
+        overwrites: inputs that Liger writes its gradients over.
+    """
+    skip = missing("liger_kernel")
+    if skip is None and not setting.on_gpu:
+        skip = "liger_kernel needs a GPU"
+
+    @functools.cache
+    def made() -> Function:
+        return make(importlib.import_module("liger_kernel.ops"))
+
+    def function(**inputs: Any) -> Any:
+        return made()(**inputs)
+
+    return Contender("liger", function, skip=skip, overwrites=overwrites)
+
+
+def missing(package: str, extra: str = "bench") -> str | None:
+    """Why a peer cannot take part: it is not installed."""
+    if importlib.util.find_spec(package) is not None:
+        return None
+    return f"{package} is not installed: pip install -e '.[{extra}]'"

@@ -1,0 +1,215 @@
+"""The training step as something to be measured: ours with every kernel, and other people's.
+
+The step is `gpt2.training.trainer.train_step` with the optimizer of `gpt2.training.optim` and the
+autocast of `gpt2.training.machine`, as train.py runs it, on one micro-batch of random tokens.
+"""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from typing import Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.harness.peer_models import build_peer
+from bench.harness.peer_models import unavailable as peer_unavailable
+from gpt2.attention import unusable
+from gpt2.config import GPTConfig, Kernel, TrainConfig
+from gpt2.model import GPT
+from gpt2.training.estimate import flops_per_token
+from gpt2.training.machine import Machine
+from gpt2.training.optim import build_optimizers
+from gpt2.training.trainer import StepResult, train_step
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, a micro-batch of B sequences of T tokens, and where and in what it is computed."""
+
+    name: str
+    shape: GPTConfig
+    B: int
+    T: int
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def config(self) -> GPTConfig:
+        return replace(self.shape, block_size=self.T)
+
+    @property
+    def tokens(self) -> int:
+        return self.B * self.T
+
+    @property
+    def tflops(self) -> float:
+        """Model FLOPs of a step, "exact" convention, in 1e12."""
+        return self.tokens * flops_per_token(self.config, self.T) / 1e12
+
+    def batch(self) -> tuple[Tensor, Tensor]:
+        """Random tokens and random targets (B, T), int64, the same each time."""
+        generator = torch.Generator().manual_seed(0)
+        shape = (2, self.B, self.T)
+        tokens = torch.randint(self.config.vocab_size, shape, generator=generator)
+        x, y = tokens.to(self.device)
+        return x, y
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What computes a step.
+
+    Attributes:
+        name: of the variant.
+        attn, norm_kernel, mlp_kernel: as in `GPTConfig`.
+        head: "torch" and "triton" are the `loss_kernel`s; "whole" forms all logits and their
+            softmax, as one writes it first; "padded" does so over the padded vocabulary.
+        compile: under torch.compile.
+        fp32: without autocast.
+        peer: whose model it is; None for ours.
+        skip: why it is not run here.
+    """
+
+    name: str
+    attn: str = "sdpa"
+    norm_kernel: Kernel = "torch"
+    mlp_kernel: Kernel = "torch"
+    head: Literal["whole", "padded", "torch", "triton"] = "torch"
+    compile: bool = False
+    fp32: bool = False
+    peer: str | None = None
+    skip: str | None = None
+
+    @property
+    def choices(self) -> dict[str, str]:
+        """The kernels, as `GPT.use` takes them."""
+        loss_kernel = "triton" if self.head == "triton" else "torch"
+        return {
+            "attn": self.attn,
+            "norm_kernel": self.norm_kernel,
+            "mlp_kernel": self.mlp_kernel,
+            "loss_kernel": loss_kernel,
+        }
+
+    def autocast(self, problem: Problem) -> AbstractContextManager[object]:
+        dtype = torch.float32 if self.fp32 else problem.dtype
+        return Machine(problem.device, dtype, self.compile, ()).autocast()
+
+    def unavailable(self, problem: Problem) -> str | None:
+        """Why it cannot run; None when it can."""
+        if self.skip or self.peer:
+            return self.skip or peer_unavailable(cast(str, self.peer))
+        return unusable(self.attn, problem.config, device=problem.device, dtype=problem.dtype)
+
+
+class WholeLogits(nn.Module):
+    """A GPT whose loss is taken from all logits at once, as one writes it first.
+
+    Args:
+        gpt: the model.
+        padded: compute the logits of the padded vocabulary, whose rows beyond the real one are
+            masked by a bias, so that the product is aligned.
+    """
+
+    bias: Tensor | None
+
+    def __init__(self, gpt: GPT, *, padded: bool) -> None:
+        super().__init__()
+        self.gpt = gpt
+        bias = torch.zeros(len(gpt.head_weight), device=gpt.head_weight.device)
+        bias[gpt.config.vocab_size :] = -torch.inf
+        self.register_buffer("bias", bias if padded else None, persistent=False)
+
+    def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.gpt.hidden(idx)
+        if self.bias is None:
+            logits = self.gpt.logits(x)
+        else:
+            logits = F.linear(x, self.gpt.head_weight, self.bias)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+class Training:
+    """Weights, and the optimizer that a first step makes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+        self.optimizers = build_optimizers(model, TrainConfig(optimizer="adamw", lr=1e-4))
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of weights and optimizer states."""
+        tensors = [*self.model.parameters(), *self.model.buffers()]
+        for optimizer in self.optimizers:
+            for state in optimizer.state.values():
+                tensors += [value for value in state.values() if isinstance(value, Tensor)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+
+class Step:
+    """A recipe's training step on a problem.
+
+    Args:
+        problem: what is trained on what.
+        recipe: what computes it.
+        training: weights to share with other steps; by default its own.
+    """
+
+    def __init__(self, problem: Problem, recipe: Recipe, training: Training | None = None) -> None:
+        self.problem, self.recipe = problem, recipe
+        self.training = training or Training(build_model(problem, recipe.peer))
+        self.module = self._module()
+        self.batch = problem.batch()
+
+    def _module(self) -> nn.Module:
+        module = self.training.model
+        if self.recipe.peer is None:
+            self.choose()
+            if self.recipe.head in ("whole", "padded"):
+                module = WholeLogits(cast(GPT, module), padded=self.recipe.head == "padded")
+        return cast(nn.Module, torch.compile(module)) if self.recipe.compile else module
+
+    def choose(self) -> tuple[()]:
+        """Turn shared weights over to the kernels of this recipe."""
+        if self.recipe.peer is None:
+            cast(GPT, self.training.model).use(**self.recipe.choices)
+        return ()
+
+    def gradients(self) -> tuple[float, list[Tensor]]:
+        """The loss, and the gradient of each parameter."""
+        self.choose()
+        self.module.zero_grad(set_to_none=True)  # left by a step that ran out of memory
+        with self.recipe.autocast(self.problem):
+            _, loss = self.module(*self.batch)
+        loss.backward()
+        found = [cast(Tensor, p.grad) for p in self.module.parameters()]
+        self.module.zero_grad(set_to_none=True)
+        return loss.item(), found
+
+    def run(self) -> StepResult:
+        """One training step."""
+        return train_step(
+            self.module,
+            self.training.optimizers,
+            [self.batch],
+            autocast=self.recipe.autocast(self.problem),
+        )
+
+    def peak_memory(self) -> int:
+        """Bytes that training holds at most, weights and optimizer included (CUDA only)."""
+        self.choose()
+        self.run()  # makes the optimizer's states
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        self.run()
+        torch.cuda.synchronize()
+        return self.training.bytes + torch.cuda.max_memory_allocated() - before
+
+
+def build_model(problem: Problem, peer: str | None = None) -> nn.Module:
+    """A model in its initial state, the same each time, on the problem's device."""
+    torch.manual_seed(0)
+    with torch.device(problem.device):
+        return GPT(problem.config) if peer is None else build_peer(peer, problem.config)

@@ -1,0 +1,162 @@
+"""Plots of single operators: attention, the memory-bound kernels, and the memory of the loss."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from bench.harness.reading import ResultRow, in_order, timed
+from bench.plot.style import (
+    FAINT,
+    LIMIT,
+    OURS,
+    Found,
+    LeftOut,
+    Line,
+    draw_lines,
+    freeze,
+    label_ends,
+    lengths_axis,
+    looks,
+    memory_axis,
+    new_figure,
+    plain_grid,
+)
+
+LABEL_ROOM = 1.6  # inches
+
+
+def attention(results: Found) -> Figure:
+    rows = [
+        row for row in timed(results, "attention")
+        if row["case"]["packed"] and row["case"]["window"] is None
+    ]  # fmt: skip
+    widths = [D for D in in_order([r["case"]["D"] for r in rows]) if len(_lengths(rows, D)) > 1]
+    if not widths:
+        raise LeftOut("causal attention was measured at fewer than two lengths")
+    rows = [row for row in rows if row["case"]["D"] in widths]
+    passes = in_order([row["case"]["pass"] for row in rows])[:2]
+    figure, grid = new_figure(results, 8.6, 1.2 + 2.9 * len(widths), labels=LABEL_ROOM,
+                              nrows=len(widths), ncols=len(passes), squeeze=False,
+                              sharey=True)  # fmt: skip
+    look = looks(in_order([row["variant"] for row in rows]))
+    limit = results["limits"]["matmul_tflops"]
+    labelled: list[tuple[Axes, list[Line], list[Line]]] = []
+    for axes, D in zip(grid, widths, strict=True):
+        drawn = []
+        for ax, which in zip(axes, passes, strict=True):
+            chosen = [r for r in rows if (r["case"]["D"], r["case"]["pass"]) == (D, which)]
+            lines = [
+                Line(look[name], *_points(chosen, name, "T", "tflops"))
+                for name in in_order([row["variant"] for row in chosen])
+            ]
+            draw_lines(ax, lines)
+            drawn.append(lines)
+            ax.axhline(limit, **LIMIT)
+            lengths_axis(ax, _lengths(chosen, D))
+            plain_grid(ax)
+            ax.set_title(f"{which}, head width {D}")
+            ax.set_ylim(0, 1.12 * limit)
+            ax.yaxis.set_major_locator(MaxNLocator(5))
+        axes[0].annotate(
+            f"matrix product {limit:.3g}", (0.01, limit), xycoords=("axes fraction", "data"),
+            xytext=(2, 4), textcoords="offset points", color=FAINT, size=9,
+        )  # fmt: skip
+        axes[0].set_ylabel("useful TFLOP/s")
+        labelled.append((axes[-1], drawn[-1], [line for lines in drawn for line in lines]))
+    for ax in grid[-1]:
+        ax.set_xlabel("length T")
+    freeze(figure)
+    for ax, lines, everywhere in labelled:
+        label_ends(figure, ax, lines, everywhere)
+    return figure
+
+
+def kernels(results: Found) -> Figure:
+    rows = [row for row in timed(results, "norms", "mlp", "losses") if "gbps" in row["metrics"]]
+    if not rows:
+        raise LeftOut("no memory-bound kernel was measured")
+    chosen = _largest_cases(rows)
+    variants = in_order([row["variant"] for group in chosen.values() for row in group])
+    look = looks(variants)
+    figure, ax = new_figure(results, 8.6, 0.36 * len(chosen) + 1.5)
+    limit = results["limits"]["copy_gbps"]
+    ax.axvline(limit, **LIMIT)
+    for name in reversed(variants):  # ours, which come first, on top
+        points = [
+            (row["metrics"]["gbps"], i) for i, group in enumerate(chosen.values())
+            for row in group if row["variant"] == name
+        ]  # fmt: skip
+        colour, marker, text = look[name]
+        size = 80 if colour == OURS else 46
+        ax.scatter(*zip(*points, strict=True), s=size, color=colour, marker=marker, label=text,
+                   zorder=4, edgecolors="white", linewidths=0.6, clip_on=False)  # fmt: skip
+    ax.set_yticks(range(len(chosen)), list(chosen))
+    ax.set_ylim(len(chosen) - 0.5, -0.6)
+    ax.set_xlim(0, 1.05 * max(limit, *(row["metrics"]["gbps"] for row in rows)))
+    ax.set_xlabel(f"useful GB/s; dashed: a copy, {limit:,.0f} GB/s")
+    plain_grid(ax)
+    handles, names = ax.get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside upper left", ncols=min(len(names), 6),
+                  frameon=False, handletextpad=0.1, columnspacing=1.2)  # fmt: skip
+    return figure
+
+
+def loss_memory(results: Found) -> Figure:
+    rows = [
+        row for row in timed(results, "losses")
+        if row["case"]["op"] == "linear_cross_entropy" and "peak_memory_bytes" in row["metrics"]
+    ]  # fmt: skip
+    if len({row["case"]["N"] for row in rows}) < 2:
+        raise LeftOut("the loss has peak memory (measured on a GPU) at fewer than two batches")
+    V = max(row["case"]["V"] for row in rows if row["case"]["V"] % 128 == 0)
+    rows = [row for row in rows if row["case"]["V"] == V]
+    look = looks(in_order([row["variant"] for row in rows]))
+    lines = [Line(look[name], *_points(rows, name, "N", "peak_memory_bytes")) for name in look]
+    figure, ax = new_figure(results, 8.6, 4.2, labels=LABEL_ROOM)
+    draw_lines(ax, lines)
+    lengths_axis(ax, sorted({row["case"]["N"] for row in rows}))
+    memory_axis(ax)
+    plain_grid(ax)
+    ax.set(xlabel="tokens", ylabel="peak memory of head and loss")
+    ax.set_title(f"vocabulary {V:,}, width {rows[0]['case']['C']}, {rows[0]['case']['dtype']}")
+    freeze(figure)
+    label_ends(figure, ax, lines)
+    return figure
+
+
+def _largest_cases(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
+    """By operator and pass, the case of GPT-2 small's width that has most rows."""
+    best: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for row in rows:
+        case = row["case"]
+        key = case["op"], case["pass"]
+        kept = best.get(key)
+        width = case.get("C") or case.get("F") or case["V"]
+        if kept is None or (-width, case["N"]) > (-_width(kept), kept["N"]):
+            best[key] = case
+    found = {}
+    for (op, which), case in best.items():
+        name = f"{op} {which}" if which != "both" else op
+        title = f"{name}  {case['N']:,} x {_width(case):,}"
+        found[title] = [row for row in rows if row["case"] == case]
+    return found
+
+
+def _width(case: Mapping[str, Any]) -> int:
+    return int(case.get("C") or case.get("F") or case["V"])
+
+
+def _lengths(rows: Sequence[ResultRow], D: int) -> list[int]:
+    return sorted({row["case"]["T"] for row in rows if row["case"]["D"] == D})
+
+
+def _points(
+    rows: Sequence[ResultRow], variant: str, x: str, metric: str
+) -> tuple[list[float], list[float]]:
+    points = sorted(
+        (row["case"][x], row["metrics"][metric]) for row in rows if row["variant"] == variant
+    )
+    return [p[0] for p in points], [p[1] for p in points]

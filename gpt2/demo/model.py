@@ -1,0 +1,171 @@
+"""What the demo page shows of a model: continuations side by side, next tokens, and its facts."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import takewhile
+from pathlib import Path
+
+import torch
+
+from gpt2.common.json_files import from_json, read_json_object
+from gpt2.generate.decoding import check_prompts, stream_tokens
+from gpt2.generate.sampling import Sampling, distribution
+from gpt2.model import count_parameters
+from gpt2.runs.checkpoint import validation_loss
+from gpt2.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Chance:
+    """A token that may come next: its probability in the model, and under samplings by name."""
+
+    token: str
+    model: float
+    under: dict[str, float]
+
+
+_LARGEST_LOSS = 700.0  # of whose perplexity there is a float
+
+
+@dataclass(frozen=True)
+class _Test:
+    perplexity: float
+    bits_per_byte: float
+
+
+@dataclass(frozen=True)
+class _Result:
+    """What is shown of a result.json."""
+
+    step: int
+    val_loss: float | None = None
+    test: _Test | None = None
+
+
+def strategies(*, temperature: float, top_k: int, top_p: float) -> dict[str, Sampling]:
+    """What the page compares, by the name above each column."""
+    return {
+        "Greedy": Sampling(temperature=0),
+        "Top-k": Sampling(temperature=temperature, top_k=top_k),
+        "Nucleus": Sampling(temperature=temperature, top_p=top_p),
+    }
+
+
+def side_by_side(
+    run: Run, prompt: str, samplings: Mapping[str, Sampling], *, max_tokens: int, seed: int
+) -> Iterator[dict[str, str]]:
+    """Continue a prompt by all samplings at once.
+
+    Args:
+        run: the model.
+        prompt: empty for the beginning of a new document.
+        samplings: by name.
+        max_tokens: of each continuation; the end of the document ends it earlier.
+        seed: of each; its text is then that of `python -m gpt2.generate` with this seed.
+
+    Yields:
+        By name the continuation so far, each time that all unfinished ones have grown.
+
+    Raises:
+        ValueError: the model cannot continue this prompt.
+    """
+    ids = _encode(run, prompt)
+    streams = {
+        name: _continuation(run, ids, sampling, max_tokens, seed)
+        for name, sampling in samplings.items()
+    }
+    texts = dict.fromkeys(samplings, "")
+    while streams:
+        for name, stream in list(streams.items()):
+            piece = next(stream, None)
+            if piece is None:
+                del streams[name]
+            else:
+                texts[name] += piece
+        yield dict(texts)
+
+
+def _continuation(
+    run: Run, ids: list[int], sampling: Sampling, max_tokens: int, seed: int
+) -> Iterator[str]:
+    device = next(run.model.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    tokens = stream_tokens(run.model, [ids], max_tokens, sampling=sampling, generator=generator)
+    end = run.tokenizer.eot_id
+    yield from run.tokenizer.decode_stream(takewhile(lambda i: i != end, map(int, tokens)))
+
+
+@torch.no_grad()
+def next_tokens(
+    run: Run, prompt: str, samplings: Mapping[str, Sampling], count: int = 20
+) -> list[Chance]:
+    """The `count` most probable next tokens, the most probable first.
+
+    Args:
+        run: the model.
+        prompt: empty for the beginning of a new document.
+        samplings: by name, with temperatures above 0.
+        count: how many; a smaller vocabulary has fewer.
+
+    Raises:
+        ValueError: the model cannot continue this prompt.
+    """
+    device = next(run.model.parameters()).device
+    logits = run.model.next_logits(torch.tensor([_encode(run, prompt)], device=device))
+    under = {name: distribution(logits, s)[0].tolist() for name, s in samplings.items()}
+    model = distribution(logits, Sampling())[0]
+    top = model.topk(min(count, len(model)))
+    return [
+        Chance(_text(run, i), p, {name: q[i] for name, q in under.items()})
+        for i, p in zip(top.indices.tolist(), top.values.tolist(), strict=True)
+    ]
+
+
+def _text(run: Run, token: int) -> str:
+    """A token's characters; bytes that are a part of one as, for example, \\xe2."""
+    return run.tokenizer.decode_bytes([token]).decode("utf-8", errors="backslashreplace")
+
+
+def _encode(run: Run, prompt: str) -> list[int]:
+    ids = run.tokenizer.encode(prompt) or [run.tokenizer.eot_id]
+    check_prompts(run.model, [ids])
+    return ids
+
+
+def facts(run: Run) -> dict[str, str]:
+    """What the page says of the model, by name."""
+    config, train = run.model.config, run.config
+    found = {
+        "parameters": f"{count_parameters(config):,}",
+        "layers, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
+        "context": f"{config.block_size:,} tokens",
+        "vocabulary": f"{config.vocab_size:,} tokens",
+        "step": f"{run.step:,}",
+    }
+    if train.batch_size and train.seq_len and train.grad_accum:
+        tokens = run.step * train.batch_size * train.seq_len * train.grad_accum
+        found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
+    result = _result(run)
+    loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")
+    if loss is None and result:
+        loss = result.val_loss
+    if loss is not None and loss < _LARGEST_LOSS:
+        found["validation loss"] = f"{loss:.3f} (perplexity {math.exp(loss):.1f})"
+    if result and (test := result.test):
+        found["test"] = f"perplexity {test.perplexity:.1f}, {test.bits_per_byte:.3f} bits/byte"
+    return found
+
+
+def _read(path: Path) -> _Result:
+    return from_json(_Result, read_json_object(path), others=True, finite=False)
+
+
+def _result(run: Run) -> _Result | None:
+    """The run's result.json, if it is that of these weights."""
+    path = run.folder / "result.json"
+    try:
+        result = _read(path) if path.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold the result of a run: {error}") from error
+    return result if result and result.step == run.step else None

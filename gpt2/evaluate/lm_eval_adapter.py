@@ -1,0 +1,257 @@
+"""Score a run with EleutherAI's lm-eval (the extra `lm-eval`).
+
+    python -m gpt2.evaluate.lm_eval_adapter runs/demo --tasks lambada_openai,hellaswag
+
+or from Python, where importing this module makes the model known under the name "gpt2-run":
+
+    import gpt2.evaluate.lm_eval_adapter, lm_eval
+    lm_eval.simple_evaluate(model="gpt2-run", model_args="run=runs/demo", tasks=["lambada_openai"])
+
+Protocol: texts longer than the context lose their beginning; an empty context is <|endoftext|>;
+rolling log-likelihoods start from it and go on in whole contexts without overlap, the last one
+looking further back. Nothing but the tokens of the text stands before a context that is not empty.
+
+lm-eval imports transformers, for its version, and transformers looks for a package `kernels`, finds
+this project's and, as that states no version, does without. Where the package of that name from
+PyPI is installed too, transformers takes this project's for it, and its models cannot be imported:
+runs are scored all the same, but a task that needs such a model wants another environment. (Checked
+with lm-eval 0.4.13, transformers 5.23 and a package that states version 0.18.3.)
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+from tyro.conf import Positional
+
+from gpt2.common.files import write_json
+from gpt2.evaluate.scoring import Request, score
+from gpt2.generate.decoding import continuations
+from gpt2.generate.sampling import Sampling
+from gpt2.weights.open_model import open_model
+
+try:
+    import lm_eval
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import TemplateLM
+    from lm_eval.api.registry import register_model
+except ImportError as error:
+    ADVICE = "scoring with lm-eval needs the package lm_eval: pip install -e '.[lm-eval]'"
+    if __name__ != "__main__":
+        raise ImportError(ADVICE) from error
+    print(f"error: {ADVICE}", file=sys.stderr)
+    sys.exit(2)
+
+_MAX_NEW_TOKENS = 256  # lm-eval's default where a task names none
+_GENERATION_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+
+
+@register_model("gpt2-run")
+class RunLM(TemplateLM):
+    """A run as lm-eval sees a model.
+
+    Args:
+        run: run folder.
+        checkpoint: "best", "last" or the number of a step.
+        batch_size: sequences per forward pass.
+        device: "auto", "cpu", "cuda" or "mps".
+        seed: of tasks that sample.
+        max_batch_size: what lm-eval passes on; not heeded, as batches do not grow by themselves.
+
+    Raises:
+        ValueError: not a run folder, or a batch size that is no number above 0.
+    """
+
+    def __init__(
+        self,
+        run: str | Path,
+        checkpoint: str = "best",
+        batch_size: int | str = 16,
+        device: str | None = "auto",
+        seed: int = 1337,
+        max_batch_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not str(batch_size).isdigit() or int(batch_size) < 1:
+            raise ValueError(f"the batch size must be a number above 0, got {batch_size}")
+        loaded = open_model(run, checkpoint=str(checkpoint), device=device or "auto")
+        self.model, self.run_tokenizer, self.step = loaded.model, loaded.tokenizer, loaded.step
+        self.batch_size = int(batch_size)
+        self._device = next(self.model.parameters()).device
+        self._generator = torch.Generator(self._device).manual_seed(seed)
+
+    @property
+    def eot_token_id(self) -> int:
+        return self.run_tokenizer.eot_id
+
+    @property
+    def max_length(self) -> int:
+        return self.model.config.block_size
+
+    @property
+    def tokenizer_name(self) -> str:
+        return f"gpt2-run-{self.run_tokenizer.hash[:16]}"
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, **kwargs: Any
+    ) -> list[int]:
+        return self.run_tokenizer.encode(string)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        **kwargs: Any,
+    ) -> list[tuple[float, bool]]:
+        scores = score(
+            self.model,
+            [Request([*context, *text], first=len(context)) for _, context, text in requests],
+            batch_size=self.batch_size,
+            progress=not disable_tqdm,
+        )
+        return [(s.total, bool(s.greedy.all())) for s in scores]
+
+    def loglikelihood_rolling(
+        self, requests: Sequence[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        texts = [self.tok_encode(request.args[0]) for request in requests]
+        scores = score(
+            self.model,
+            [Request([self.prefix_token_id, *ids], first=1) for ids in texts],
+            batch_size=self.batch_size,
+            progress=not disable_tqdm,
+        )
+        return [s.total for s in scores]
+
+    def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Continuations up to, and without, the first stop string or <|endoftext|>.
+
+        Raises:
+            ValueError: a task asks for an option of generation that there is none of here.
+        """
+        prompts = [
+            (self.tok_encode(request.args[0]) or [self.eot_token_id])[-self.max_length :]
+            for request in requests
+        ]
+        options = [_generation_options(request.args[1]) for request in requests]
+        texts = [""] * len(requests)
+        order = sorted(range(len(requests)), key=lambda i: repr(options[i]))
+        for _, alike in groupby(order, key=lambda i: repr(options[i])):
+            group = list(alike)
+            for start in range(0, len(group), self.batch_size):
+                rows = group[start : start + self.batch_size]
+                sampling, length, until = options[rows[0]]
+                made = continuations(
+                    self.model,
+                    [prompts[i] for i in rows],
+                    length,
+                    sampling=sampling,
+                    generator=self._generator,
+                    stop_id=self.eot_token_id,
+                )
+                for i, ids in zip(rows, made, strict=True):
+                    texts[i] = _before(self.run_tokenizer.decode(ids), until)
+        return texts
+
+
+def _before(text: str, until: Sequence[str]) -> str:
+    return text[: min([text.find(stop) for stop in until if stop in text], default=len(text))]
+
+
+def _generation_options(options: dict[str, Any]) -> tuple[Sampling, int, tuple[str, ...]]:
+    """How to choose tokens, how many at most, and what ends the text."""
+    unknown = set(options) - _GENERATION_OPTIONS
+    if unknown:
+        raise ValueError(
+            f"the task asks for {', '.join(sorted(unknown))} in generation; known here are "
+            f"{', '.join(sorted(_GENERATION_OPTIONS))}"
+        )
+    until = options.get("until") or ()
+    temperature = options.get("temperature")
+    sample = options.get("do_sample")
+    if sample is None:
+        sample = bool(temperature)
+    return (
+        Sampling(
+            temperature=(1.0 if temperature is None else float(temperature)) if sample else 0.0,
+            top_k=options.get("top_k"),
+            top_p=options.get("top_p"),
+        ),
+        int(options.get("max_gen_toks", _MAX_NEW_TOKENS)),
+        (until,) if isinstance(until, str) else tuple(until),
+    )
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Score a run with lm-eval; its tasks are read from the Hugging Face hub."""
+
+    run: Positional[str]
+    """Run folder, as `python train.py` makes it."""
+    tasks: str
+    """Names of lm-eval's tasks, with commas between them."""
+    num_fewshot: int | None = None
+    """Examples before each question; None: what the task says."""
+    limit: int | None = None
+    """Score only the first so many documents of each task."""
+    include_path: str | None = None
+    """Folder with further tasks, as lm-eval's YAML files."""
+    out: str | None = None
+    """Write lm-eval's results to this .json file."""
+    checkpoint: str = "best"
+    """best, last, or the number of a step."""
+    batch_size: int = 16
+    """Sequences per forward pass."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+    seed: int = 1337
+    """Seed of tasks that sample."""
+
+
+def main(arguments: Arguments) -> None:
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    manager = TaskManager(include_path=arguments.include_path)
+    names = arguments.tasks.split(",")
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"lm-eval {lm_eval.__version__} has no task {', '.join(unknown)}: `lm-eval ls tasks` "
+            "lists them"
+        )
+    model = RunLM(
+        arguments.run,
+        checkpoint=arguments.checkpoint,
+        batch_size=arguments.batch_size,
+        device=arguments.device,
+        seed=arguments.seed,
+    )
+    try:
+        results = lm_eval.simple_evaluate(
+            model=model,
+            tasks=names,
+            num_fewshot=arguments.num_fewshot,
+            limit=arguments.limit,
+            task_manager=manager,
+        )
+    except OSError as error:
+        raise ValueError(
+            f"lm-eval could not read a task's data: {error}. Without a network, "
+            "`python -m gpt2.evaluate --task` reads HellaSwag and LAMBADA from a file"
+        ) from error
+    print(f"{arguments.run} step {model.step}, lm-eval {lm_eval.__version__}")
+    print(make_table(results))
+    if arguments.out:
+        kept = ("results", "versions", "n-shot", "n-samples", "configs", "higher_is_better")
+        write_json(arguments.out, {key: results[key] for key in kept if key in results})
+
+
+if __name__ == "__main__":
+    from gpt2.common.cli import run_tool
+
+    run_tool(main, Arguments)

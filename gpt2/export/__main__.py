@@ -1,0 +1,39 @@
+"""`python -m gpt2.export`: write a run in Hugging Face's GPT-2 format."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from gpt2.common.cli import run_tool
+from gpt2.common.devices import DTYPES
+from gpt2.weights.export import export
+from gpt2.weights.open_model import open_model
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Write a run in Hugging Face's GPT-2 format."""
+
+    run: Positional[str]
+    """Run folder, as `python train.py` makes it."""
+    out: str
+    """Folder to write; must not exist, or be empty."""
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """How the weights are stored: fp32 is exact, the others are half its size."""
+    checkpoint: str = "best"
+    """best, last, or the number of a step."""
+
+
+def main(arguments: Arguments) -> None:
+    run = open_model(arguments.run, checkpoint=arguments.checkpoint, device="cpu")
+    size = export(run.model, run.tokenizer, arguments.out, dtype=DTYPES[arguments.dtype])
+    print(
+        f"{run.folder} step {run.step} written to {arguments.out} ({size / 1e6:.1f} MB of "
+        f"{arguments.dtype}). transformers.AutoModelForCausalLM.from_pretrained("
+        f"{arguments.out!r}) loads it"
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main, Arguments)

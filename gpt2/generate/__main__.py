@@ -1,0 +1,166 @@
+"""Text from a trained model, by greedy decoding or sampling, with a key-value cache.
+
+    python -m gpt2.generate runs/demo --prompt "Once upon a time" --strategy top-p --top-p 0.9
+    python -m gpt2.generate runs/demo --prompt-file prompts.txt --samples 3 --seed 7
+
+The strategies are in gpt2/generate/sampling.py; what happens past the context is told in
+gpt2/generate/decoding.py: learned positions drop the older half of the context and encode the rest
+anew; sinusoidal ones go on. A prompt that is itself longer than learned positions reach is refused.
+"""
+
+import itertools
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from tyro.conf import Positional, UseAppendAction
+
+from gpt2.generate.decoding import check_prompts, continuations, stream_tokens, until
+from gpt2.generate.sampling import Sampling, strategy
+from gpt2.model import GPT
+
+if TYPE_CHECKING:
+    from gpt2.tokenizer import Tokenizer
+
+Strategy = Literal["greedy", "sample", "top-k", "top-p", "min-p"]
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Continue prompts with a trained model. One continuation appears as it is made; several are
+    made together, a batch at a time."""
+
+    run: Positional[str]
+    """Run folder, as `python train.py` makes it; or demo, the model that ships with this code."""
+    prompt: UseAppendAction[tuple[str, ...]] = ()
+    """Text to continue; may be given several times. None, or an empty one: a new document."""
+    prompt_file: str | None = None
+    """File with a prompt on each line; blank lines are left out."""
+    strategy: Strategy = "top-p"
+    """greedy, sample (the whole distribution), top-k, top-p or min-p."""
+    top_k: int = 50
+    """For top-k: how many tokens to draw from."""
+    top_p: float = 0.9
+    """For top-p: the probability that the tokens to draw from hold together."""
+    min_p: float = 0.1
+    """For min-p: the least probability to draw from, as a share of the largest."""
+    temperature: float = 1.0
+    """Below 1 sharper, above 1 flatter; for all strategies but greedy."""
+    repetition_penalty: float = 1.0
+    """Above 1 (1.2 is usual) tokens of the prompt and the continuation become less likely."""
+    max_tokens: int = 200
+    """Tokens to make at most; the end of the document ends it earlier. A prompt must fit the
+    context, and the text may outgrow it: then learned positions drop the older half of the context
+    and encode the rest anew, and sinusoidal ones go on."""
+    samples: int = 1
+    """How many continuations of each prompt."""
+    seed: int = 1337
+    """Seed of the first sample of a prompt; the next has the next number. What a prompt is sampled
+    to does not depend on the other prompts."""
+    batch_size: int = 16
+    """Continuations that are made at a time."""
+    cache: bool = True
+    """Keep keys and values, so that a token costs one token. The text is the same without."""
+    checkpoint: str = "best"
+    """best, last, or the number of a step."""
+    device: str = "auto"
+    """auto, cpu, cuda, mps."""
+
+
+def main(arguments: Arguments) -> None:
+    from gpt2.weights.open_model import open_model
+
+    for name in ("max_tokens", "samples", "batch_size"):
+        if getattr(arguments, name) < 1:
+            option = name.replace("_", "-")
+            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
+    sampling = strategy(
+        arguments.strategy,
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        min_p=arguments.min_p,
+        repetition_penalty=arguments.repetition_penalty,
+    )
+    prompts = _read_prompts(arguments)
+    run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
+    writer = _Writer(run.model, run.tokenizer, sampling, arguments)
+    ids = [run.tokenizer.encode(prompt) or [run.tokenizer.eot_id] for prompt in prompts]
+    check_prompts(run.model, ids)
+    if len(prompts) == arguments.samples == 1:
+        writer.stream(prompts[0], ids[0])
+    else:
+        writer.write(prompts, ids)
+
+
+def _read_prompts(arguments: Arguments) -> list[str]:
+    if arguments.prompt_file is None:
+        return list(arguments.prompt) or [""]
+    if arguments.prompt:
+        raise ValueError("--prompt and --prompt-file both give prompts: use one of them")
+    try:
+        lines = Path(arguments.prompt_file).read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{arguments.prompt_file} is not UTF-8 text: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise ValueError(f"{arguments.prompt_file} holds no prompt: write one on each line")
+    return prompts
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Prints continuations, each drawn by a generator of its own."""
+
+    model: GPT
+    tokenizer: "Tokenizer"
+    sampling: Sampling
+    arguments: Arguments
+
+    def stream(self, prompt: str, ids: list[int]) -> None:
+        """Print a continuation as it is made."""
+        tokens = stream_tokens(
+            self.model,
+            [ids],
+            self.arguments.max_tokens,
+            sampling=self.sampling,
+            generator=self._generators([0]),
+            use_cache=self.arguments.cache,
+        )
+        print(prompt, end="", flush=True)
+        new = until((int(token) for token in tokens), self.tokenizer.eot_id)
+        for text in self.tokenizer.decode_stream(new):
+            print(text, end="", flush=True)
+        print()
+
+    def write(self, prompts: Sequence[str], ids: Sequence[list[int]]) -> None:
+        """Print all samples of all prompts, a batch at a time."""
+        rows = list(itertools.product(range(len(prompts)), range(self.arguments.samples)))
+        for start in range(0, len(rows), self.arguments.batch_size):
+            batch = rows[start : start + self.arguments.batch_size]
+            made = continuations(
+                self.model,
+                [ids[number] for number, _ in batch],
+                self.arguments.max_tokens,
+                sampling=self.sampling,
+                generator=self._generators([sample for _, sample in batch]),
+                stop_id=self.tokenizer.eot_id,
+                use_cache=self.arguments.cache,
+                progress=sys.stderr.isatty(),
+            )
+            for (number, sample), new in zip(batch, made, strict=True):
+                print(f"--- prompt {number + 1}, sample {sample + 1}")
+                print(prompts[number] + self.tokenizer.decode(new), flush=True)
+
+    def _generators(self, samples: Sequence[int]) -> list[torch.Generator]:
+        device = next(self.model.parameters()).device
+        return [torch.Generator(device).manual_seed(self.arguments.seed + n) for n in samples]
+
+
+if __name__ == "__main__":
+    from gpt2.common.cli import run_tool
+
+    run_tool(main, Arguments)

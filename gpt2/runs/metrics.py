@@ -1,0 +1,179 @@
+"""What a run leaves to look at: metrics.jsonl, loss.png, TensorBoard, and lines on the terminal."""
+
+import gc
+import hashlib
+import json
+from array import array
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from gpt2.common.files import atomic_write, naming
+from gpt2.common.json_files import is_number, parse_json
+
+
+class Logs:
+    """Writes a run's measurements; each line of metrics.jsonl is a JSON object with its `step`."""
+
+    def __init__(self, folder: Path, *, tensorboard: bool = False, after_step: int = -1) -> None:
+        """Open the logs of a run folder.
+
+        Args:
+            folder: the run folder.
+            tensorboard: also write TensorBoard events to `folder`/tensorboard.
+            after_step: a resumed run goes on after this step; lines of later steps are dropped.
+        """
+        self.path = folder / "metrics.jsonl"
+        self._keep_until(after_step)
+        self._writer = _tensorboard_writer(folder, after_step) if tensorboard else None
+
+    def write(self, **metrics: Any) -> None:
+        """Add one line; values are numbers, `step` among them.
+
+        JSON has no numbers that are not finite: they are left out.
+        """
+        metrics = {name: value for name, value in metrics.items() if isfinite(value)}
+        self._file.write(json.dumps(metrics) + "\n")
+        self._file.flush()
+        if self._writer is not None:
+            for name, value in metrics.items():
+                if name != "step":
+                    self._writer.add_scalar(name, value, metrics["step"])
+
+    def go_back(self, step: int) -> None:
+        """Drop the lines after `step`: the run rolled back to it."""
+        self._file.close()
+        self._keep_until(step)
+
+    def _keep_until(self, step: int) -> None:
+        with atomic_write(self.path) as file:
+            for metrics in iterate_metrics(self.path):
+                if metrics["step"] <= step:
+                    file.write((json.dumps(metrics) + "\n").encode())
+        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 (closed in `close`)
+
+    def close(self) -> None:
+        self._file.close()
+        if self._writer is not None:
+            self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. A last line cut off by a crash is left out.
+
+    Raises:
+        ValueError: a line that is no JSON object of a whole `step` and other numbers (or null).
+    """
+    return list(iterate_metrics(path))
+
+
+def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """`read_metrics` with one line in memory at a time: a run of months has many."""
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such file")
+    broken = ""
+    with naming(path), open(path, "rb") as file:
+        for number, line in enumerate(file, 1):
+            if broken:  # and not the last line
+                raise ValueError(broken)
+            try:
+                content = parse_json(line)
+            except ValueError as error:
+                broken = f"{path}, line {number}: not a JSON object ({error})"
+                continue
+            if not _is_measurement(content):
+                raise ValueError(f"{path}, line {number}: not the numbers of a step")
+            yield content
+
+
+def _is_measurement(content: Any) -> bool:
+    return (
+        isinstance(content, dict)
+        and type(content.get("step")) is int
+        and all(value is None or is_number(value, finite=False) for value in content.values())
+    )
+
+
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Length and SHA-256 of a metrics.jsonl, for a checkpoint to know it again."""
+    size = path.stat().st_size if path.is_file() else 0
+    return {"bytes": size, "sha256": _sha256(path, size)}
+
+
+def altered(path: Path, known: dict[str, Any]) -> bool:
+    """Whether a metrics.jsonl does not begin with what `fingerprint` saw."""
+    return _sha256(path, known["bytes"]) != known["sha256"]
+
+
+def _sha256(path: Path, size: int) -> str:
+    """Of the first `size` bytes, or of as many as there are."""
+    digest = hashlib.sha256()
+    if path.is_file():
+        with naming(path), open(path, "rb") as file:
+            while block := file.read(min(1 << 20, size)):
+                digest.update(block)
+                size -= len(block)
+    return digest.hexdigest()
+
+
+def plot_loss(folder: Path) -> Path:
+    """Draw `folder`/loss.png from metrics.jsonl: train and validation loss over optimizer steps."""
+    # A figure leaves megabytes of cyclic garbage, and Python looks so rarely for garbage among old
+    # objects that a hundred figures would be kept. So it does not get old.
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        return _draw_loss(folder)
+    finally:
+        if collecting:
+            gc.enable()
+        gc.collect(0)
+
+
+def _draw_loss(folder: Path) -> Path:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    train, valid = (array("d"), array("d")), (array("d"), array("d"))
+    for metrics in iterate_metrics(folder / "metrics.jsonl"):
+        for name, (steps, losses) in (("loss", train), ("val_loss", valid)):
+            if metrics.get(name) is not None:
+                steps.append(metrics["step"])
+                losses.append(metrics[name])
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    if train[0]:
+        axes.plot(*train, color="#0072B2", lw=1, alpha=0.8, label="train")
+    if valid[0]:
+        axes.plot(*valid, color="#D55E00", marker="o", ms=4, lw=1.5, label="validation")
+        axes.annotate(
+            f"{valid[1][-1]:.3f}",
+            (valid[0][-1], valid[1][-1]),
+            textcoords="offset points",
+            xytext=(0, 8),
+            ha="right",
+            color="#D55E00",
+        )
+    axes.set(xlabel="optimizer step", ylabel="cross-entropy (nats per token)", title=folder.name)
+    axes.grid(alpha=0.25)
+    if train[0] or valid[0]:
+        axes.legend(frameon=False, loc="upper right")
+    path = folder / "loss.png"
+    with atomic_write(path) as file:
+        figure.savefig(file, format="png", dpi=150)
+    plt.close(figure)
+    return path
+
+
+def _tensorboard_writer(folder: Path, after_step: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError(
+            "--tensorboard needs the tensorboard package: pip install -e '.[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)

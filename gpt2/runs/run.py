@@ -1,0 +1,140 @@
+"""A run folder as other tools read it: configuration, tokenizer and a checkpoint's weights."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2.common.devices import choose_device
+from gpt2.common.files import write_json
+from gpt2.common.json_files import from_json, read_json_object
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.model import GPT
+from gpt2.runs.checkpoint import (
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_weights,
+    step_of,
+)
+from gpt2.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Run:
+    """A trained model, ready to use (in evaluation mode), and where it comes from."""
+
+    folder: Path
+    config: TrainConfig
+    model: GPT
+    tokenizer: Tokenizer
+    step: int
+
+
+def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Run:
+    """Load a run for evaluation or generation.
+
+    Args:
+        folder: what `python train.py` made.
+        checkpoint: "best" (lowest validation loss; the last one if none was measured), "last", or
+            the number of a step.
+        device: "auto", or where to put the model.
+
+    Raises:
+        ValueError: not a run folder, no such checkpoint, or a damaged one; the message says which.
+    """
+    folder = Path(folder)
+    config, model_config = read_config(folder)
+    path = _find_checkpoint(folder / "checkpoints", checkpoint)
+    loaded = load_checkpoint(path, weights_only=True)
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    if tokenizer.hash != loaded.state["tokenizer_hash"]:
+        raise ValueError(
+            f"{folder / 'tokenizer.json'} is not the tokenizer that {path} was trained with"
+        )
+    if tokenizer.vocab_size != model_config.vocab_size:
+        raise ValueError(
+            f"{folder / 'config.json'} says vocab_size={model_config.vocab_size}, and the "
+            f"tokenizer beside it has {tokenizer.vocab_size} tokens"
+        )
+    there = sum(tensor.numel() for tensor in loaded.model.values())
+    check_size(model_config, there, folder / "config.json")
+    where, _ = choose_device(device)
+    model = GPT(dataclasses.replace(model_config, **PORTABLE))
+    load_weights(model, loaded.model, f"{path}, as {folder / 'config.json'} describes it,")
+    return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
+
+
+def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> None:
+    """Write `folder`/config.json."""
+    write_json(
+        folder / "config.json",
+        {"train": dataclasses.asdict(config), "model": dataclasses.asdict(model_config)},
+    )
+
+
+def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
+    """Read `folder`/config.json.
+
+    Raises:
+        ValueError: there is none, or it does not hold the configuration of a run.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise ValueError(
+            f"{folder} is not a run folder: it has no config.json. "
+            "Give the folder that `python train.py` printed (such as runs/python-docs-demo)."
+        )
+    return read_config_file(path)
+
+
+def read_config_file(path: Path) -> tuple[TrainConfig, GPTConfig]:
+    content = read_json_object(path)
+    try:
+        train = from_json(TrainConfig, content.get("train"))
+        return train, from_json(GPTConfig, content.get("model"))
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold the configuration of a run: {error}") from error
+
+
+def _find_checkpoint(folder: Path, which: str) -> Path:
+    paths = list_checkpoints(folder)
+    if not paths:
+        raise ValueError(f"{folder} holds no checkpoint: the run ended before its first one")
+    if which == "last":
+        return paths[-1]
+    if which == "best":
+        return best_checkpoint(folder) or paths[-1]
+    for path in paths:
+        if which.isdigit() and step_of(path) == int(which):
+            return path
+    steps = ", ".join(str(step_of(p)) for p in paths)
+    raise ValueError(
+        f"no checkpoint {which!r} in {folder}: choose best, last, or a step of {steps}"
+    )
+
+
+_SMALL = 1 << 26  # numbers: what does not fit is found out one by one, tensors are named then
+
+
+_TABLE = 1 << 29  # sinusoidal positions
+
+
+def check_size(config: GPTConfig, there: int, path: Path) -> None:
+    """Refuse the description of a model that is far larger than its weights: it would take memory
+    without end, and then not fit.
+
+    Args:
+        config: as described.
+        there: how many numbers the weights are at most.
+        path: the description, for the message.
+    """
+    C = config.n_embd
+    numbers = C * config.vocab_size * (1 if config.tie else 2)
+    numbers += config.n_layer * (4 * C * C + 2 * C * config.mlp_width)
+    numbers += C * config.block_size
+    in_no_file = _SMALL if config.positions == "learned" else _TABLE
+    if numbers > there + in_no_file:
+        raise ValueError(
+            f"{path} describes a model of {numbers:,} numbers or more, and its weights are at most "
+            f"{there:,}: they do not belong together"
+        )

@@ -1,0 +1,195 @@
+"""Byte-level byte-pair encoding: learn the merges of a vocabulary from text.
+
+Starting from the 256 bytes, the most frequent pair of neighbouring symbols becomes a new symbol,
+again and again, until the vocabulary is full (Sennrich et al. 2016, arXiv:1508.07909). The text is
+first split into pre-tokens, and no merge crosses their borders (Radford et al. 2019, "Language
+Models are Unsupervised Multitask Learners").
+
+All distinct pre-tokens lie end to end in one array; every pair of symbols knows its count and the
+sites where it occurs, so that a merge costs time in proportion to the sites it changes and not to
+the size of the text. A heap gives the most frequent pair; entries that other merges have made wrong
+are put right when they come up.
+
+Of pairs that are equally frequent the one with the smaller ids comes first, where symbols are
+numbered in the order in which they came to be, after the bytes in the order of BYTE_ORDER. That
+makes the merges those of Hugging Face `tokenizers`.
+"""
+
+from __future__ import annotations
+
+import warnings
+from array import array
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from heapq import heapify, heappop, heappush
+from itertools import pairwise, repeat
+
+from gpt2.common.cpu import available_cores
+from gpt2.tokenizer.pretokens import count_pretokens, progress_bar
+
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2 numbers the bytes that print (in Latin-1) before all others; published vocabularies do too.
+_PRINTABLE = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+BYTE_ORDER = bytes(_PRINTABLE) + bytes(b for b in range(256) if b not in _PRINTABLE)
+
+_ID_BITS = 32  # a pair (a, b) is the integer a << _ID_BITS | b: a dict key, ordered like (a, b)
+_ID_MASK = (1 << _ID_BITS) - 1
+_BORDER, _INSIDE = -1, -2  # what stands between pre-tokens, and inside a symbol: see _lay_out
+
+
+def train_bpe(
+    texts: Iterable[str],
+    vocab_size: int,
+    *,
+    special_tokens: tuple[str, ...] = (END_OF_TEXT,),
+    processes: int | None = None,
+    progress: bool = False,
+) -> list[tuple[bytes, bytes]]:
+    """Learn the merges of a byte-level BPE vocabulary, the most frequent pair first.
+
+    Args:
+        texts: documents, read once, as a stream; no merge spans two of them. A special token that
+            is spelled out in a document counts as ordinary text.
+        vocab_size: 256 bytes + special tokens + merges.
+        special_tokens: they take room in the vocabulary and no part in the merges.
+        processes: worker processes that count pre-tokens; the result does not depend on them.
+            None: one per core, once there is enough text to be worth it.
+        progress: show a progress bar on stderr.
+
+    Returns:
+        The merges as (left, right), vocab_size - 256 - len(special_tokens) of them, or fewer, with
+        a warning, when the text runs out of pairs.
+
+    Raises:
+        ValueError: vocab_size is too small, there is no text, or it is no valid Unicode.
+
+    Source: Sennrich et al. 2016, algorithm 1, on the bytes of UTF-8 (Radford et al. 2019).
+    """
+    n_merges = vocab_size - 256 - len(special_tokens)
+    if n_merges < 0:
+        raise ValueError(
+            f"vocab_size={vocab_size} is too small: the 256 bytes and the special tokens "
+            f"{special_tokens} need {vocab_size - n_merges}"
+        )
+    processes = available_cores() if processes is None else processes
+    words = count_pretokens(texts, processes=processes, progress=progress)
+    if not words:
+        raise ValueError("cannot train a tokenizer: there is no text in the corpus")
+    merges = _learn_merges(words, n_merges, progress)
+    if len(merges) < n_merges:
+        warnings.warn(
+            f"the text has no pairs left after {len(merges)} merges: the vocabulary has "
+            f"{256 + len(special_tokens) + len(merges)} tokens instead of {vocab_size}",
+            stacklevel=2,
+        )
+    return merges
+
+
+def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tuple[bytes, bytes]]:
+    symbols = [bytes([byte]) for byte in BYTE_ORDER]
+    lengths = [1] * 256
+    ids, weights = _lay_out(words)
+    counts: defaultdict[int, int] = defaultdict(int)
+    sites: defaultdict[int, array[int]] = defaultdict(_new_sites)
+    for site, (left, right) in enumerate(pairwise(ids)):
+        if left != _BORDER and right != _BORDER:
+            pair = left << _ID_BITS | right
+            counts[pair] += weights[site]
+            sites[pair].append(site)
+    heap = [(-count, pair) for pair, count in counts.items()]
+    heapify(heap)
+
+    merges: list[tuple[bytes, bytes]] = []
+    with progress_bar(progress, desc="merging pairs", total=n_merges) as bar:
+        while heap and len(merges) < n_merges:
+            negative_count, pair = heappop(heap)
+            count = counts[pair]
+            if count != -negative_count:  # other merges have used up some of its sites since
+                if count:
+                    heappush(heap, (-count, pair))
+                else:
+                    del counts[pair], sites[pair]
+                continue
+            left, right = pair >> _ID_BITS, pair & _ID_MASK
+            merges.append((symbols[left], symbols[right]))
+            symbols.append(symbols[left] + symbols[right])
+            lengths.append(lengths[left] + lengths[right])
+            fresh = _merge(
+                left, right, len(symbols) - 1, sites[pair], ids, weights, lengths, counts
+            )
+            del counts[pair], sites[pair]
+            for pair, pair_sites in fresh.items():
+                if count := counts[pair]:
+                    heappush(heap, (-count, pair))
+                    sites[pair] = pair_sites
+                else:  # born and used up in this one merge
+                    del counts[pair]
+            bar.update()
+    return merges
+
+
+def _lay_out(words: Counter[str]) -> tuple[list[int], list[int]]:
+    """All pre-tokens end to end as symbol ids, and at each place the count of its pre-token.
+
+    A symbol of n bytes takes up n places; its id stands in the first and in the last of them, so
+    that the neighbours on both sides find it. What stands between is _INSIDE.
+    """
+    to_ids = bytes.maketrans(BYTE_ORDER, bytes(range(256)))
+    ids, weights = [_BORDER], [0]
+    for word, count in words.items():
+        try:
+            word_ids = word.encode().translate(to_ids)
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"the text has a lone surrogate, which is no character, in {word!r}: decode the "
+                "source with errors='strict' to find it, or errors='replace' to be rid of it"
+            ) from error
+        if len(word_ids) > 1:
+            ids.extend(word_ids)
+            ids.append(_BORDER)
+            weights.extend(repeat(count, len(word_ids) + 1))
+    return ids, weights
+
+
+def _merge(
+    left: int,
+    right: int,
+    new: int,
+    sites: array[int],
+    ids: list[int],
+    weights: list[int],
+    lengths: list[int],
+    counts: defaultdict[int, int],
+) -> dict[int, array[int]]:
+    """Put the symbol `new` for every (left, right), keep the counts, return the new pairs' sites.
+
+    Sites come in ascending order, here and in what is returned, so that of "aaa" the first two
+    letters merge.
+    """
+    fresh: defaultdict[int, array[int]] = defaultdict(_new_sites)
+    left_length, new_length = lengths[left], lengths[new]
+    for site in sites:
+        middle = site + left_length
+        if ids[site] != left or ids[middle] != right:
+            continue  # taken by an earlier merge
+        end = site + new_length
+        weight = weights[site]
+        before, after = ids[site - 1], ids[end]
+        if before != _BORDER:
+            counts[before << _ID_BITS | left] -= weight
+            pair = before << _ID_BITS | new
+            counts[pair] += weight
+            fresh[pair].append(site - lengths[before])
+        if after != _BORDER:
+            counts[right << _ID_BITS | after] -= weight
+            pair = new << _ID_BITS | after
+            counts[pair] += weight
+            fresh[pair].append(site)
+        ids[middle - 1] = ids[middle] = _INSIDE
+        ids[site] = ids[end - 1] = new
+    return fresh
+
+
+def _new_sites() -> array[int]:
+    return array("Q")

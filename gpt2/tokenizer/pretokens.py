@@ -1,0 +1,185 @@
+"""Split text into pre-tokens and count them, in several processes when there is much of it.
+
+Pre-tokens are what byte-pair encoding works on: roughly words, each with the space before it, runs
+of digits, of punctuation, of white space. The pattern is GPT-2's (Radford et al. 2019, "Language
+Models are Unsupervised Multitask Learners", section 2.2).
+
+The text is a stream, of which each process holds one piece at a time. A worker process runs this
+file as a script, so it imports little: nothing of ours, no torch, no numpy.
+"""
+
+from __future__ import annotations
+
+import marshal
+import signal
+import struct
+import subprocess
+import sys
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from itertools import chain
+from typing import IO, Any
+
+import regex
+
+# The published pattern, changed to backtrack as little as it can with the same matches.
+SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+
+_PIECE_CHARS = 1 << 20  # of text, sent to a worker at a time
+_ALONE_CHARS = 4 << 20  # counted before workers are started: starting them takes about as long
+
+_split = regex.compile(SPLIT_PATTERN).findall
+_border = regex.compile(r"(?<=\S)\s|\s(?=\S)")
+
+
+def count_pretokens(
+    texts: Iterable[str], *, processes: int, progress: bool = False
+) -> Counter[str]:
+    """How often each distinct pre-token occurs in a stream of texts (see train_bpe)."""
+    if isinstance(texts, str):
+        raise ValueError("texts is one string: pass an iterable of documents, such as [text]")
+    words: Counter[str] = Counter()
+    parts = chain.from_iterable(cut(text, _PIECE_CHARS) for text in texts)
+    pieces = _show_progress(in_batches(parts, _PIECE_CHARS), progress)
+    counted = 0
+    for piece in pieces:
+        _count(piece, words)
+        counted += sum(map(len, piece))
+        if counted >= _ALONE_CHARS and processes > 1:
+            _count_in_workers(pieces, processes, words)  # all that is left of them
+    return words
+
+
+def cut(text: str, size: int) -> Iterator[str]:
+    """Cut a text into parts of `size` characters or a little more that have, together, exactly its
+    pre-tokens. White space continues nothing but white space, and of a run of it before a word the
+    last character stands apart: a pre-token begins at the first and at the last of the run."""
+    assert size > 0
+    start = 0
+    while len(text) - start > size:
+        border = _border.search(text, start + size)
+        if border is None:
+            break
+        yield text[start : border.start()]
+        start = border.start()
+    yield text[start:]
+
+
+def in_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
+    """The texts in lists, in order, each of `size` characters or up to one text more."""
+    batch: list[str] = []
+    room = size
+    for text in texts:
+        batch.append(text)
+        room -= len(text)
+        if room <= 0:
+            yield batch
+            batch, room = [], size
+    if batch:
+        yield batch
+
+
+def _show_progress(pieces: Iterable[list[str]], progress: bool) -> Iterator[list[str]]:
+    with progress_bar(progress, desc="counting words", unit=" chars", unit_scale=True) as bar:
+        for piece in pieces:
+            yield piece
+            bar.update(sum(map(len, piece)))
+
+
+def _count(piece: list[str], words: Counter[str]) -> None:
+    for text in piece:
+        words.update(_split(text))
+
+
+def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counter[str]) -> None:
+    """Deal the pieces out to worker processes in turn; each holds one at a time."""
+    workers = [_Worker() for _ in range(processes)]
+    try:
+        idle, busy = deque(workers), deque[_Worker]()
+        for piece in pieces:
+            counts: dict[str, int] = {}
+            if idle:
+                worker = idle.popleft()
+            else:
+                worker = busy.popleft()
+                counts = worker.receive()
+            worker.send(piece)
+            busy.append(worker)
+            words.update(counts)  # while the worker is at its next piece
+        for worker in busy:
+            words.update(worker.receive())
+    finally:
+        for worker in workers:
+            worker.stop()
+
+
+class _Worker:
+    """A process that counts pre-tokens: lists of texts to its stdin, counts from its stdout.
+
+    multiprocessing would either fork a process in which torch runs threads, which can hang, or
+    have each worker import the user's main script, and torch with it.
+    """
+
+    def __init__(self) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe)
+
+    def send(self, piece: list[str]) -> None:
+        assert self._process.stdin is not None
+        try:
+            _write(self._process.stdin, piece)
+        except BrokenPipeError as error:
+            raise self._ended_early() from error
+
+    def receive(self) -> dict[str, int]:
+        assert self._process.stdout is not None
+        try:
+            return _read(self._process.stdout)
+        except EOFError as error:
+            raise self._ended_early() from error
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.communicate()  # wait for its end, close its pipes
+
+    def _ended_early(self) -> RuntimeError:
+        return RuntimeError(
+            f"a process that counts words ended with exit code {self._process.wait()}, perhaps for "
+            "want of memory: processes=1 does without"
+        )
+
+
+def _write(stream: IO[bytes], value: Any) -> None:
+    data = marshal.dumps(value)  # both ends run the same interpreter
+    stream.write(struct.pack("<Q", len(data)))
+    stream.write(data)
+    stream.flush()
+
+
+def _read(stream: IO[bytes]) -> Any:
+    header = stream.read(8)
+    if len(header) < 8:
+        raise EOFError
+    (length,) = struct.unpack("<Q", header)
+    return marshal.loads(stream.read(length))
+
+
+def _work() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    with suppress(EOFError):  # the parent has ended
+        while True:
+            words: Counter[str] = Counter()
+            _count(_read(sys.stdin.buffer), words)
+            _write(sys.stdout.buffer, dict(words))
+
+
+def progress_bar(enabled: bool, **options: Any) -> Any:
+    """A tqdm bar, or a silent stand-in."""
+    from tqdm import tqdm  # here, not above: the workers do without
+
+    return tqdm(disable=not enabled, **options)
+
+
+if __name__ == "__main__":
+    _work()

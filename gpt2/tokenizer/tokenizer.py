@@ -1,0 +1,237 @@
+"""Text to token ids and back: byte-level BPE with GPT-2's split (Radford et al. 2019).
+
+    tokenizer = Tokenizer.train(texts, vocab_size=32_000)   # or Tokenizer.load(path)
+    ids = tokenizer.encode("Once upon a time")
+    tokenizer.decode(ids)
+
+Any text has ids, and its very bytes come back: the 256 bytes are tokens. Merges are learned by our
+trainer (gpt2.tokenizer.bpe) and applied by tiktoken, or, for bulk work and on request, by
+gigatoken.
+
+The ids of a trained tokenizer are those that Hugging Face's trainer gives out: 0 for <|endoftext|>,
+1 to 256 for the bytes (those that print first), then the merges in order. Files keep the ids they
+have: with GPT-2's own the bytes are 0 to 255 and <|endoftext|> is 50256.
+"""
+
+from __future__ import annotations
+
+import codecs
+import hashlib
+import json
+import operator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import tiktoken
+
+from gpt2.common.cpu import available_cores
+from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe
+from gpt2.tokenizer.pretokens import SPLIT_PATTERN, cut, in_batches
+from gpt2.tokenizer.vocabulary import (
+    Vocabulary,
+    read_vocabulary,
+    to_tokenizer_json,
+    write_tokenizer_json,
+)
+
+__all__ = ["END_OF_TEXT", "Tokenizer", "train_bpe"]
+
+# Long documents are encoded in parts and short ones together, so that all cores take part at little
+# cost for each. Besides, no part can hold a run of a million spaces before a word, on which
+# tiktoken's splitter fails.
+_PART_CHARS = 1 << 16
+
+
+class Tokenizer:
+    """A byte-level BPE vocabulary with an encoder and a decoder.
+
+    Attributes:
+        vocab_size: number of tokens, special ones included; ids are 0 to vocab_size - 1.
+        eot_id: the id of <|endoftext|>.
+    """
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._vocabulary = vocabulary
+        self._encoding = tiktoken.Encoding(
+            "bpe",
+            pat_str=SPLIT_PATTERN,
+            mergeable_ranks=vocabulary.ids,
+            special_tokens=vocabulary.special_tokens,
+        )
+        self.vocab_size = len(vocabulary.ids) + len(vocabulary.special_tokens)
+        self.eot_id = vocabulary.special_tokens[END_OF_TEXT]
+        self._gigatoken: Any = None
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 32_000,
+        *,
+        processes: int | None = None,
+        progress: bool = False,
+    ) -> Tokenizer:
+        """Learn a vocabulary from documents, which are read once, as a stream (see train_bpe).
+
+        Where the text has too few pairs the vocabulary is smaller than vocab_size, with a warning.
+        """
+        merges = train_bpe(texts, vocab_size, processes=processes, progress=progress)
+        tokens = [bytes([byte]) for byte in BYTE_ORDER] + [left + right for left, right in merges]
+        ids = {token: id for id, token in enumerate(tokens, start=1)}
+        return cls(Vocabulary(ids, merges, {END_OF_TEXT: 0}))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
+        """Load a tokenizer.json, or GPT-2's encoder.json and vocab.bpe, or a folder with either."""
+        return cls(read_vocabulary(path))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a tokenizer.json, atomically; Hugging Face `tokenizers` gives the same ids with it.
+
+        One difference: Hugging Face always reads "<|endoftext|>" in a text as the special token.
+        """
+        write_tokenizer_json(path, self._vocabulary)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of all that decides about ids: the vocabulary, the merges, the special tokens."""
+        ids, merges, special_tokens = self._vocabulary
+        content = {
+            "ids": sorted((id, token.hex()) for token, id in ids.items()),
+            "merges": [(left.hex(), right.hex()) for left, right in merges],
+            "special": sorted((id, token) for token, id in special_tokens.items()),
+        }
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: any valid Unicode.
+            allow_special: read a special token that is spelled out in the text as that token;
+                otherwise, as in a document of unknown origin, "<|endoftext|>" is 13 characters.
+
+        Raises:
+            ValueError: the text has a lone surrogate.
+        """
+        _check_unicode(text)
+        if allow_special:
+            return self._encoding.encode(text, allowed_special="all", disallowed_special=())
+        return _join(self._encode_parts(cut(text, _PART_CHARS))).tolist()
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Token ids (uint32) of each of many texts, on all cores. Nothing is special in them."""
+        for text in texts:
+            _check_unicode(text)
+        if self._gigatoken is not None:
+            return _encode_with_gigatoken(self._gigatoken, texts)
+        parts = [list(cut(text, _PART_CHARS)) for text in texts]
+        batches = in_batches(chain.from_iterable(parts), _PART_CHARS)
+        with ThreadPoolExecutor(available_cores()) as pool:
+            encoded = chain.from_iterable(pool.map(self._encode_parts, batches))
+            return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
+
+    @property
+    def engine(self) -> str:
+        """What encode_documents uses: "tiktoken" or "gigatoken" (see use_fastest)."""
+        return "tiktoken" if self._gigatoken is None else "gigatoken"
+
+    def use_fastest(self, sample: Sequence[str]) -> str:
+        """Have encode_documents use gigatoken where it is installed and gives tiktoken's ids.
+
+        Args:
+            sample: documents like those to come, on which the two are compared. (gigatoken 0.10
+                differs on some 350 letters that are new in Unicode, and on nothing else we know.)
+
+        Returns:
+            What was chosen and why, in one line.
+        """
+        self._gigatoken = None
+        try:
+            from gigatoken import Tokenizer as Gigatoken
+        except ImportError:
+            return "tokenising with tiktoken (gigatoken, faster, comes with: pip install '.[fast]')"
+        # Without its special tokens, which gigatoken would look for in every text.
+        gigatoken = Gigatoken.from_json(to_tokenizer_json(self._vocabulary, special=False))
+        differing = sum(
+            not np.array_equal(ours, theirs)
+            for ours, theirs in zip(
+                self.encode_documents(sample),
+                _encode_with_gigatoken(gigatoken, sample),
+                strict=True,
+            )
+        )
+        chars = sum(map(len, sample))
+        if differing or not chars:
+            return (
+                f"tokenising with tiktoken (gigatoken gives other ids on {differing} of "
+                f"{len(sample)} sample documents, {chars:,} characters)"
+            )
+        self._gigatoken = gigatoken
+        return f"tokenising with gigatoken (tiktoken's ids on a sample of {chars:,} characters)"
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that the tokens stand for, exactly.
+
+        Raises:
+            ValueError: an id is not in the vocabulary.
+        """
+        ids = [operator.index(id) for id in ids]
+        for position, id in enumerate(ids):
+            if not 0 <= id < self.vocab_size:
+                raise ValueError(
+                    f"id {id} (number {position} of {len(ids)}) is not in the vocabulary: its ids "
+                    f"are 0 to {self.vocab_size - 1}. Was another tokenizer used to encode?"
+                )
+        return self._encoding.decode_bytes(ids)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that the tokens stand for; bytes that are no UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
+        """The text of tokens as they arrive, for a terminal: the characters that each completes.
+
+        Joined, the parts are the text that decode gives; a token that only begins a character
+        yields nothing until the character is whole.
+        """
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        for id in ids:
+            if text := decoder.decode(self.decode_bytes([id])):
+                yield text
+        if text := decoder.decode(b"", final=True):
+            yield text
+
+    def _encode_parts(self, parts: Iterable[str]) -> list[np.ndarray]:
+        return [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+
+
+def _join(arrays: list[np.ndarray]) -> np.ndarray:
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def _encode_with_gigatoken(gigatoken: Any, texts: Sequence[str]) -> list[np.ndarray]:
+    import awkward  # comes with gigatoken
+
+    if not texts:
+        return []
+    rows = gigatoken.encode_batch(list(texts))
+    borders = np.cumsum(np.asarray(awkward.num(rows)))[:-1]
+    return np.split(np.asarray(awkward.flatten(rows)), borders)
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has a lone surrogate, {text[error.start]!r} at character {error.start}, "
+            "which is no character: decode its source with errors='strict' to find it, or "
+            "errors='replace' to be rid of it"
+        ) from error

@@ -1,0 +1,256 @@
+"""Vocabulary files: Hugging Face's `tokenizer.json` (read, write) and GPT-2's own pair (read).
+
+Both spell bytes as printable characters: a byte that prints in Latin-1 as itself, the others as
+U+0100, U+0101, ... in order. A file is refused with its name and the reason when its ids could
+differ, for any text, from those that its own library would give.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gpt2.common.files import read_bytes
+from gpt2.common.json_files import MAX_BYTES, read_json_object
+from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT
+
+_N_PRINTABLE = 188  # the bytes at the head of BYTE_ORDER
+_BYTE_TO_CHAR = {
+    byte: chr(byte if rank < _N_PRINTABLE else 0x100 + rank - _N_PRINTABLE)
+    for rank, byte in enumerate(BYTE_ORDER)
+}
+_CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()}
+_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, Hugging Face's
+_NEEDED = (
+    f"Needed: byte-level BPE with GPT-2's split and {END_OF_TEXT}. Copy the file anew, or train a "
+    "tokenizer (Tokenizer.train)."
+)
+
+
+class Vocabulary(NamedTuple):
+    """A byte-level BPE vocabulary: the id of each token, and the merges in order of rank."""
+
+    ids: dict[bytes, int]  # special tokens not among them
+    merges: list[tuple[bytes, bytes]]
+    special_tokens: dict[str, int]
+
+
+def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
+    """Read a tokenizer.json, GPT-2's encoder.json and vocab.bpe, or a folder that holds either.
+
+    Raises:
+        ValueError: the file is missing, damaged, or not GPT-2's kind of tokenizer.
+    """
+    path = Path(path)
+    if (path / "tokenizer.json").is_file():
+        return _read_tokenizer_json(path / "tokenizer.json")
+    folder = path if path.is_dir() else path.parent
+    for names in _PAIRS:
+        if path.name in names or path.is_dir():
+            encoder, merges = (folder / name for name in names)
+            if encoder.is_file() and merges.is_file():
+                return _read_pair(encoder, merges)
+    if path.is_file() and path.name not in {name for names in _PAIRS for name in names}:
+        return _read_tokenizer_json(path)
+    raise ValueError(
+        f"no tokenizer at {path}: give a tokenizer.json, or a folder with a tokenizer.json or with "
+        "GPT-2's encoder.json and vocab.bpe"
+    )
+
+
+def write_tokenizer_json(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
+    """Write a tokenizer.json, whole or not at all: to this path, or, unless it ends in .json, into
+    the folder of this name."""
+    path = Path(path)
+    if path.suffix != ".json":
+        path = path / "tokenizer.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8", newline="\n") as file:
+            file.write(to_tokenizer_json(vocabulary))
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def to_tokenizer_json(vocabulary: Vocabulary, *, special: bool = True) -> str:
+    """The text of a tokenizer.json; special=False: no special token is looked for in the text."""
+    ids = {_spell(token): id for token, id in vocabulary.ids.items()} | vocabulary.special_tokens
+    byte_level = {
+        "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
+    }  # fmt: skip
+    added = [
+        {
+            "id": id, "content": content, "single_word": False, "lstrip": False, "rstrip": False,
+            "normalized": False, "special": True,
+        }
+        for content, id in vocabulary.special_tokens.items()
+    ]  # fmt: skip
+    model = {
+        "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+        "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False,
+        "ignore_merges": False,
+        "vocab": dict(sorted(ids.items(), key=lambda item: item[1])),
+        "merges": [[_spell(left), _spell(right)] for left, right in vocabulary.merges],
+    }  # fmt: skip
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None,
+        "added_tokens": added if special else [], "normalizer": None,
+        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
+    }  # fmt: skip
+    return json.dumps(tokenizer, ensure_ascii=False) + "\n"
+
+
+def _spell(token: bytes) -> str:
+    return "".join([_BYTE_TO_CHAR[byte] for byte in token])
+
+
+def _unspell(token: str) -> bytes:
+    return bytes([_CHAR_TO_BYTE[char] for char in token])
+
+
+def _read_pair(encoder: Path, merges: Path) -> Vocabulary:
+    try:
+        lines = read_bytes(merges, limit=MAX_BYTES).decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise _refusal(merges, f"it is not UTF-8 ({error})") from error
+    if lines[0].startswith("#version"):
+        del lines[0]
+    pairs = [line.partition(" ")[::2] for line in lines if line]
+    ids = _read_json(encoder)
+    special_tokens = {token: id for token, id in ids.items() if token == END_OF_TEXT}
+    return _check(encoder, ids, pairs, special_tokens)
+
+
+def _read_tokenizer_json(path: Path) -> Vocabulary:
+    tokenizer = _read_json(path)
+    try:
+        objection = _objection(tokenizer)
+        special_tokens = {
+            token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []
+        }
+        ids = tokenizer["model"]["vocab"] | special_tokens
+        merges = [
+            pair.partition(" ")[::2] if isinstance(pair, str) else (pair[0], pair[1])
+            for pair in tokenizer["model"]["merges"]
+        ]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise _refusal(path, f"it is not a tokenizer.json ({error!r:.200})") from error
+    if objection:
+        raise _refusal(path, objection)
+    return _check(path, ids, merges, special_tokens)
+
+
+def _objection(tokenizer: dict[str, Any]) -> str | None:
+    """What in a tokenizer.json would change ids in a way that we do not follow."""
+    model = tokenizer["model"]
+    if model.get("type", "BPE") != "BPE":
+        return f"its model is {reprlib.repr(model['type'])}, not BPE"
+    for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(option):
+            return f"its model has {option}={reprlib.repr(model[option])}"
+    for part in ("normalizer", "truncation", "padding"):
+        if tokenizer.get(part):
+            return f"it has a {part}"
+    split = tokenizer["pre_tokenizer"] or {}
+    if (
+        split.get("type") != "ByteLevel"
+        or split.get("add_prefix_space")
+        or not split.get("use_regex", True)
+    ):
+        return f"it does not split text as GPT-2 does (pre_tokenizer: {reprlib.repr(split)})"
+    if (tokenizer.get("post_processor") or {"type": "ByteLevel"})["type"] != "ByteLevel":
+        return "its post_processor adds tokens to every text"
+    for token in tokenizer.get("added_tokens") or []:
+        if not token["special"] or token["single_word"] or token["lstrip"] or token["rstrip"]:
+            return f"it looks for the added token {reprlib.repr(token['content'])} in plain text"
+    return None
+
+
+def _check(
+    path: Path,
+    spelled_ids: Mapping[str, int],
+    spelled_merges: Iterable[tuple[str, str]],
+    special_tokens: dict[str, int],
+) -> Vocabulary:
+    """From printable characters to bytes, and every property that the encoder relies on."""
+    if END_OF_TEXT not in special_tokens:
+        raise _refusal(path, f"{END_OF_TEXT} is not among its special tokens")
+    stray = [token for token in special_tokens if not _is_text(token)]
+    if stray:
+        raise _refusal(path, f"its special token {reprlib.repr(stray[0])} is no text")
+    numbers = list(spelled_ids.values())
+    if {type(id) for id in numbers} != {int} or sorted(numbers) != list(range(len(numbers))):
+        raise _refusal(path, f"its ids are not 0 to {len(numbers) - 1}, each once")
+    try:
+        ids = {
+            _unspell(token): id for token, id in spelled_ids.items() if token not in special_tokens
+        }
+        merges = [(_unspell(left), _unspell(right)) for left, right in spelled_merges]
+    except (KeyError, TypeError) as error:
+        raise _refusal(path, f"a token is none of byte-level BPE ({error!r:.200})") from error
+    missing = [byte for byte in range(256) if bytes([byte]) not in ids]
+    if missing:
+        raise _refusal(path, f"it has no token for byte {missing[0]}")
+    merged_ids = [ids.get(left + right, -1) for left, right in merges]
+    if -1 in merged_ids or any(part not in ids for pair in merges for part in pair):
+        raise _refusal(path, "a merge has parts or a result that are not in the vocabulary")
+    if len(merges) != len(ids) - 256 or merged_ids != sorted(set(merged_ids)):
+        raise _refusal(path, "its merges are not one for each longer token, in the order of ids")
+    unmade = _unreachable(merges)
+    if unmade is not None:
+        raise _refusal(path, f"its merges never make the token {unmade!r:.100} from its bytes")
+    return Vocabulary(ids, merges, special_tokens)
+
+
+def _is_text(token: Any) -> bool:
+    try:
+        return isinstance(token, str) and bool(token.encode())
+    except UnicodeEncodeError:  # half a surrogate pair
+        return False
+
+
+def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
+    """The first token that is in the vocabulary but that its own merges would not produce.
+
+    An encoder that looks tokens up (tiktoken's) would find it where one that follows the merges
+    (Hugging Face's) would not. A token is sound when no earlier merge takes a symbol from each side
+    of the border between its two parts. So undo the merges that made the symbols at the border,
+    the latest first, and see whether those laid bare would have merged across it before.
+    """
+    rank = {pair: k for k, pair in enumerate(merges)}
+    made_by = {left + right: k for k, (left, right) in enumerate(merges)}
+    for k, pair in enumerate(merges):
+        (left, right), limit = pair, k
+        while rank.get((left, right), k) >= limit:
+            made_left, made_right = made_by.get(left, -1), made_by.get(right, -1)
+            if max(made_left, made_right) >= limit:  # a part comes after what it is a part of
+                return pair[0] + pair[1]
+            if made_left > made_right:
+                left, limit = merges[made_left][1], made_left
+            elif made_right >= 0:
+                # Equal pairs merge from left to right: at the border before inside what was right.
+                right, limit = merges[made_right][0], made_right + 1
+            else:
+                break
+        else:
+            return pair[0] + pair[1]
+    return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path)
+    except ValueError as error:
+        raise ValueError(f"cannot use this tokenizer: {error}. {_NEEDED}") from error
+
+
+def _refusal(path: Path, reason: str) -> ValueError:
+    return ValueError(f"cannot use the tokenizer {path}: {reason}. {_NEEDED}")

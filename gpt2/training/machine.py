@@ -1,0 +1,131 @@
+"""What this machine can do: device, compute type and kernels, chosen or checked.
+
+An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
+"""
+
+import dataclasses
+import os
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+
+from gpt2.attention import describe, triton_unusable, unusable
+from gpt2.common.devices import DTYPES
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+
+# What the kernels of `TrainConfig.kernels` compute.
+FUSED = {"norm_kernel": "norms", "mlp_kernel": "MLP activation", "loss_kernel": "head and loss"}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """How a run computes, and a line for each setting that was chosen."""
+
+    device: torch.device
+    dtype: torch.dtype
+    compile: bool
+    notes: tuple[str, ...]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """Context for forward passes in the compute type."""
+        if self.dtype == torch.float32:
+            return nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+
+def choose_machine(
+    device: torch.device, config: TrainConfig, shape: GPTConfig
+) -> tuple[Machine, GPTConfig]:
+    """Settle compute type, kernels and compilation for a model of `shape` on `device`.
+
+    Args:
+        device: where it will run.
+        config: what was asked for.
+        shape: the model; which kernels it names does not matter.
+
+    Returns:
+        The machine, and `shape` with the kernels settled.
+
+    Raises:
+        ValueError: an explicit choice that this machine cannot run, with the reason and the remedy.
+    """
+    notes = []
+    dtype, attn = config.dtype, config.attn
+    asked = {name: getattr(config, name) or config.kernels for name in FUSED}
+    ours = attn == "triton" or "triton" in asked.values()
+    interpreted = ours and device.type == "cpu"
+    if interpreted:  # takes effect when kernels are imported, at the first call
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    compute = DTYPES.get(dtype)
+    if compute is None:
+        compute, why = _best_dtype(device)
+        if interpreted:
+            compute, why = torch.float32, "as Triton's interpreter has no bf16"
+        notes.append(f"dtype: {str(compute).removeprefix('torch.')}, {why}")
+    elif compute == torch.bfloat16 and device.type == "cuda" and not _native_bf16(device):
+        raise ValueError(
+            f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic; "
+            "use fp16 or fp32"
+        )
+    if attn == "auto":
+        chosen, why = _best_attention(device, compute, shape)
+    else:
+        reason = unusable(attn, shape, device=device, dtype=compute)
+        if reason:
+            raise ValueError(f"--attn {attn}: {reason}")
+        chosen, why = attn, "as asked"
+    notes.append(f"attention: {chosen} ({describe(chosen, device)}), {why}")
+    fused = _choose_fused(asked, device, compute)
+    why = "as asked"
+    if "auto" in asked.values():
+        why = "PyTorch's where none was asked for: ours are chosen once they have been measured"
+    kernels = ", ".join(f"{FUSED[name]} {kernel}" for name, kernel in fused.items())
+    notes.append(f"kernels: {kernels}, {why}")
+    if config.compile:
+        notes.append("torch.compile: on (the first step takes a while); --no-compile turns it off")
+    shape = dataclasses.replace(shape, attn=chosen, **fused)  # type: ignore[arg-type]
+    return Machine(device, compute, config.compile, tuple(notes)), shape
+
+
+def _choose_fused(
+    asked: dict[str, str], device: torch.device, dtype: torch.dtype
+) -> dict[str, str]:
+    """Each "auto" becomes PyTorch's kernel: ours are chosen once they have been measured."""
+    chosen = {name: PORTABLE[name] if k == "auto" else k for name, k in asked.items()}
+    for name, kernel in chosen.items():
+        reason = triton_unusable(device, dtype, instead="--kernels torch")
+        if kernel == "triton" and reason:
+            option = "--" + name.replace("_", "-")
+            raise ValueError(f"{option} triton: {reason}")
+    return chosen
+
+
+def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
+    if device.type == "cuda":
+        if _native_bf16(device):
+            return torch.bfloat16, "the GPU multiplies it natively"
+        return torch.float16, "this GPU has no bf16 arithmetic; with loss scaling"
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return torch.bfloat16, "the CPU multiplies it natively, faster than fp32"
+    return torch.float32, f"there is no fast 16-bit arithmetic on this {device.type}"
+
+
+def _best_attention(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> tuple[str, str]:
+    if device.type == "cpu" and dtype == torch.bfloat16 and config.block_size <= 256:
+        return "naive", "on a CPU the fastest for short contexts in bf16"
+    return "sdpa", "PyTorch picks its kernel; ours is chosen once it has been measured here"
+
+
+def _native_bf16(device: torch.device) -> bool:
+    return torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Whether the CPU has instructions for products of bf16 (AVX512-BF16 or AMX)."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:  # not Linux
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags

@@ -1,0 +1,108 @@
+"""How a run ends: the test split scored, samples by each strategy, result.json."""
+
+import dataclasses
+import datetime
+import itertools
+import json
+from typing import Any
+
+import torch
+
+from gpt2.common.devices import device_name
+from gpt2.common.distributed import say
+from gpt2.common.files import write_json
+from gpt2.config import PORTABLE
+from gpt2.data.manifest import MANIFEST
+from gpt2.data.prepare import Prepared
+from gpt2.evaluate.perplexity import evaluate
+from gpt2.generate.decoding import generate
+from gpt2.generate.sampling import Sampling
+from gpt2.runs.metrics import plot_loss
+from gpt2.training.trainer import Trainer
+
+STRATEGIES = {
+    "greedy": Sampling(temperature=0),
+    "top-k (k = 50)": Sampling(top_k=50),
+    "nucleus (p = 0.9)": Sampling(top_p=0.9),
+}
+_PROMPT_TOKENS = 12
+_HEADING_TOKENS = 200  # where prose may begin behind title, author and chapter
+
+
+def report(trainer: Trainer, prepared: Prepared) -> None:
+    """Score the test split and print samples with the best weights; keep both in result.json."""
+    model, step = trainer.best_model()
+    model.eval()
+    ours = any(getattr(model.config, name) == "triton" for name in PORTABLE)
+    if ours and trainer.machine.device.type == "cpu":
+        say("\nscoring and samples by PyTorch's kernels: the interpreter would take hours for them")
+        model.use(**PORTABLE)
+    tokenizer = prepared.tokenizer
+    say(f"\nbest validation loss {trainer.best_val_loss:.4f} at step {step:,}; with its weights:")
+    result: dict[str, Any] = {"step": step, "val_loss": trainer.best_val_loss}
+    if "test" in prepared.splits:
+        test = evaluate(
+            model,
+            prepared.splits["test"],
+            bos_id=tokenizer.eot_id,
+            batch_size=trainer.batches.batch_size,
+            autocast=trainer.machine.autocast(),
+            progress=True,
+        )
+        say(f"test: {test}")
+        result["test"] = dataclasses.asdict(test)
+    text = _beginning(prepared)
+    prompt = tokenizer.encode(text)[-model.config.block_size :] or [tokenizer.eot_id]
+    say(f"\nsamples that continue the beginning of unseen text, {text!r}:")
+    result["prompt"] = text
+    result["samples"] = {}
+    device = trainer.machine.device
+    for name, sampling in STRATEGIES.items():
+        generator = torch.Generator(device).manual_seed(trainer.config.seed)
+        ids = generate(
+            model,
+            torch.tensor([prompt], device=device),
+            trainer.config.sample_tokens,
+            **dataclasses.asdict(sampling),
+            generator=generator,
+            stop_id=tokenizer.eot_id,
+        )[0].tolist()
+        continuation = tokenizer.decode(i for i in ids[len(prompt) :] if i != tokenizer.eot_id)
+        say(f"--- {name}\n{text}{continuation}")
+        result["samples"][name] = continuation
+    result["data"] = _data(prepared)
+    result["machine"] = {
+        "device": device_name(device),
+        "dtype": str(trainer.machine.dtype).removeprefix("torch."),
+        "compile": trainer.machine.compile,
+        "torch": torch.__version__,
+    }
+    now = datetime.datetime.now(datetime.timezone.utc)
+    result["finished"] = now.isoformat(timespec="seconds")
+    write_json(trainer.folder / "result.json", result)
+    say(f"\nloss curve: {plot_loss(trainer.folder)}")
+
+
+def _data(prepared: Prepared) -> dict[str, Any]:
+    """What the text was, so that the run folder says it without the data cache."""
+    manifest = json.loads((prepared.folder / MANIFEST).read_text(encoding="utf-8"))
+    splits = {
+        name: {"tokens": len(s), "documents": s.n_documents, "bytes": s.n_bytes}
+        for name, s in prepared.splits.items()
+    }
+    return {"name": prepared.name, "held_out": manifest["held_out"], "splits": splits}
+
+
+def _beginning(prepared: Prepared) -> str:
+    """The first whole words of the first held-out document, headings left out."""
+    tokenizer = prepared.tokenizer
+    split = prepared.splits.get("test", prepared.splits["valid"])
+    ids = split.read(0, min(_HEADING_TOKENS, len(split))).tolist()
+    if tokenizer.eot_id in ids:
+        ids = ids[: ids.index(tokenizer.eot_id)]
+    lines = tokenizer.decode(ids).splitlines(keepends=True)
+    prose = itertools.dropwhile(lambda line: not line.strip(" -\n") or line[0] in "#=", lines)
+    text = "".join(prose) or "".join(lines)
+    ids = tokenizer.encode(text)
+    text = tokenizer.decode(ids[:_PROMPT_TOKENS])
+    return text if len(ids) <= _PROMPT_TOKENS else text.rpartition(" ")[0] or text

@@ -1,0 +1,109 @@
+"""Models on the Hugging Face hub, fetched through the library `huggingface_hub` (the extra `hub`).
+
+What was fetched before is used again, and needs no network.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from gpt2.weights.tensors import PICKLES, SAFETENSORS, has_weights
+
+NAMES = {
+    "gpt2": "openai-community/gpt2",
+    "gpt2-medium": "openai-community/gpt2-medium",
+    "gpt2-large": "openai-community/gpt2-large",
+    "gpt2-xl": "openai-community/gpt2-xl",
+    "distilgpt2": "distilbert/distilgpt2",
+}
+_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_DESCRIPTION = [
+    "config.json",
+    *("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
+]
+_PATIENCE = 5.0  # seconds for the hub to answer; a download itself may take any time
+
+
+def repository_of(name: str) -> str | None:
+    """The hub's owner/name of the model `name`; None where it cannot be one."""
+    return NAMES.get(name) or (name if _REPOSITORY.fullmatch(name) else None)
+
+
+def fetch_description(repository: str) -> tuple[Path, str]:
+    """Fetch a model's config.json and tokenizer.
+
+    Returns:
+        The folder that they lie in, and a line that says what they are.
+
+    Raises:
+        ValueError: no such model; no network, and it was not fetched before; or no library.
+    """
+    hub = _import_hub(repository)
+    unreachable = ""
+    try:
+        hub.HfApi().model_info(repository, timeout=_PATIENCE)
+    except hub.errors.RepositoryNotFoundError as error:
+        raise ValueError(
+            f"the Hugging Face hub has no public model {repository}: check the name, or give a "
+            "folder with config.json and weights"
+        ) from error
+    # Whatever keeps the hub from answering, there may still be a copy.
+    except Exception as error:
+        unreachable = f"the hub does not answer: {type(error).__name__}"
+    folder = _snapshot(hub, repository, _DESCRIPTION, "main", unreachable)
+    note = f", fetched before ({unreachable})" if unreachable else ""
+    return folder, f"{repository} at revision {folder.name[:8]}{note}"
+
+
+def fetch_weights(repository: str, folder: Path) -> None:
+    """Fetch the weights that belong to what `fetch_description` gave, into the same folder.
+
+    Raises:
+        ValueError: they could not be fetched.
+    """
+    hub = _import_hub(repository)
+    for names in (SAFETENSORS, PICKLES):
+        stem, _, kind = names[0].rpartition(".")
+        _snapshot(hub, repository, [*names, f"{stem}-*.{kind}"], folder.name)
+        if has_weights(folder, names):
+            return
+
+
+def _snapshot(
+    hub: Any, repository: str, files: list[str], revision: str, unreachable: str = ""
+) -> Path:
+    try:
+        folder = hub.snapshot_download(
+            repository,
+            revision=revision,
+            allow_patterns=files,
+            local_files_only=bool(unreachable),
+        )
+    # Any of several libraries may fail here; whichever it is, the advice is the same.
+    except Exception as error:
+        reason = unreachable or str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(
+            f"{repository} cannot be fetched from the Hugging Face hub ({reason}). "
+            f"{_advice(repository)}"
+        ) from error
+    return Path(folder)
+
+
+def _import_hub(repository: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise ValueError(
+            f"{repository} is fetched from the Hugging Face hub, which needs the library "
+            f"`huggingface_hub`: pip install -e '.[hub]'. {_advice(repository)}"
+        ) from error
+    return huggingface_hub
+
+
+def _advice(repository: str) -> str:
+    folder = repository.rpartition("/")[2] + "-weights"
+    return (
+        "Or fetch it where there is a network (hf download "
+        f"{repository} --local-dir {folder}) and give that folder"
+    )

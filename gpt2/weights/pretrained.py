@@ -1,0 +1,283 @@
+"""Trained weights to begin with: GPT-2's own, others of its format, or those of an earlier run.
+
+    model = load_pretrained("gpt2")                      # from the Hugging Face hub
+    model = load_pretrained("folder", attn="triton")     # config.json and weights, or a run folder
+    tokenizer = load_pretrained_tokenizer("folder")
+
+`find_pretrained` reads what describes a checkpoint, so that what does not fit is refused before
+gigabytes are fetched and read; `Pretrained.build` reads the weights.
+"""
+
+import dataclasses
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2.common.json_files import read_json_object
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.model import GPT
+from gpt2.runs.run import check_size, load_run, read_config
+from gpt2.tokenizer import Tokenizer
+from gpt2.weights.hub import NAMES, fetch_description, fetch_weights, repository_of
+from gpt2.weights.hugging_face import as_stored, config_from_hugging_face, our_name
+from gpt2.weights.tensors import read_tensors, stored_bytes
+
+# Options that do not change which weights a model has.
+_FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
+# Kept in less than float32, or in more: converted. Quantised weights are not.
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A checkpoint that can be loaded.
+
+    Attributes:
+        name: what was asked for.
+        folder: where it lies.
+        config: the model.
+        repository: where its weights are to be fetched from; None when they are in the folder.
+        is_run: whether it is a run folder of ours.
+        note: a line worth printing.
+    """
+
+    name: str
+    folder: Path
+    config: GPTConfig
+    repository: str | None
+    is_run: bool
+    note: str
+
+    def build(self, config: GPTConfig) -> GPT:
+        """The model of `config` with the checkpoint's weights, in float32 on the CPU.
+
+        Args:
+            config: the checkpoint's, but for the backends, dropout, window, and a shorter
+                `block_size`, to which learned positions are cut.
+
+        Raises:
+            ValueError: a longer `block_size`; a tensor or file that is missing, damaged, of another
+                shape, not finite, or not part of the model.
+        """
+        for field in dataclasses.fields(GPTConfig):
+            own, asked = getattr(self.config, field.name), getattr(config, field.name)
+            if field.name not in _FREE and own != asked:
+                raise ValueError(f"{self.name} has {field.name}={own}, got {asked}")
+        if config.positions == "learned" and config.block_size > self.config.block_size:
+            raise ValueError(
+                f"{self.name} has learned positions for {self.config.block_size} tokens, got "
+                f"{config.block_size}: choose at most that many"
+            )
+        if self.is_run:
+            return _copy_run(self.folder, config)
+        if self.repository is not None:
+            fetch_weights(self.repository, self.folder)
+        return _read_model(self.folder, self.config, config)
+
+
+def find_pretrained(path_or_name: str | Path) -> Pretrained:
+    """Find a checkpoint and read its description; from the hub, fetch that much.
+
+    Args:
+        path_or_name: a folder in Hugging Face's GPT-2 format, a run folder, or a model on the hub:
+            gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or owner/name.
+
+    Raises:
+        ValueError: there is none, or its model is not one that ours can be.
+    """
+    name, folder = str(path_or_name), Path(path_or_name)
+    repository, note = None, f"weights: {name}"
+    # A folder may be called as a model is (this package is), so it counts only with its content.
+    if not (folder / "config.json").is_file():
+        repository = repository_of(name)
+        if repository is None or (folder.exists() and name not in NAMES):
+            raise ValueError(_nothing_at(folder))
+        folder, source = fetch_description(repository)
+        note += f" ({source})"
+    path = folder / "config.json"
+    values = read_json_object(path)
+    is_run = "train" in values and "model" in values
+    if is_run:
+        own = read_config(folder)[1]
+        config = dataclasses.replace(own, dropout=0.0, recompute="none", **PORTABLE)
+    else:
+        config = config_from_hugging_face(values, path)
+    return Pretrained(name, folder, config, repository, is_run, note)
+
+
+def load_pretrained(
+    path_or_name: str | Path,
+    *,
+    attn: str = "sdpa",
+    dropout: float = 0.0,
+    block_size: int | None = None,
+) -> GPT:
+    """A model with trained weights, in float32 on the CPU, in evaluation mode.
+
+    Args:
+        path_or_name: as for `find_pretrained`.
+        attn: attention backend.
+        dropout: rate in training; the checkpoint's own rates are not taken over.
+        block_size: cut learned positions to this many; None keeps all.
+
+    Raises:
+        ValueError: there is no such checkpoint, or it cannot be loaded; the message names the file
+            and the tensor.
+    """
+    found = find_pretrained(path_or_name)
+    if block_size is None:
+        block_size = found.config.block_size
+    config = dataclasses.replace(found.config, attn=attn, dropout=dropout, block_size=block_size)
+    return found.build(config).eval()
+
+
+def load_pretrained_tokenizer(path_or_name: str | Path) -> Tokenizer:
+    """The tokenizer of a checkpoint: tokenizer.json, or vocab.json and merges.txt, or encoder.json
+    and vocab.bpe.
+
+    Raises:
+        ValueError: no such checkpoint, or no tokenizer of GPT-2's kind in it.
+    """
+    folder = Path(path_or_name)
+    if folder.is_dir() and str(path_or_name) not in NAMES:
+        return Tokenizer.load(folder)
+    return Tokenizer.load(find_pretrained(folder).folder)
+
+
+def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
+    """The settings of a run that begins from a checkpoint: `config`, with its model and tokenizer.
+
+    Raises:
+        ValueError: an option that contradicts the checkpoint, or a tokenizer that does not fit it.
+    """
+    own = found.config
+    if config.preset is not None:
+        raise ValueError(
+            f"--preset {config.preset} and --init-from {found.name} both say what model to train: "
+            "give one of them"
+        )
+    changes: dict[str, Any] = {}
+    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    default = {f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig)}
+    for field in dataclasses.fields(GPTConfig):
+        name = field.name
+        if name in given and name not in PORTABLE and name != "dropout":
+            asked, has = given[name], getattr(own, name)
+            if asked == default[name]:
+                changes[name] = has
+            elif asked != has and name not in _FREE:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} {asked} contradicts --init-from {found.name}, "
+                    f"which has {has}: leave it out"
+                )
+    if config.seq_len is None:
+        changes["seq_len"] = own.block_size
+    elif own.positions == "learned" and config.seq_len > own.block_size:
+        raise ValueError(
+            f"--seq-len {config.seq_len} is longer than the {own.block_size} learned positions of "
+            f"{found.name}: give at most that many"
+        )
+    changes["tokenizer"] = config.tokenizer or str(found.folder)
+    remedy = "give the one that the weights were trained with, by --tokenizer"
+    try:
+        tokenizer = Tokenizer.load(changes["tokenizer"])
+    except ValueError as error:
+        raise ValueError(f"{error}. Or {remedy}") from error
+    if tokenizer.vocab_size != own.vocab_size:
+        raise ValueError(
+            f"the tokenizer {changes['tokenizer']} has {tokenizer.vocab_size} tokens, and "
+            f"{found.name} has {own.vocab_size}: {remedy}"
+        )
+    return dataclasses.replace(config, **changes)
+
+
+def _nothing_at(folder: Path) -> str:
+    what = "has no config.json" if folder.exists() else "does not exist"
+    return (
+        f"{folder} {what}: give a folder in Hugging Face's GPT-2 format, a run folder, or a model "
+        f"of the Hugging Face hub ({', '.join(NAMES)} or owner/name)"
+    )
+
+
+def _copy_run(folder: Path, config: GPTConfig) -> GPT:
+    """A model with the best weights of a run."""
+    state = load_run(folder, device="cpu").model.state_dict()
+    if config.positions == "learned":
+        state["wpe.weight"] = state["wpe.weight"][: config.block_size]
+    model = GPT(config)
+    model.load_state_dict(state)
+    return model
+
+
+@torch.no_grad()
+def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
+    """A model of `config` from the files of `folder`, which hold one of `stored`."""
+    tensors = read_tensors(folder)
+    first = list(itertools.islice(tensors, 1))  # files that cannot be read are named before
+    check_size(stored, stored_bytes(folder) // 2, folder / "config.json")  # 2 bytes a number
+    with torch.device("meta"):
+        model = GPT(config)
+    assert not list(model.buffers()), "what no file holds would stay undefined"
+    model.to_empty(device="cpu")
+    for padded in {model.wte.weight, model.head_weight}:
+        padded.zero_()
+    parameters = dict(model.named_parameters())
+    seen: set[str] = set()
+    files: set[str] = set()
+    head = None
+    for path, stored_name, tensor in itertools.chain(first, tensors):
+        files.add(path.name)
+        name = our_name(stored_name)
+        if name is None:
+            continue
+        if name in seen:
+            raise ValueError(f"{path}: {stored_name} is there twice")
+        seen.add(name)
+        tied_head = name == "lm_head.weight" and config.tie
+        parameter = parameters.get("wte.weight" if tied_head else name)
+        if parameter is None:
+            raise ValueError(
+                f"{path}: {stored_name} is no part of a GPT-2 language model with "
+                f"n_layer={config.n_layer}, as config.json describes it"
+            )
+        view = as_stored(name, parameter, config)
+        shape = (stored.block_size, stored.n_embd) if name == "wpe.weight" else tuple(view.shape)
+        _check(path, stored_name, tensor, shape)
+        if tied_head:
+            head = path, stored_name, tensor.float()
+            continue
+        view.copy_(tensor[: len(view)])  # positions are cut
+        if not view.isfinite().all():
+            raise ValueError(f"{path}: {stored_name} has values that are not finite in float32")
+    missing = [name for name in parameters if name not in seen]
+    if missing:
+        raise ValueError(
+            f"{folder}: {', '.join(sorted(files)) or 'an empty file'} lacks "
+            f"{', '.join(missing[:3])}"
+            f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''} of the model that "
+            "config.json describes"
+        )
+    if head is not None and not torch.equal(head[2], model.wte.weight[: config.vocab_size]):
+        raise ValueError(
+            f"{head[0]}: {head[1]} is not wte.weight, although config.json says that they are tied "
+            "(tie_word_embeddings): set it to false there to load both"
+        )
+    return model
+
+
+def _check(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(
+            f"{path}: {name} has shape {tuple(tensor.shape)}, and config.json describes a model "
+            f"with {shape}"
+        )
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if tensor.dtype not in _DTYPES or not plain:
+        raise ValueError(
+            f"{path}: {name} is {tensor.dtype}, {tensor.layout}: only plain floating-point weights "
+            "can be loaded, no quantised ones"
+        )

@@ -1,0 +1,151 @@
+"""Tile sizes of the attention kernels: a written table, so that nothing is tuned at start-up.
+
+The rows were chosen without a GPU, by arithmetic on the compiled code, among the shapes that spill
+no register and fit the shared memory of their architecture:
+
+- 128 rows of queries halve the traffic of keys and values against 64, and execute 1.12 times the
+  useful work at T = 1024; up to a length of 256, where they would execute 1.5 times, it is 64 rows.
+- sm_90 and sm_100: warp groups own 64 rows. The compiler waits for a product before it starts the
+  softmax on it, so only another program on the same multiprocessor can overlap the two: the forward
+  at width 64 stays under 128 registers with 8 warps, which lets two programs share one.
+- sm_80: with 16 rows per warp the operands would read shared memory as fast as it goes, so the
+  forward at width 64 gives each of 4 warps 32 rows. The RTX cards (sm_86, sm_89, sm_120) have half
+  the tensor-core rate or less and take 8 warps and more programs.
+- dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
+  they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider.
+
+`python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
+"""
+
+from functools import cache
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """How one kernel is cut: rows of queries and of keys per tile, warps, pipeline stages."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+class Tiles(NamedTuple):
+    """The tiles of one problem: forward; dq alone; dk and dv, with or without dq added."""
+
+    fwd: Tile
+    dq: Tile
+    dkv: Tile
+
+
+SHORT = 256
+"""Lengths up to this take the first row of a head width, longer ones the second."""
+
+Row = tuple[tuple[int, int, int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+
+# (architecture, head width up to): the rows (forward, dq, dk and dv) of short and long sequences.
+TABLE: dict[tuple[str, int], tuple[Row, Row]] = {
+    ("sm_80", 64): (
+        ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
+        ((128, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
+    ),
+    ("sm_80", 128): (
+        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),
+        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_80", 256): (
+        ((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
+        ((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
+    ),
+    ("sm_86", 64): (
+        ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
+        ((128, 32, 8, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
+    ),
+    ("sm_86", 128): (
+        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_86", 256): (
+        ((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),
+        ((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),
+    ),
+    ("sm_90", 64): (
+        ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        ((128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)),
+    ),
+    ("sm_90", 128): (
+        ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
+        ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_90", 256): (
+        ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
+        ((128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
+    ),
+    ("sm_100", 64): (
+        ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
+        ((128, 64, 8, 2), (128, 64, 8, 2), (64, 128, 8, 2)),
+    ),
+    ("sm_100", 128): (
+        ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
+        ((128, 64, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_100", 256): (
+        ((64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 8, 2)),
+        ((128, 32, 8, 2), (64, 32, 4, 1), (32, 32, 8, 2)),
+    ),
+    ("sm_120", 64): (
+        ((64, 32, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
+        ((128, 32, 8, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
+    ),
+    ("sm_120", 128): (
+        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_120", 256): (
+        ((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
+        ((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
+    ),
+    ("gfx942", 64): (
+        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 4, 1)),
+        ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
+    ),
+    ("gfx942", 128): (
+        ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
+        ((128, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
+    ),
+    ("gfx942", 256): (
+        ((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),
+        ((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),
+    ),
+    # Float32 products without TF32 keep whole operands in registers; unknown GPUs may have little
+    # shared memory. Slow, and it runs.
+    ("other", 64): (
+        ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+        ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
+    ),
+    ("other", 256): (
+        ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+        ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
+    ),
+}
+
+# Architectures that take the rows of another.
+SAME = {"interpreter": "sm_90", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
+
+
+@cache
+def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
+    """The row of the table for a problem.
+
+    Args:
+        architecture: `"sm_90"`, `"gfx942"`, or `"interpreter"`, as `_common.launch` names them.
+        head_width: D.
+        length: T.
+        itemsize: bytes per element.
+    """
+    rows = SAME.get(architecture, architecture)
+    if (itemsize == 4 and architecture != "interpreter") or (rows, 64) not in TABLE:
+        rows = "other"
+    widths = (width for name, width in TABLE if name == rows and width >= head_width)
+    fwd, dq, dkv = TABLE[rows, min(widths)][length > SHORT]
+    return Tiles(Tile(*fwd), Tile(*dq), Tile(*dkv))

@@ -1,0 +1,132 @@
+"""A folder with a text and the results of an undisturbed run on it, and what a fault must leave."""
+
+import dataclasses
+import math
+import random
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2.common.files import sha256_file
+from gpt2.runs.metrics import read_metrics
+from tests.campaigns.faults.processes import run
+
+Attempt = str | None
+"""None when nothing was lost, or a sentence on what was."""
+
+MODEL = [
+    *("--data", "stories.txt", "--vocab-size", "300", "--n-layer", "1", "--n-head", "2"),
+    *("--n-embd", "32", "--seq-len", "32", "--batch-size", "4", "--grad-accum", "2"),
+    *("--dropout", "0.1", "--device", "cpu", "--dtype", "fp32", "--log-every", "1"),
+    *("--sample-tokens", "4", "--steps", "40", "--eval-every", "20", "--checkpoint-every", "5"),
+]
+LAST = "checkpoints/step-000040"
+
+
+@dataclass(frozen=True)
+class Workplace:
+    """What was undisturbed, beside the text that it was made of.
+
+    Attributes:
+        folder: has stories.txt and its prepared data.
+        random: chooses the moments, the files and the damage.
+        seconds: how long the run took.
+        curve, weights: of the run; `data`: the sum of each file of the prepared data.
+    """
+
+    folder: Path
+    random: random.Random
+    seconds: float
+    curve: list[tuple[float, ...]]
+    weights: str
+    data: dict[str, str]
+
+    def copy(self, folder: Path, seed: str) -> "Workplace":
+        """The same in another folder, with other random choices."""
+        shutil.copytree(self.folder, folder, dirs_exist_ok=True)
+        return dataclasses.replace(self, folder=folder, random=random.Random(seed))
+
+    def moment(self) -> float:
+        """A random time within a run, in seconds."""
+        return self.random.uniform(0, self.seconds)
+
+    def trained(self, name: str) -> Attempt:
+        """None if a run gave what the undisturbed one did, bit for bit."""
+        if weights(self.folder / name) != self.weights:
+            return "the weights differ from the undisturbed run's"
+        if curve(self.folder / name) != self.curve:
+            return "the losses differ from the undisturbed run's"
+        return None
+
+    def resume(self, name: str) -> Attempt:
+        """Go on with a run to its end, and compare it with the undisturbed one."""
+        status, said = run(self.folder, "train.py", "--resume", name)
+        if status:
+            return f"could not be resumed: {said.strip().splitlines()[-1:]}"
+        return self.trained(name)
+
+
+def write_stories(folder: Path) -> None:
+    """Write `folder`/stories.txt, of 400 short documents."""
+    text = "<|endoftext|>\n".join(
+        f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and it ran home.\n" * 6
+        for i in range(400)
+    )
+    (folder / "stories.txt").write_text(text, encoding="utf-8")
+
+
+def undisturbed(folder: Path) -> Workplace:
+    """Write the text, and train on it without a fault."""
+    write_stories(folder)
+    began = time.monotonic()
+    status, said = run(folder, "train.py", *MODEL, "--out", "undisturbed")
+    assert status == 0, said
+    return Workplace(
+        folder,
+        random.Random(0),
+        time.monotonic() - began,
+        curve(folder / "undisturbed"),
+        weights(folder / "undisturbed"),
+        data_sums(folder / "data"),
+    )
+
+
+def curve(folder: Path) -> list[tuple[float, ...]]:
+    """All of a run's metrics that do not depend on the clock."""
+    keys = ("step", "loss", "grad_norm", "lr", "val_loss")
+    return [tuple(m.get(k, -1.0) for k in keys) for m in read_metrics(folder / "metrics.jsonl")]
+
+
+def losses_differ(folder: Path, other: Path) -> Attempt:
+    """None if two runs have the same losses but for rounding: the sums were cut otherwise."""
+    ours, theirs = curve(folder), curve(other)
+    close = len(ours) == len(theirs) and all(
+        math.isclose(a, b, rel_tol=2e-5)
+        for step, other_step in zip(ours, theirs, strict=True)
+        for a, b in zip(step, other_step, strict=True)
+    )
+    return None if close else f"the losses {ours[-2:]} differ from {theirs[-2:]}"
+
+
+def weights(folder: Path) -> str:
+    return sha256_file(folder / LAST / "model.safetensors")
+
+
+def data_sums(folder: Path) -> dict[str, str]:
+    """Every byte of the prepared data and its tokenizer."""
+    return {
+        str(path.relative_to(folder)): sha256_file(path)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in (".bin", ".json") and path.name != "checksums.json"
+    }
+
+
+def refused(status: int, said: str, *names: str) -> Attempt:
+    """None if a command ended with a message, and this says one of the names."""
+    _, _, message = said.rpartition("error: ")
+    if status != 2 or "Traceback" in said or not message:
+        return f"no clear message, but status {status}: {said[-300:]!r}"
+    if not any(name in message for name in names):
+        return f"none of {', '.join(names)} is named: {message[-300:]!r}"
+    return None

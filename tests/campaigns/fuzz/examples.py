@@ -1,0 +1,251 @@
+"""Valid files of every kind, made by the code that writes them; small, and made once a process."""
+
+import contextlib
+import gzip
+import hashlib
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.config import TrainConfig
+from gpt2.data.prepare import prepare_part
+from gpt2.data.tokenise import Part
+from gpt2.runs.run import load_run
+from gpt2.tokenizer import Tokenizer
+from gpt2.tokenizer.vocabulary import END_OF_TEXT, _spell, read_vocabulary
+from gpt2.training import results
+from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.weights.export import export
+from gpt2.weights.hugging_face import tensors_to_hugging_face
+from tests.campaigns.fuzz.mutations import Files
+
+ROOT = Path(__file__).resolve().parents[3]
+STEP = "run/checkpoints/step-000004/"
+CONFIG = TrainConfig(
+    data="stories.txt", out="run", vocab_size=264, preset="demo", n_layer=1, n_head=2, n_embd=8,
+    seq_len=16, batch_size=2, steps=4, eval_every=2, checkpoint_every=2, eval_tokens=64,
+    log_every=1, sample_tokens=2, device="cpu", dtype="fp32", optimizer="adamw",
+)  # fmt: skip
+
+
+@contextlib.contextmanager
+def working_in(folder: Path) -> Iterator[None]:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        yield
+    finally:
+        os.chdir(before)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def stories() -> bytes:
+    documents = [f"Story {i}. The cat saw {i % 9} birds.\n\nIt ran home.\n" for i in range(60)]
+    return f"\n{END_OF_TEXT}\n".join(documents).encode()
+
+
+@cache
+def trained() -> dict[str, bytes]:
+    """A finished run in `run`, its data in `data`, and an export of it in `exported`."""
+    with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
+        folder = Path(name)
+        (folder / "stories.txt").write_bytes(stories())
+        the_plan = plan(CONFIG)
+        prepared = prepare_data(the_plan)
+        trainer = build(the_plan, prepared)
+        with the_plan.claim():
+            begin(the_plan, prepared, trainer)
+            assert trainer.fit() is None
+            results.report(trainer, prepared)
+        run = load_run("run", device="cpu")
+        export(run.model, run.tokenizer, folder / "exported", dtype=torch.float32)
+        torch.save(tensors_to_hugging_face(run.model), folder / "exported/pytorch_model.bin")
+        return _contents(folder)
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".png" and not path.name.endswith("lock")
+    }
+
+
+def part(prefix: str, *names: str) -> dict[str, bytes]:
+    """The files of `trained` whose path begins so, without that beginning; or some of them."""
+    files = {
+        path.removeprefix(prefix): content
+        for path, content in trained().items()
+        if path.startswith(prefix)
+    }
+    return {name: files[name] for name in names} if names else files
+
+
+def prepared() -> dict[str, bytes]:
+    """The folder of tokenised data."""
+    (manifest,) = (path for path in trained() if path.endswith("/manifest.json") and "data" in path)
+    return part(manifest.removesuffix("manifest.json"))
+
+
+@cache
+def parts() -> dict[str, bytes]:
+    """Data prepared in two parts, still to be merged, and the text that it is made of."""
+    with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
+        folder = Path(name)
+        (folder / "stories.txt").write_bytes(stories())
+        for number in (1, 2):
+            prepare_part("stories.txt", Part(number, 2), vocab_size=264, progress=False)
+        return _contents(folder)
+
+
+def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes]:
+    """The exported model, as an index and one shard."""
+    shard = f"{stem}-00001-of-00001.{suffix}"
+    names = _header(part("exported/")["model.safetensors"])
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
+    return {
+        **part("exported/", "config.json"),
+        f"{stem}.{suffix}.index.json": json.dumps(index).encode(),
+        shard: part("exported/")[f"{stem}.{suffix}"],
+    }
+
+
+def _header(safetensors: bytes) -> dict[str, Any]:
+    length = int.from_bytes(safetensors[:8], "little")
+    header: dict[str, Any] = json.loads(safetensors[8 : 8 + length])
+    header.pop("__metadata__", None)
+    return header
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
+        return Tokenizer.load(name)
+
+
+@cache
+def vocabulary_pair() -> dict[str, bytes]:
+    """The tokenizer as GPT-2's own two files."""
+    with tempfile.TemporaryDirectory() as name:
+        (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
+        ids, merges, special = read_vocabulary(name)
+    encoder = {_spell(token): number for token, number in ids.items()} | special
+    lines = ["#version: 0.2", *(f"{_spell(left)} {_spell(right)}" for left, right in merges), ""]
+    return {"encoder.json": json.dumps(encoder).encode(), "vocab.bpe": "\n".join(lines).encode()}
+
+
+def json_lines() -> bytes:
+    lines = [json.dumps({"text": f"Story {i}: \u00e9\u4e2d", "n": i}) for i in range(5)]
+    return "\n".join(lines).encode() + b"\n"
+
+
+@cache
+def parquet() -> bytes:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [f"Story {i}: the cat. \u00e9" for i in range(5)] + [None]
+    file = io.BytesIO()
+    pq.write_table(pa.table({"text": texts, "n": range(6)}), file, compression="gzip")
+    return file.getvalue()
+
+
+def packed(content: bytes) -> bytes:
+    return gzip.compress(content, mtime=0)
+
+
+def decoding() -> bytes:
+    names = (
+        "perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition_4", "self_bleu_4",
+        "mean_words", "ended",
+    )  # fmt: skip
+    measures = dict.fromkeys(names, 0.5) | {"copied_8": None}
+    rows = [
+        {"name": "human", **measures},
+        {"name": "greedy", **measures, "sampling": {"min_p": None, "repetition_penalty": 1.0}},
+        {"name": "min-p 0.1", **measures, "sampling": {"min_p": 0.1, "repetition_penalty": 1.2}},
+    ]
+    texts = [{"prompt": "A", "human": " cat", "greedy": " dog", "min-p 0.1": " bird"}] * 3
+    about = {"data": "stories", "split": "test", "prompts": 3, "max_tokens": 9, "findings": ["So."]}
+    return json.dumps(about | {"rows": rows, "texts": texts}).encode()
+
+
+def sizes() -> bytes:
+    rows = [
+        {
+            "name": name, "parameters": n, "tokens": 1000, "seconds": 10.0, "tokens_per_s": 100.0,
+            "peak_memory_bytes": 1 << 20, "flops": n * 6000, "test_loss": 3.0,
+            "test_perplexity": 20.1, "test_bits_per_byte": 1.0, "samples": {"The": " cat"},
+            "val_curve": [[500, 4.0], [1000, 3.0]],
+        }
+        for name, n in (("small", 10), ("large", 40))
+    ]  # fmt: skip
+    about = {"data": "stories", "tokens": 1000, "device": "CPU", "memory": "resident"}
+    about |= {"test": "5 tokens", "sampling": "nucleus"}
+    return json.dumps(about | {"rows": rows}).encode()
+
+
+@cache
+def bench() -> bytes:
+    """A committed result, with the first two cases of each benchmark."""
+    path = next((ROOT / "bench/results").glob("cpu*/*.json"))
+    results = json.loads(path.read_bytes())
+    kept: dict[str, list[str]] = {}
+    for row in results["rows"]:
+        cases = kept.setdefault(row["bench"], [])
+        case = json.dumps(row["case"])
+        if case not in cases and len(cases) < 2:
+            cases.append(case)
+    results["rows"] = [r for r in results["rows"] if json.dumps(r["case"]) in kept[r["bench"]]]
+    return json.dumps(results).encode()
+
+
+def reseal_checkpoint(files: Files) -> None:
+    """Write the manifest anew, with the checksums that the files have now."""
+    for path in [path for path in files if path.endswith("state.json")]:
+        prefix = path.removesuffix("state.json")
+        sums = {
+            name.removeprefix(prefix): _sums(content, 0)
+            for name, content in files.items()
+            if name.startswith(prefix) and isinstance(content, bytes)
+        }
+        sums.pop("manifest.json", None)
+        files[prefix + "manifest.json"] = json.dumps({"format": 1, "files": sums}).encode()
+
+
+def reseal_shards(files: Files) -> None:
+    """Put the right checksum into each shard's header, and into the manifest."""
+    shards = {}
+    for name, content in files.items():
+        if name.endswith(".bin") and isinstance(content, bytes) and len(content) >= 256:
+            digest = hashlib.sha256(content[256:])
+            at = 56 + 64  # behind the tokenizer's hash
+            files[name] = content[:at] + digest.digest() + content[at + 32 :]
+            shards[name.rpartition("/")[2]] = digest.hexdigest()
+    for name in [name for name in files if name.endswith("manifest.json")]:
+        content = files[name]
+        with contextlib.suppress(
+            ValueError, LookupError, TypeError, AttributeError, RecursionError
+        ):
+            manifest = json.loads(content) if isinstance(content, bytes) else {}
+            for entry in manifest["splits"].values():
+                for shard in entry["shards"]:
+                    shard["sha256"] = shards.get(shard["file"], shard["sha256"])
+            files[name] = json.dumps(manifest).encode()
+
+
+def _sums(content: bytes, start: int) -> dict[str, Any]:
+    return {"bytes": len(content), "sha256": hashlib.sha256(content[start:]).hexdigest()}

@@ -1,0 +1,262 @@
+"""What an attacker would try first, each by name: bombs, code in a pickle, numbers without end."""
+
+import gzip
+import io
+import json
+import pickle
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gpt2.common.json_files import read_json
+from gpt2.config import TrainConfig
+from gpt2.data.manifest import open_splits
+from gpt2.data.readers import read_pieces
+from gpt2.data.shards import ShardError, TokenStream, read_header
+from gpt2.runs.checkpoint import RNG, DamagedCheckpoint, load_checkpoint
+from gpt2.runs.run import load_run
+from gpt2.weights.pretrained import load_pretrained
+from tests.campaigns.fuzz import examples
+from tests.campaigns.fuzz.mutations import Files
+from tests.campaigns.fuzz.targets import write
+from tests.campaigns.fuzz.watch import watched
+
+MIB = 1 << 20
+
+
+def lay(folder: Path, files: dict[str, bytes]) -> Path:
+    write(dict(files), folder)
+    return folder
+
+
+@pytest.mark.parametrize("size", [128 * MIB, pytest.param(1 << 30, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("text", [b"\0", b"the cat ", b"\xe4\xb8\xad"], ids=ascii)
+def test_packed_text_is_a_stream_however_much_it_is(tmp_path, text, size):
+    """A file of a thousandth of what it unpacks to, in members, with and without spaces."""
+    member = gzip.compress(text * (16 * MIB // len(text)), mtime=0)
+    path = tmp_path / "bomb.txt.gz"
+    path.write_bytes(member * (size // (16 * MIB)))
+    with watched(seconds=120, memory=64 * MIB):
+        read = sum(len(piece.text.encode()) for piece in read_pieces(path))
+    assert read == size // (16 * MIB) * (16 * MIB // len(text)) * len(text)
+
+
+def test_a_line_without_end_is_refused(tmp_path):
+    path = tmp_path / "bomb.jsonl.gz"
+    path.write_bytes(gzip.compress(b'{"text": "') + gzip.compress(b"a" * (16 * MIB)) * 64)
+    with (
+        watched(memory=256 * MIB),
+        pytest.raises(ValueError, match=r"bomb\.jsonl\.gz, line 1: longer than 32 MiB"),
+    ):
+        list(read_pieces(path))
+
+
+def test_one_long_text_packed_as_many_rows_of_parquet(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    path = tmp_path / "bomb.parquet"
+    pq = pytest.importorskip("pyarrow.parquet")
+    text = pa.array(["ab " * (2 * MIB)])
+    rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), text)
+    pq.write_table(pa.table({"text": rows}), path, compression="zstd", store_schema=False)
+    assert path.stat().st_size < MIB
+    with watched(seconds=60, memory=256 * MIB):
+        assert sum(piece.last for piece in read_pieces(path)) == 200
+    rows = text.take(pa.array([0] * 20))
+    pq.write_table(pa.table({"text": rows}), path, compression="zstd", use_dictionary=False)
+    with watched(memory=64 * MIB), pytest.raises(ValueError, match="which no text does"):
+        list(read_pieces(path))
+
+
+def test_a_shard_that_claims_to_be_huge_takes_no_memory(tmp_path):
+    header = struct.pack("<8sIIQQQQQ64s32s", b"GPT2TOKS", 1, 2, 300, 1 << 60, 1, 1, 1, b"", b"")
+    path = tmp_path / "train-00000.bin"
+    path.write_bytes(header.ljust(256, b"\0") + b"\0\0")
+    with (
+        watched(memory=16 * MIB),
+        pytest.raises(ShardError, match=r"train-00000\.bin has 258 bytes"),
+    ):
+        read_header(path)
+
+
+def test_ids_beyond_the_vocabulary_never_reach_the_model(tmp_path):
+    files: Files = {"train-00000.bin": examples.prepared()["train-00000.bin"][:-2] + b"\xff\xff"}
+    examples.reseal_shards(files)
+    write(files, tmp_path)
+    stream = TokenStream([tmp_path / "train-00000.bin"], verify=True)
+    stream.read(0, len(stream) - 1)
+    with pytest.raises(ShardError, match=r"train-00000\.bin holds the id 65535"):
+        stream.read(0, len(stream))
+
+
+def test_tensors_that_claim_to_be_huge_take_no_memory(tmp_path):
+    tensor = {"dtype": "F32", "shape": [1 << 60], "data_offsets": [0, 4]}
+    header = json.dumps({"wte.weight": tensor}).encode()
+    files = examples.part("exported/", "config.json")
+    for content in (struct.pack("<Q", len(header)) + header + b"1234", struct.pack("<Q", 1 << 60)):
+        (tmp_path / "model.safetensors").write_bytes(content)
+        lay(tmp_path, files)
+        with watched(memory=16 * MIB), pytest.raises(ValueError, match=r"model\.safetensors"):
+            load_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"n_layer": 4096}, {"n_embd": 1 << 20}, {"n_positions": 1 << 24}]
+)
+def test_a_model_far_larger_than_its_weights_is_refused(tmp_path, changes):
+    files = examples.part("exported/", "config.json", "model.safetensors")
+    config = json.loads(files["config.json"]) | {"n_embd": 1 << 14} | changes
+    files["config.json"] = json.dumps(config).encode()
+    with (
+        watched(memory=64 * MIB),
+        pytest.raises(ValueError, match=r"config\.json describes a model"),
+    ):
+        load_pretrained(lay(tmp_path, files))
+
+
+def test_a_run_far_larger_than_its_weights_is_refused(tmp_path):
+    files = examples.part("run/")
+    config = json.loads(files["config.json"])
+    config["model"]["n_embd"] = 1 << 14
+    files["config.json"] = json.dumps(config).encode()
+    with (
+        watched(memory=64 * MIB),
+        pytest.raises(ValueError, match=r"config\.json describes a model"),
+    ):
+        load_run(lay(tmp_path, files), device="cpu")
+
+
+class Opens:
+    """A pickle of this creates the file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def _old(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file, _use_new_zipfile_serialization=False)
+    return file.getvalue()
+
+
+def _new(content: object) -> bytes:
+    file = io.BytesIO()
+    torch.save(content, file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", [_new, _old, pickle.dumps], ids=["zip", "old", "bare"])
+@pytest.mark.parametrize("sharded", [False, True], ids=["whole", "shards"])
+def test_code_in_a_pickle_is_not_run(tmp_path, form: Callable[[object], bytes], sharded):
+    trap = tmp_path / "was-run"
+    content = form({"wte.weight": Opens(trap)})
+    files = (
+        examples.sharded("pytorch_model", "bin")
+        if sharded
+        else examples.part("exported/", "config.json", "pytorch_model.bin")
+    )
+    (name,) = (name for name in files if name.endswith(".bin"))
+    files[name] = content
+    with pytest.raises(ValueError, match=name):
+        load_pretrained(lay(tmp_path / "model", files))
+    assert not trap.exists()
+    torch.load(io.BytesIO(_new(Opens(trap))), weights_only=False)
+    assert trap.exists(), "the trap works"
+
+
+def _chain(key: bool) -> bytes:
+    """A pickle of some hundred bytes: pairs of pairs ... 60 deep, each part twice in the next."""
+    program = b"\x80\x02}q\x00" + (b"K\x01" if key else b"X\x01\x00\x00\x00a")
+    for number in range(1, 60):
+        program += b"q" + bytes([number]) + b"h" + bytes([number]) + b"\x86"
+    return program + (b"K\x02s." if key else b"s.")
+
+
+@pytest.mark.parametrize("key", [True, False])
+@pytest.mark.parametrize("form", ["zip", "old", "old before a zip"])
+def test_a_pickle_that_takes_forever_is_refused(tmp_path, form, key):
+    files = examples.part("exported/", "config.json")
+    content = _with_member(io.BytesIO(_new({})), "data.pkl", _chain(key))
+    if form != "zip":
+        head = _old({}).partition(pickle.dumps({}, 2))[0]
+        content = head + _chain(key) + pickle.dumps([], 2) + (_new({}) if "zip" in form else b"")
+    files["pytorch_model.bin"] = content
+    with watched(seconds=5), pytest.raises(ValueError, match="refers twice to one of its parts"):
+        load_pretrained(lay(tmp_path, files))
+
+
+def _with_member(archive: io.BytesIO, suffix: str, content: bytes, kind: int = 0) -> bytes:
+    changed = io.BytesIO()
+    with zipfile.ZipFile(archive) as old, zipfile.ZipFile(changed, "w", kind) as new:
+        for name in old.namelist():
+            new.writestr(name, content if name.endswith(suffix) else old.read(name))
+    return changed.getvalue()
+
+
+def test_a_packed_archive_of_tensors_is_refused(tmp_path):
+    archive = io.BytesIO(_new({"wte.weight": torch.zeros(100)}))
+    files = examples.part("exported/", "config.json")
+    zeros = bytes(256 * MIB)
+    files["pytorch_model.bin"] = _with_member(archive, "data/0", zeros, zipfile.ZIP_DEFLATED)
+    lay(tmp_path, files)
+    with watched(memory=16 * MIB), pytest.raises(ValueError, match=r"torch\.save packs none"):
+        load_pretrained(tmp_path)
+
+
+def test_a_random_state_that_would_crash_numpy_is_refused(tmp_path):
+    files: Files = dict(examples.part(examples.STEP))
+    content = files[RNG]
+    assert isinstance(content, bytes)
+    (length,) = struct.unpack_from("<Q", content)
+    place = json.loads(content[8 : 8 + length])["numpy.position"]["data_offsets"][0] + 8 + length
+    files[RNG] = content[:place] + struct.pack("<q", 1 << 40) + content[place + 8 :]
+    examples.reseal_checkpoint(files)
+    write(files, tmp_path)
+    with pytest.raises(DamagedCheckpoint, match=r"rng\.safetensors holds no random state"):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../train-00000.bin", "/etc/passwd", "..", "train-00000.bin\0"])
+def test_no_manifest_leads_out_of_its_folder(tmp_path, name):
+    files = examples.prepared()
+    manifest = json.loads(files["manifest.json"])
+    manifest["splits"]["train"]["shards"][0]["file"] = name
+    lay(tmp_path / "data", files | {"manifest.json": json.dumps(manifest).encode()})
+    lay(tmp_path, {"train-00000.bin": files["train-00000.bin"]})
+    with pytest.raises(ShardError, match=r"manifest\.json cannot be used \(shard name"):
+        open_splits(tmp_path / "data", examples.tokenizer())
+
+
+def test_links_give_nothing_away(tmp_path):
+    """A link in a folder of data shows no line of the file that it leads to, and cannot hang."""
+    secret = tmp_path / "secret"
+    secret.write_text("do not tell")
+    folder = lay(tmp_path / "data", examples.prepared())
+    for name, to in (("train-00000.bin", secret), ("manifest.json", secret)):
+        (folder / name).unlink()
+        (folder / name).symlink_to(to)
+        with pytest.raises(ValueError, match=name) as error:
+            open_splits(folder, examples.tokenizer())
+        assert "do not tell" not in str(error.value)
+    endless = tmp_path / "endless.json"
+    endless.symlink_to("/dev/zero")
+    with watched(memory=MIB), pytest.raises(ValueError, match="there is no such file"):
+        read_json(endless)
+
+
+def test_a_configuration_is_checked_entry_by_entry(tmp_path):
+    files = examples.part("run/")
+    config = json.loads(files["config.json"])
+    for value in ("4", True, 1e99, [4], None):
+        config["train"]["keep"] = value
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=r"config\.json .*: keep: .* is no int"):
+            load_run(tmp_path, device="cpu")
+    assert TrainConfig().keep == 3

@@ -1,0 +1,215 @@
+"""Stress of attention and attention_qkvpacked, both backward passes."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels._attention.tiles import Tile, Tiles
+from kernels.attention import attention, attention_qkvpacked, attention_reference, dropout_mask
+from tests.campaigns.stress.case import Case, Operator, Refusals, beyond, same_bits, twin
+from tests.campaigns.stress.draw import Draw
+
+LOG2E = math.log2(math.e)  # which the kernels fold into the scale
+# From here on float32 does not tell scores apart that differ by 1/16: the backward's P, computed
+# again, is no longer that of the forward in any digit.
+COARSE = 2.0**20
+WIDTHS = (1, 2, 3, 8, 15, 16, 16, 17, 20, 32, 32, 40, 64, 64, 80, 96, 128, 160, 256)
+
+
+class _SmallTiles:
+    """In the place of `choose_tiles`, so that short sequences have many tiles."""
+
+    def __init__(self, block_m: int, block_n: int) -> None:
+        tile = Tile(block_m, block_n, 4, 2)
+        self.tiles = Tiles(tile, tile, tile)
+
+    def __call__(self, *_: Any) -> Tiles:
+        return self.tiles
+
+    def __repr__(self) -> str:
+        return str(self.tiles.fwd)
+
+
+def _draw(packed: bool, draw: Draw) -> Case:
+    d = draw.choose(*WIDTHS)
+    t = draw.size(180)
+    b_and_h = draw.rows(15000, max(t * t, t * d, 1000))
+    b, h = (1, 1, *b_and_h)[-2:]
+    if math.prod(b_and_h) == 0:
+        b, t, h = draw.choose((0, t, 2), (2, 0, 1), (1, t, 0))
+    shape = (b, t, h, d)
+    dtype = draw.dtype()
+    values = {name: draw.values(shape, dtype) for name in ("q", "k", "v")}
+    if packed:
+        inputs = draw.inputs({"qkv": torch.stack([*values.values()], 2)}, unit_last=True)
+        qkv = dict(zip("qkv", inputs["qkv"].unbind(2), strict=True))
+    elif draw.chance(1 / 3):  # views of one projection
+        whole = draw.place(torch.stack([*values.values()], 2), "qkv", unit_last=True)
+        parts = zip("qkv", whole.unbind(2), strict=True)
+        inputs = qkv = {name: x.requires_grad_(draw.chance(5 / 6)) for name, x in parts}
+    else:
+        inputs = qkv = draw.inputs(values, unit_last=True)
+    options: dict[str, Any] = {
+        "window": draw.choose(None, draw.size(max(1, t)), draw.size(max(1, t)), 2**40),
+        "scale": draw.choose(None, None, 10 ** draw.random.uniform(-3, 1)),
+        "dropout_p": 0.0,
+    }
+    keep, seed = None, None
+    if draw.chance(1 / 4) and 0 not in shape:
+        options["dropout_p"] = draw.choose(0.1, 0.5, 0.9)
+        seed = torch.tensor([draw.random.getrandbits(63)], device=draw.memory.device)
+        keep = dropout_mask(seed, (b, t, h), options["dropout_p"])
+        _check_mask(keep, seed, options["dropout_p"])
+    upstream = draw.upstream(shape, dtype)
+    kernel = partial(
+        attention_qkvpacked if packed else attention,
+        dropout_seed=seed, deterministic=draw.chance(1 / 2), **options,
+    )  # fmt: skip
+    if not packed:
+        kernel.keywords["return_lse"] = True
+
+    def reference(**given: Tensor) -> Any:
+        parts = given["qkv"].unbind(2) if packed else given.values()
+        o, lse = attention_reference(*parts, keep=keep, **options)
+        return o if packed else (o, lse)
+
+    patches: dict[str, Any] = {}
+    if draw.chance(3 / 4):
+        sizes = [16, 32, 64]
+        if draw.on_gpu:  # what fits the shared memory of any GPU
+            sizes = [16, 32] if d * dtype.itemsize <= 256 else [16]
+        tiles = _SmallTiles(draw.choose(*sizes), draw.choose(*sizes))
+        patches["kernels._attention.operators.choose_tiles"] = tiles
+    if draw.chance(1 / 4):
+        patches["kernels._attention.operators.L2_BUDGET"] = 1
+    return Case(
+        kernel, reference, inputs, [upstream] if packed else [upstream, None],
+        _cancelled(qkv, upstream, keep, options), patches,
+        partial(_also, draw=draw, window=options["window"]),
+    )  # fmt: skip
+
+
+def _check_mask(keep: Tensor, seed: Tensor, dropout_p: float) -> None:
+    """Assert that a mask drops its share, and is another one for another seed or head.
+
+    A right one would fail by chance in less than a billionth of all cases.
+    """
+    b, h, t, _ = keep.shape
+    if t < 24:
+        return
+    spread = 6.5 * math.sqrt(keep.numel() * dropout_p * (1 - dropout_p))
+    dropped = int((~keep).sum())
+    assert abs(dropped - dropout_p * keep.numel()) < spread, f"{dropped} of {keep.numel()} dropped"
+    assert not torch.equal(dropout_mask(seed ^ 2**40, (b, t, h), dropout_p), keep), "seed ignored"
+    heads = keep.reshape(b * h, t * t)
+    assert len(heads.unique(dim=0)) == b * h, "two heads have one mask"
+
+
+def _cancelled(
+    qkv: dict[str, Tensor], do: Tensor, keep: Tensor | None, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """The equations with every difference made a sum.
+
+    S has roundings of the size of scale |q| |k|^T, and P = exp(S - L) has them relative to itself,
+    as long as they are small against 1.
+    dP - delta is a difference, exactly zero where a row sees one key; so are the sums after it.
+    Delta is made of o as it is stored: of numbers with a rounding of their dtype, which weighs as
+    many roundings of float32 as `ratio` says. Where o overflows, or did before it was divided by
+    the sum of exp(S - max S), delta is NaN.
+    """
+    signed = [x.detach().double() for x in qkv.values()]
+    q, k, v = (x.abs() for x in signed)
+    if q.numel() == 0:
+        return {}
+    scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
+    known = {name: options[name] for name in ("window", "dropout_p")}
+    o_exact, lse = attention_reference(*signed, scale=scale, keep=keep, **known)
+    scores = scale * torch.einsum("bihd,bjhd->bhij", *signed[:2])
+    sizes = scale * torch.einsum("bihd,bjhd->bhij", q, k)
+    behind = torch.arange(q.shape[1], device=q.device)
+    behind = behind[:, None] - behind
+    visible = (behind >= 0) & (behind < (options["window"] or math.inf))
+    p = torch.exp(scores - lse[..., None]).where(visible, 0)
+    rough = p * (1 + sizes) + beyond(LOG2E * sizes)
+    z = 1.0 if keep is None else keep / (1 - options["dropout_p"])
+    dp = torch.einsum("bihd,bjhd->bhij", do.double().abs(), v) * z
+    o = torch.einsum("bhij,bjhd->bihd", rough * z, v)
+    lse_size = rough.amax(-1)
+    overflow = beyond(torch.einsum("bhij,bjhd->bihd", p / p.amax(-1, keepdim=True) * z, v))
+    o = o + overflow
+    overflow = overflow + beyond(o_exact.abs(), torch.finfo(do.dtype).max / 2)
+    rough = rough + beyond(sizes, COARSE) + overflow.transpose(1, 2)
+    ds = rough * (dp + (p * dp).sum(-1, keepdim=True)) + beyond(dp)
+    ratio = torch.finfo(do.dtype).eps / torch.finfo(torch.float32).eps
+    ds += ratio * p * torch.einsum("bihd,bihd->bhi", do.double().abs(), o_exact.abs())[..., None]
+    dq = scale * torch.einsum("bhij,bjhd->bihd", ds, k)
+    dk = scale * torch.einsum("bhij,bihd->bjhd", ds, q)
+    dv = torch.einsum("bhij,bihd->bjhd", rough * z, do.double().abs())
+    return {
+        "out": o, "out0": o, "out1": lse_size,
+        "dq": dq, "dk": dk, "dv": dv, "dqkv": torch.stack([dq, dk, dv], 2),
+    }  # fmt: skip
+
+
+def _also(case: Case, draw: Draw, window: int | None) -> None:
+    """A row's output depends, to the bit, on no position after it or before its window."""
+    first = next(iter(case.inputs.values()))
+    length = first.shape[1]
+    shared = any(0 in x.stride() for x in case.inputs.values())
+    if first.numel() == 0 or shared or draw.chance(3 / 4):
+        return
+    cut = draw.random.randrange(length)
+    changed, kept = slice(cut, None), slice(0, cut)
+    if window is not None and draw.chance(1 / 2):
+        changed, kept = slice(0, cut), slice(cut + window - 1, None)
+    other = {name: twin(x).detach() for name, x in case.inputs.items()}
+    for x in other.values():
+        x[:, changed] = 7.0
+    before = case.run({name: x.detach() for name, x in case.inputs.items()})
+    after = case.run(other)
+    for name in before:
+        rows = (..., kept) if name == "out1" else (slice(None), kept)
+        assert same_bits(before[name][rows], after[name][rows]), (
+            f"{name}: rows {kept} depend on positions {changed}"
+        )
+
+
+def _refusals(packed: bool, draw: Draw) -> Refusals:
+    b, t, h, d = 2, draw.size(20), 2, 2 + 2 * draw.size(8)
+    qkv = draw.values((b, t, 3, h, d), torch.float32).to(draw.memory.device)
+    seed = torch.tensor([1], device=qkv.device)
+    options: list[dict[str, Any]] = [
+        {"window": draw.choose(0, -1)}, {"scale": draw.choose(0.0, -1.0, math.nan, math.inf)},
+        {"dropout_p": draw.choose(1.0, -0.1, math.nan)},
+        {"dropout_p": 0.1, "dropout_seed": seed[:0]},
+        {"dropout_p": 0.1, "dropout_seed": seed.int()},
+        {"dropout_p": 0.1, "dropout_seed": seed.float()},
+        {"dropout_p": 0.1, "dropout_seed": 1},
+    ]  # fmt: skip
+    wrong = [
+        qkv.double(), qkv.long(), qkv[..., ::2], qkv[..., :0],
+        qkv.new_zeros(1, 2, 3, 1, 257), qkv.new_zeros(1, 1, 1, 1, 1).expand(b, t, 3, h, d),
+        qkv.as_strided((1, 1, 3, 1, d), (1, 2**24, d, 1, 1)),
+    ]  # fmt: skip
+    if not draw.on_gpu:
+        wrong.append(qkv.bfloat16())
+    if packed:
+        bad = [*wrong, qkv[:, :, :2], qkv[0], qkv[..., None]]
+        calls = [partial(attention_qkvpacked, x) for x in bad]
+        return [*calls, *(partial(attention_qkvpacked, qkv, **option) for option in options)]
+    q, k, v = qkv.unbind(2)
+    shapes = [
+        (q[:1], k, v), (q, k[:, :, :1], v), (q, k, v[..., : d // 2]), (q, k.half(), v),
+        (q[0], k[0], v[0]), (q, k, v[:, :, 0]),
+    ]  # fmt: skip
+    calls = [partial(attention, *parts) for parts in [*shapes, *(x.unbind(2) for x in wrong)]]
+    return [*calls, *(partial(attention, q, k, v, **option) for option in options)]
+
+
+OPERATORS = {
+    name: Operator(partial(_draw, packed), partial(_refusals, packed))
+    for name, packed in (("attention", False), ("attention_qkvpacked", True))
+}

@@ -1,0 +1,212 @@
+"""The random choices of a case: shapes, values, memory layouts.
+
+Everything follows from the seed, the operator and the number of the case, on any machine and at any
+speed: values are drawn on the CPU, whatever device they are for. A GPU gets larger cases, and
+bfloat16.
+"""
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from tests.campaigns.stress.memory import Memory
+
+T = TypeVar("T")
+# GPT-2's, and those at which something in a launcher changes.
+KNOWN_SIZES = (64, 96, 113, 128, 257, 512, 768, 1000, 1024, 1280, 1600, 2048, 3072, 4096, 5000)
+
+
+class Draw:
+    """A source of random choices.
+
+    Args:
+        key: what the choices depend on.
+        memory: where tensors are placed.
+    """
+
+    def __init__(self, key: str, memory: Memory) -> None:
+        self.random = random.Random(key)
+        self.memory = memory
+        self.on_gpu = memory.device.type == "cuda"
+        self._generator = torch.Generator().manual_seed(self.random.getrandbits(60))
+        # Half of the cases are of ordinary numbers, so that budgets are tight in many.
+        self._calm = self.chance(1 / 2)
+
+    def chance(self, probability: float) -> bool:
+        return self.random.random() < probability
+
+    def choose(self, *options: T) -> T:
+        return self.random.choice(options)
+
+    def dtype(self) -> torch.dtype:
+        """Of what the kernels compute on this device; the interpreter has no bfloat16."""
+        half = [torch.float16] + [torch.bfloat16] * self.on_gpu
+        return self.choose(torch.float32, *half)
+
+    def size(self, most: int) -> int:
+        """1 to `most`: small, next to a power of two, of GPT-2, or any."""
+        kind = self.choose("small", "power", "known", "any")
+        if kind == "small":
+            found = self.random.randint(1, 9)
+        elif kind == "power":
+            found = 2 ** self.random.randint(1, most.bit_length()) + self.choose(-1, 0, 1)
+        elif kind == "known":
+            found = self.choose(*KNOWN_SIZES)
+        else:
+            found = round(math.exp(self.random.uniform(0, math.log(most))))
+        return found if 1 <= found <= most else self.random.randint(1, most)
+
+    def rows(self, elements: int, width: int) -> tuple[int, ...]:
+        """Zero to three axes before one of this width: about so many elements; seldom, none.
+
+        On a GPU, 16 times as many: Triton's interpreter is slow.
+        """
+        most = max(2, (16 if self.on_gpu else 1) * elements // width)
+        shape = [self.size(most)]
+        while len(shape) < 3 and self.chance(1 / 3):
+            shape.insert(0, self.size(max(1, most // math.prod(shape))))
+        if self.chance(1 / 40):
+            shape[self.random.randrange(len(shape))] = 0
+        return () if shape == [1] and self.chance(1 / 2) else tuple(shape)
+
+    def values(self, shape: Sequence[int], dtype: torch.dtype, kind: str = "") -> Tensor:
+        """Finite numbers of some kind, by default any of KINDS."""
+        if not kind:
+            ordinary = self._calm or self.chance(1 / 2)
+            kind = "normal" if ordinary else self.choose(*KINDS)
+        info = torch.finfo(dtype)
+        return KINDS[kind](self, tuple(shape), info).clamp(info.min, info.max).to(dtype)
+
+    def normal(self, *shape: int) -> Tensor:
+        return torch.randn(shape, generator=self._generator, dtype=torch.float64)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=self._generator, dtype=torch.float64)
+
+    def integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
+        """int64 in [low, high)."""
+        return torch.randint(low, high, tuple(shape), generator=self._generator)
+
+    def place(self, values: Tensor, name: str, *, unit_last: bool = False) -> Tensor:
+        """Lay values out in guarded memory: contiguous, transposed, sliced, expanded, off a line.
+
+        Args:
+            values: what is laid out; an axis that is expanded takes its first element.
+            name: of the tensor, for messages.
+            unit_last: the elements of the last axis must be neighbours.
+        """
+        shape = values.shape
+        axes = list(range(len(shape)))
+        strides = [1] * len(shape)
+        plain = self.chance(1 / 3)
+        if not plain and self.chance(1 / 2):
+            moved = axes[:-1] if unit_last else axes
+            order = self.random.sample(moved, len(moved))
+            axes = order + axes[len(moved) :]
+        stretched = self.choose(*axes) if axes and self.chance(1 / 4) else -1
+        extent = 1
+        for axis in reversed(axes):
+            fixed = plain or (unit_last and axis == len(shape) - 1)
+            if not fixed and self.chance(1 / 12):
+                strides[axis] = 0
+                continue
+            step = self.choose(2, 3) if axis == stretched and not fixed else 1
+            strides[axis] = extent * step
+            extent *= max(1, shape[axis]) * step
+            if not plain and self.chance(1 / 4):
+                extent += self.random.randint(1, 9) * strides[axis]
+        offset = 0 if plain or self.chance(1 / 2) else self.random.randint(1, 9)
+        return self.memory.place(values, strides, offset, name)
+
+    def inputs(self, tensors: dict[str, Tensor], *, unit_last: bool = False) -> dict[str, Any]:
+        """Place the values of arguments; most ask for a gradient."""
+        return {
+            name: self.place(x, name, unit_last=unit_last).requires_grad_(self.chance(5 / 6))
+            for name, x in tensors.items()
+        }
+
+    def upstream(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """The gradient of an output, in any layout."""
+        return self.place(self.values(shape, dtype), "the upstream gradient")
+
+
+Kind = Callable[[Draw, tuple[int, ...], torch.finfo], Tensor]
+
+
+def _rows(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-1], 1) if shape else shape
+
+
+def _signs(draw: Draw, shape: tuple[int, ...]) -> Tensor:
+    return torch.where(draw.uniform(*shape) < 0.5, -1.0, 1.0).double()
+
+
+def _large(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*shape) * info.max ** draw.random.uniform(0, 1)
+
+
+def _small(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*shape) * info.smallest_normal ** draw.random.uniform(0, 1)
+
+
+def _subnormal(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*shape) * info.smallest_normal / 4
+
+
+def _huge(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return _signs(draw, shape) * (1 - draw.uniform(*shape) / 2) * info.max
+
+
+def _zeros(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return _signs(draw, shape) * 0.0
+
+
+def _constant_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.random.uniform(-2, 3)
+
+
+def _one_outlier(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    x = draw.normal(*shape)
+    if x.numel():
+        place = int(draw.integers(0, x.numel(), ()))
+        x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, 10 ** draw.random.uniform(2, 6))
+    return x
+
+
+def _offset(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.random.uniform(0, 4)
+
+
+def _whole_numbers(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.integers(-3, 4, shape).double()
+
+
+def _sparse(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    return draw.normal(*shape) * (draw.uniform(*shape) < 0.1)
+
+
+def _mixed_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
+    kinds = draw.random.sample([kind for kind in KINDS if kind != "mixed rows"], 3)
+    options = torch.stack([KINDS[kind](draw, shape, info) for kind in kinds])
+    which = draw.integers(0, 3, _rows(shape)).expand(shape)
+    return options.gather(0, which[None])[0]
+
+
+KINDS: dict[str, Kind] = {
+    "normal": lambda draw, shape, info: draw.normal(*shape),
+    "large": _large,
+    "small": _small,
+    "subnormal": _subnormal,
+    "huge": _huge,
+    "zeros": _zeros,
+    "constant rows": _constant_rows,
+    "one outlier": _one_outlier,
+    "offset": _offset,
+    "whole numbers": _whole_numbers,
+    "sparse": _sparse,
+    "mixed rows": _mixed_rows,
+}

@@ -1,0 +1,235 @@
+"""Stress of cross_entropy and linear_cross_entropy."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.cross_entropy import cross_entropy, cross_entropy_reference
+from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
+from tests.campaigns.stress.case import Case, Operator, Refusals, beyond, same_bits, twin
+from tests.campaigns.stress.draw import Draw
+
+# From logits of this size on, log-sum-exp loses digits of log V in float64 too, and its derivative
+# in PyTorch with them: the reference is not exact any more.
+INEXACT = 2.0**40
+
+
+def _options(draw: Draw, width: int) -> dict[str, Any]:
+    """Keyword arguments that both losses take."""
+    vocab_size = draw.size(width) if draw.chance(1 / 2) else width
+    return {
+        "ignore_index": draw.choose(-100, -100, -1, 2**40, vocab_size - 1),
+        "label_smoothing": draw.choose(0.0, 0.0, 0.1, 0.9),
+        "z_loss": draw.choose(0.0, 0.0, 1e-4, 1e-2, 1.0),
+        "vocab_size": vocab_size,
+    }
+
+
+def _targets(draw: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+    targets = draw.integers(0, options["vocab_size"], shape)
+    share = 1.0 if draw.chance(1 / 20) else draw.choose(0.0, 0.25)
+    ignored = draw.uniform(*shape) < share
+    return targets.where(~ignored, options["ignore_index"])
+
+
+def _upstream(draw: Draw) -> Tensor:
+    """The gradient of the loss; 1 takes a way of its own."""
+    factor = 0.0 if draw.chance(1 / 20) else draw.choose(1.0, 1.0, -3.0, 0.25, 2.0**16, 1e-6)
+    return draw.memory.place(torch.tensor(factor), (), 0, "the upstream gradient")
+
+
+def _cross_entropy(draw: Draw) -> Case:
+    width = 50257 if draw.chance(1 / 40) else draw.size(5000)
+    shape = draw.rows(10000, max(width, 400))
+    options = _options(draw, width)
+    targets = _targets(draw, shape, options)
+    dtype = draw.dtype()
+    logits = draw.values((*shape, width), dtype)
+    counted = targets != options["ignore_index"]
+    if options["label_smoothing"] == 0 and draw.chance(1 / 4):  # classes that are ruled out
+        places = torch.arange(width) == targets[..., None]
+        logits[(draw.uniform(*logits.shape) < draw.choose(0.1, 0.9)) & ~places] = -math.inf
+    if draw.chance(1 / 2):  # what takes no part may be anything
+        logits[..., options["vocab_size"] :] = math.nan
+        logits[~counted] = math.nan
+    inputs = draw.inputs({"logits": logits})
+    inputs["targets"] = draw.place(targets, "targets")
+    inplace = draw.chance(1 / 3)
+    row, offset = width + draw.choose(0, 0, 1, 8), draw.choose(0, 0, 1, 3)
+    strides = [row * math.prod(shape[i + 1 :]) for i in range(len(shape))] + [1]
+
+    def kernel(logits: Tensor, targets: Tensor) -> Tensor:
+        if inplace:
+            room = draw.memory.place(
+                torch.zeros_like(logits), strides, offset, "logits", kept=False
+            )
+            logits = room.copy_(logits)
+        return cross_entropy(logits, targets, **options, inplace=inplace)
+
+    def reference(logits: Tensor, targets: Tensor) -> Tensor:
+        ignored = (targets == options["ignore_index"])[..., None]
+        return cross_entropy_reference(logits.masked_fill(ignored, 0), targets, **options)
+
+    upstream = _upstream(draw)
+    small = {
+        "kernels.cross_entropy.SHORT_THREADS": 64 if draw.on_gpu else 32,  # a warp of any GPU
+        "kernels.cross_entropy.SMOOTHED_LOADS": 4,
+    }
+    return Case(
+        kernel, reference, inputs, [upstream],
+        _cancelled(inputs, upstream, options), small if draw.chance(1 / 2) else {},
+        partial(_also, draw=draw, options=options),
+    )  # fmt: skip
+
+
+def _sizes(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """The magnitudes of what is added up, for rows that count.
+
+    The loss: log sum exp(x - max), max - x_t, z-loss and, with smoothing, max and mean logit. Each
+    of n rows has about 4 roundings of that size, and their sum, whose order is free, up to n.
+
+    Returns:
+        the size of the loss, and what p of each row is multiplied by: 1 + 2 z |lse|.
+    """
+    x, smoothing, z_loss = logits, options["label_smoothing"], options["z_loss"]
+    lse, top = x.logsumexp(-1), x.amax(-1)
+    x_target = x.gather(-1, targets[:, None])[:, 0]
+    loss = lse - top + (1 - smoothing) * (top - x_target) + 2 * z_loss * lse.square()
+    if smoothing > 0:
+        loss += smoothing * (top.abs() + x.abs().mean(-1)) + beyond(x.abs().sum(-1, True))[:, 0]
+    return (4 + len(x)) * loss.sum() / max(1, len(x)), 1 + 2 * z_loss * lse.abs()
+
+
+def _cancelled(
+    inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """p - onehot is a difference of numbers up to 1, times what the row is multiplied by.
+
+    What is kept until the backward is the gradient of the sum of the losses, which may overflow.
+    """
+    logits, targets = inputs["logits"].detach(), inputs["targets"]
+    counted = targets != options["ignore_index"]
+    x = logits[counted][:, : options["vocab_size"]].double()
+    loss, weigh = _sizes(x, targets[counted], options)
+    weigh += beyond(weigh[:, None], torch.finfo(logits.dtype).max / 4)[:, 0]
+    weigh += beyond(x.nan_to_num(neginf=0).abs(), INEXACT)[:, 0]
+    dlogits = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
+    dlogits[counted] = weigh[:, None].expand(-1, logits.shape[-1])
+    return {"out": loss, "dlogits": abs(float(upstream)) / max(1, len(x)) * dlogits}
+
+
+def _also(case: Case, draw: Draw, options: dict[str, Any]) -> None:
+    """NaN in a row that counts makes the loss NaN, and leaves the other rows' gradients alone."""
+    targets = case.inputs["targets"]
+    places = (targets != options["ignore_index"]).nonzero()
+    if len(places) == 0 or draw.chance(5 / 6):
+        return
+    spoilt = twin(case.inputs["logits"])
+    place = (*draw.choose(*places.tolist()), draw.random.randrange(options["vocab_size"]))
+    before = case.run()
+    with torch.no_grad():
+        spoilt[place] = math.nan
+    after = case.run({"logits": spoilt, "targets": targets})
+    assert after["out"].isnan(), "NaN among the logits does not reach the loss"
+    if "dlogits" in after:
+        hit = (spoilt != case.inputs["logits"]) & ~(spoilt.isnan() & case.inputs["logits"].isnan())
+        rows = ~hit.any(-1)
+        assert same_bits(before["dlogits"][rows], after["dlogits"][rows]), (
+            "NaN in a row spoils the gradient of another"
+        )
+
+
+def _linear_cross_entropy(draw: Draw) -> Case:
+    c, v = draw.size(300), draw.size(3000)
+    n = math.prod(draw.rows(10000, max(c, v, 400)))
+    options = _options(draw, v)
+    dtype = draw.dtype()
+    inputs = draw.inputs({"x": draw.values((n, c), dtype), "weight": draw.values((v, c), dtype)})
+    inputs["targets"] = draw.place(_targets(draw, (n,), options), "targets")
+    row_bytes = -(-v * dtype.itemsize // 128) * 128
+    chunk_bytes = draw.choose(1, row_bytes * draw.size(max(1, n)), 400 * 2**20)
+    upstream = _upstream(draw)
+    return Case(
+        partial(linear_cross_entropy, **options, chunk_bytes=chunk_bytes),
+        partial(linear_cross_entropy_reference, **options),
+        inputs, [upstream], _linear_cancelled(inputs, upstream, options),
+    )  # fmt: skip
+
+
+def _linear_cancelled(
+    inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """As for given logits; and these have errors of the size of |x| |W|^T, which p takes over.
+
+    dx and dW of the sum of the losses are multiplied by dloss / n last. Until then a product below
+    the smallest normal number has the roundings of that number, and what is too large overflows.
+    """
+    counted = inputs["targets"] != options["ignore_index"]
+    targets = inputs["targets"][counted]
+    x = inputs["x"].detach().double()
+    weight = inputs["weight"].detach().double()[: options["vocab_size"]]
+    logits, sizes = x[counted] @ weight.T, x[counted].abs() @ weight.abs().T
+    loss, weigh = _sizes(logits, targets, options)
+    loss += sizes.sum() / max(1, len(sizes))
+    d = logits.softmax(-1) * (1 + sizes) + beyond(sizes, INEXACT)
+    d += torch.nn.functional.one_hot(targets, len(weight)) + 1 / len(weight)
+    d *= weigh[:, None]
+    factor = abs(float(upstream)) / max(1, len(d))
+    tiny = torch.finfo(torch.float32).smallest_normal
+    dx = torch.zeros_like(x)
+    dx[counted] = d @ weight.abs() + tiny * len(weight)
+    dx += beyond(dx, torch.finfo(inputs["x"].dtype).max / 4)
+    dweight = torch.zeros(inputs["weight"].shape, dtype=torch.float64, device=x.device)
+    dweight[: len(weight)] = d.T @ x[counted].abs() + tiny * len(d)
+    return {"out": loss, "dx": factor * dx, "dweight": factor * dweight}
+
+
+BAD_OPTIONS: list[dict[str, Any]] = [
+    {"label_smoothing": -0.1}, {"label_smoothing": 1.0}, {"label_smoothing": math.nan},
+    {"z_loss": -1e-9}, {"z_loss": math.nan}, {"vocab_size": 0}, {"vocab_size": 10**6},
+]  # fmt: skip
+
+
+def _refusals(draw: Draw) -> Refusals:
+    v = draw.size(50)
+    x = draw.inputs({"logits": draw.values((2, 3, v), torch.float32)})["logits"]
+    targets = draw.place(draw.integers(0, v, (2, 3)), "targets")
+    bad: list[dict[str, Any]] = [
+        {"targets": targets[:1]}, {"targets": targets.int()}, {"targets": targets.float()},
+        {"targets": targets[..., None]}, {"logits": x.double()}, {"logits": x.long()},
+        {"logits": x[0, 0, 0], "targets": targets[0, 0]}, {"logits": x[..., :0]}, *BAD_OPTIONS,
+    ]  # fmt: skip
+    if v > 1:
+        bad.append({"logits": x.mT.contiguous().mT, "inplace": True})
+    if not draw.on_gpu:
+        outside = targets.clone()
+        outside[1, 2] = draw.choose(v, -1, 2**40)
+        bad += [{"targets": outside}, {"logits": x.bfloat16()}]
+    return [partial(cross_entropy, **{"logits": x, "targets": targets, **change}) for change in bad]
+
+
+def _linear_refusals(draw: Draw) -> Refusals:
+    v, c = draw.size(50), draw.size(20)
+    x, weight = (draw.values((n, c), torch.float32).to(draw.memory.device) for n in (3, v))
+    targets = draw.place(draw.integers(0, v, (3,)), "targets")
+    bad: list[dict[str, Any]] = [
+        {"targets": targets[:2]}, {"targets": targets.int()}, {"x": x[0]}, {"x": x[None]},
+        {"weight": weight[0]}, {"weight": weight.new_ones(v, c + 1)}, {"weight": weight.half()},
+        {"x": x.double(), "weight": weight.double()}, {"x": x.long(), "weight": weight.long()},
+        {"weight": weight[:0]}, {"chunk_bytes": draw.choose(0, -1)}, *BAD_OPTIONS,
+    ]  # fmt: skip
+    if not draw.on_gpu:
+        outside = targets.clone()
+        outside[2] = draw.choose(v, -1, 2**40)
+        bad += [{"targets": outside}, {"x": x.bfloat16(), "weight": weight.bfloat16()}]
+    good = {"x": x, "weight": weight, "targets": targets}
+    return [partial(linear_cross_entropy, **{**good, **change}) for change in bad]
+
+
+OPERATORS = {
+    "cross_entropy": Operator(_cross_entropy, _refusals),
+    "linear_cross_entropy": Operator(_linear_cross_entropy, _linear_refusals),
+}

@@ -1,0 +1,148 @@
+"""Stress of rms_norm, add_rms_norm, layer_norm and add_layer_norm."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.layer_norm import (
+    add_layer_norm,
+    add_layer_norm_reference,
+    layer_norm,
+    layer_norm_reference,
+)
+from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from kernels.testing import Function
+from tests.campaigns.stress.case import (
+    FEW_PROGRAMS,
+    Case,
+    Operator,
+    Refusals,
+    beyond,
+    check_that_rows_do_not_touch,
+)
+from tests.campaigns.stress.draw import Draw
+
+FUNCTIONS: dict[str, tuple[Function, Function]] = {
+    "rms_norm": (rms_norm, rms_norm_reference),
+    "add_rms_norm": (add_rms_norm, add_rms_norm_reference),
+    "layer_norm": (layer_norm, layer_norm_reference),
+    "add_layer_norm": (add_layer_norm, add_layer_norm_reference),
+}
+
+
+def _draw(name: str, draw: Draw) -> Case:
+    kernel, plain = FUNCTIONS[name]
+    centred, added = "layer" in name, "add" in name
+    width = draw.choose(9001, 32769, 65536) if draw.chance(1 / 200) else draw.size(5000)
+    shape = (*draw.rows(10000, width), width)
+    dtypes = {"x": draw.dtype(), "weight": draw.dtype()}
+    values = {"x": draw.values(shape, dtypes["x"])}
+    if added:
+        dtypes["residual"] = draw.dtype()
+        values["residual"] = draw.values(shape, dtypes["residual"])
+    values["weight"] = draw.values((width,), dtypes["weight"])
+    if centred and draw.chance(4 / 5):
+        values["bias"] = draw.values((width,), dtypes["weight"])
+    inputs: dict[str, Any] = draw.inputs(values)
+    if centred:
+        inputs.setdefault("bias", None)
+    asked = draw.dtype() if draw.chance(1 / 4) else None
+    eps = draw.choose(1e-6, 1e-5, 1e-12, 1.0)
+
+    def reference(**given: Any) -> Any:
+        exact = given["x"].dtype == torch.float64
+        return plain(**given, eps=eps, dtype=None if exact else asked)
+
+    upstream: list[Tensor | None] = [draw.upstream(shape, asked or dtypes["x"])]
+    if added:
+        around = draw.upstream(shape, dtypes["residual"])
+        upstream.append(None if draw.chance(1 / 6) else around)
+    return Case(
+        partial(kernel, eps=eps, dtype=asked), reference, inputs, upstream,
+        _cancelled(inputs, upstream, eps, centred),
+        FEW_PROGRAMS if draw.chance(3 / 4) else {},
+        partial(_also, draw=draw),
+    )  # fmt: skip
+
+
+def _also(case: Case, draw: Draw) -> None:
+    if draw.chance(1 / 6):
+        names = [name for name in ("x", "residual") if name in case.inputs]
+        check_that_rows_do_not_touch(case, draw, names, "row")
+
+
+def _cancelled(
+    inputs: dict[str, Any], upstream: list[Tensor | None], eps: float, centred: bool
+) -> dict[str, Tensor]:
+    """The equations with every difference made a sum: how large what cancels is.
+
+    x - mean carries roundings of the size of x and of the mean, so n does of (|x| + |mean|) * rstd,
+    called m. dx = rstd (g - mean(g) - n mean(g n)) then has terms of the sizes of |g|, of the mean
+    of |g|, and twice m mean(|g| m), once for each n. A sum over N rows, whose order is free, has up
+    to N roundings of the size of its terms together.
+    """
+    x = inputs["x"].detach().double()
+    if "residual" in inputs:
+        x = x + inputs["residual"].detach().double()
+    mean = x.mean(-1, keepdim=True) if centred else torch.zeros_like(x[..., :1])
+    rstd = torch.rsqrt((x - mean).square().mean(-1, keepdim=True) + eps)
+    m = (x.abs() + mean.abs()) * rstd
+    if centred:
+        m = m + beyond(x.abs().sum(-1, keepdim=True))
+    weight = inputs["weight"].detach().double().abs()
+    bias = inputs.get("bias")
+    y = m * weight + (0 if bias is None else bias.detach().double().abs())
+    assert upstream[0] is not None
+    dy = upstream[0].double().abs()
+    g = dy * weight
+    gm = g * m
+    shift = g.mean(-1, keepdim=True) if centred else 0
+    dx = rstd * (g + shift + 2 * m * gm.mean(-1, keepdim=True))
+    dx = dx + beyond(torch.cat([gm, g], -1).sum(-1, keepdim=True))
+    if len(upstream) == 2 and upstream[1] is not None:
+        dx = dx + upstream[1].double().abs()
+    width = x.shape[-1]
+    n = x.numel() // width
+    return {
+        "out0" if "residual" in inputs else "out": y,
+        "dx": dx,
+        "dresidual": dx,
+        "dweight": n * (dy * m).reshape(-1, width).sum(0),
+        "dbias": n * dy.reshape(-1, width).sum(0),
+    }
+
+
+def _refusals(name: str, draw: Draw) -> Refusals:
+    kernel = FUNCTIONS[name][0]
+    width = draw.size(50)
+    x = draw.inputs({"x": draw.values((3, width), torch.float32)})["x"]
+    good: dict[str, Any] = {"x": x, "weight": torch.ones_like(x[0])}
+    if "add" in name:
+        good["residual"] = torch.ones_like(x)
+    if "layer" in name:
+        good["bias"] = torch.ones_like(x[0])
+    bad: list[dict[str, Any]] = [
+        {"weight": good["weight"].new_ones(width + 1)},
+        {"weight": good["weight"].double()},
+        {"weight": good["weight"][None]},
+        {"x": x.double()},
+        {"x": x.long()},
+        {"x": x[0, 0]},
+        {"x": x[:, :0], "weight": good["weight"][:0]},
+        {"x": x.new_ones(1, 65537), "weight": x.new_ones(65537)},
+        {"eps": draw.choose(0.0, -1e-6, math.nan, -math.inf)},
+        {"dtype": draw.choose(torch.float64, torch.int32)},
+    ]
+    if "residual" in good:
+        bad += [{"residual": good["residual"][:2]}, {"residual": good["residual"].double()}]
+    if "bias" in good:
+        bad += [{"bias": good["bias"].half()}, {"bias": x.new_ones(width + 1)}]
+    if not draw.on_gpu:
+        bad += [{"x": x.bfloat16()}, {"dtype": torch.bfloat16}]
+    return [partial(kernel, **{**good, **change}) for change in bad]
+
+
+OPERATORS = {name: Operator(partial(_draw, name), partial(_refusals, name)) for name in FUNCTIONS}

@@ -1,0 +1,139 @@
+"""Stress of gelu_tanh, swiglu and swiglu_packed."""
+
+import math
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.gelu import gelu_tanh, gelu_tanh_reference
+from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
+from tests.campaigns.stress.case import (
+    FEW_PROGRAMS,
+    Case,
+    Operator,
+    Refusals,
+    check_that_rows_do_not_touch,
+)
+from tests.campaigns.stress.draw import Draw
+
+
+def _shape(draw: Draw, tensors: int) -> tuple[int, ...]:
+    width = 0 if draw.chance(1 / 60) else draw.size(7000)
+    return (*draw.rows(30000, tensors * max(1, width)), width)
+
+
+def _also(case: Case, draw: Draw, names: list[str]) -> None:
+    if draw.chance(1 / 6):
+        check_that_rows_do_not_touch(case, draw, names, "element")
+
+
+def _gelu(draw: Draw) -> Case:
+    shape, dtype = _shape(draw, 1), draw.dtype()
+    values = {"x": draw.values(shape, dtype)}
+    if draw.chance(2 / 3):
+        values["bias"] = draw.values(shape[-1:], draw.dtype())
+    inputs = draw.inputs(values)
+    upstream = draw.upstream(shape, dtype)
+    return Case(
+        gelu_tanh, gelu_tanh_reference, inputs, [upstream], _gelu_cancelled(inputs, upstream),
+        FEW_PROGRAMS if draw.chance(3 / 4) else {},
+        partial(_also, draw=draw, names=["x"]),
+    )  # fmt: skip
+
+
+def _gelu_cancelled(inputs: dict[str, Any], dy: Tensor) -> dict[str, Tensor]:
+    """The two terms of dx have opposite signs left of zero.
+
+    dbias is their sum over N rows, whose order is free: up to N roundings of the size of its terms
+    together.
+    """
+    z = inputs["x"].detach().double()
+    if "bias" in inputs:
+        z = z + inputs["bias"].detach().double()
+    k, c = math.sqrt(2 / math.pi), 0.044715
+    s = torch.sigmoid(2 * k * (z + c * z**3))
+    slope = s + z.abs() * s * (1 - s) * 2 * k * (1 + 3 * c * z.square())
+    dx = (dy.double() * slope).abs()
+    rows = dx.reshape(-1, dx.shape[-1]) if dx.numel() else dx.new_zeros(0, dx.shape[-1])
+    return {"dx": dx, "dbias": len(rows) * rows.sum(0)}
+
+
+def _swiglu(draw: Draw) -> Case:
+    shape, dtype = _shape(draw, 2), draw.dtype()
+    names = ["gate", "up"]
+    values = {name: draw.values(shape, dtype) for name in names}
+    if draw.chance(1 / 4):  # views of one projection
+        both = draw.place(torch.cat([*values.values()], -1), "gate and up")
+        parts = zip(names, both.chunk(2, -1), strict=True)
+        inputs: dict[str, Any] = {name: x.requires_grad_(draw.chance(5 / 6)) for name, x in parts}
+    else:
+        inputs = draw.inputs(values)
+    upstream = draw.upstream(shape, dtype)
+    cancelled = _swiglu_cancelled(inputs["gate"], inputs["up"], upstream)
+    return Case(
+        swiglu, swiglu_reference, inputs, [upstream], cancelled,
+        also=partial(_also, draw=draw, names=names),
+    )  # fmt: skip
+
+
+def _swiglu_packed(draw: Draw) -> Case:
+    *leading, width = _shape(draw, 2)
+    dtype = draw.dtype()
+    halves = [draw.values((*leading, width), dtype) for _ in range(2)]
+    inputs = draw.inputs({"gate_up": torch.cat(halves, -1)})
+    upstream = draw.upstream((*leading, width), dtype)
+    gate, up = inputs["gate_up"].chunk(2, -1)
+    dgate = _swiglu_cancelled(gate, up, upstream)["dgate"]
+    return Case(
+        swiglu_packed, lambda gate_up: swiglu_reference(*gate_up.chunk(2, -1)), inputs, [upstream],
+        {"dgate_up": torch.cat([dgate, torch.zeros_like(dgate)], -1)},
+    )  # fmt: skip
+
+
+def _swiglu_cancelled(gate: Tensor, up: Tensor, dy: Tensor) -> dict[str, Tensor]:
+    """1 + gate (1 - s), which vanishes near gate = -1.28, where 1 - s is itself a difference."""
+    gate, up = gate.detach().double(), up.detach().double()
+    s = torch.sigmoid(gate)
+    dgate = (dy.double() * up * s).abs() * (1 + gate.abs() * (1 - s))
+    return {"dgate": dgate}
+
+
+def _gelu_refusals(draw: Draw) -> Refusals:
+    width = draw.size(50)
+    x = draw.inputs({"x": draw.values((3, width), torch.float32)})["x"]
+    calls = [
+        (x, x.new_ones(width + 1)), (x, x.new_ones(1, width)), (x, x.new_ones(width).double()),
+        (x.double(),), (x.long(),), (x[0, 0],),
+    ]  # fmt: skip
+    if not draw.on_gpu:
+        calls += [(x.bfloat16(),), (x, x[0].bfloat16())]
+    return [partial(gelu_tanh, *arguments) for arguments in calls]
+
+
+def _swiglu_refusals(draw: Draw) -> Refusals:
+    x = draw.inputs({"x": draw.values((3, draw.size(50)), torch.float32)})["x"]
+    calls = [
+        (x, x[:2]), (x, x.half()), (x.double(), x.double()), (x, x[0]), (x[0, 0], x[0, 0]),
+        (x.long(), x.long()),
+    ]  # fmt: skip
+    if not draw.on_gpu:
+        calls.append((x.bfloat16(), x.bfloat16()))
+    return [partial(swiglu, *arguments) for arguments in calls]
+
+
+def _packed_refusals(draw: Draw) -> Refusals:
+    odd = 2 * draw.size(25) - 1
+    x = draw.inputs({"x": draw.values((3, odd + 1), torch.float32)})["x"]
+    calls = [x[:, :odd], x[0, 0], x.double(), x.int()]
+    if not draw.on_gpu:
+        calls.append(x.bfloat16())
+    return [partial(swiglu_packed, argument) for argument in calls]
+
+
+OPERATORS = {
+    "gelu_tanh": Operator(_gelu, _gelu_refusals),
+    "swiglu": Operator(_swiglu, _swiglu_refusals),
+    "swiglu_packed": Operator(_swiglu_packed, _packed_refusals),
+}

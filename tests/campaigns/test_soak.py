@@ -1,0 +1,94 @@
+"""A short soak, its judge, and the README's table of the long one."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns.soak import LINE, LOG_EVERY, Sample, judge, line_fit, table
+
+ROOT = Path(__file__).resolve().parents[2]
+RESULT = ROOT / "tests/campaigns/soak.json"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs fork and /proc")
+def test_nothing_grows_in_some_hundred_steps(tmp_path):
+    out = tmp_path / "soak.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.campaigns.soak", "--steps", "400", "--out", str(out)],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert len(result["verdicts"]) == 6
+    assert len(result["samples"]) > 15
+
+
+def _samples(steps: int = 20_000) -> list[Sample]:
+    """A process that settles in its first steps, and then keeps what it has."""
+    return [
+        Sample(
+            step=step,
+            rss=(300 << 20) + min(step, 500) * 1000 + step % 7 * 4096,
+            handles=13 + step // 50 % 2,
+            threads=2,
+            files=25 + step // 50 % 6,
+            metrics=170 * step // LOG_EVERY,
+        )
+        for step in range(50, steps + 1, 50)
+    ]
+
+
+def _refused(samples: list[Sample]) -> list[str]:
+    return [verdict.what for verdict in judge(samples) if not verdict.kept]
+
+
+def test_a_process_that_keeps_what_it_has_passes():
+    assert _refused(_samples()) == []
+    assert _refused(_samples(1000)) == []
+
+
+@pytest.mark.parametrize(
+    ("leak", "named"),
+    [
+        (lambda s: replace(s, rss=s.rss + 140 * s.step), "resident memory"),
+        (lambda s: replace(s, handles=s.handles + s.step // 5000), "open files"),
+        (lambda s: replace(s, threads=s.threads + s.step // 5000), "threads"),
+        (lambda s: replace(s, files=s.files + s.step // 1000), "files in the run folder"),
+        (lambda s: replace(s, metrics=(LINE + 1) * s.step // LOG_EVERY), "metrics.jsonl"),
+    ],
+    ids=["memory", "handles", "threads", "files", "metrics"],
+)
+def test_what_grows_is_named(leak, named):
+    (refused,) = _refused([leak(sample) for sample in _samples()])
+    assert refused.startswith(named)
+
+
+def test_a_short_soak_sees_a_step_that_is_kept():
+    """Of 100 KiB: the activations of such a step."""
+    leaking = [replace(s, rss=s.rss + (100 << 10) * s.step) for s in _samples(1000)]
+    assert _refused(leaking) == ["resident memory, growth per 1,000 steps"]
+
+
+def test_the_line_fit_has_a_standard_error():
+    slope, error = line_fit([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0])
+    assert (slope, error) == (2.0, 0.0)
+    slope, error = line_fit([0, 1, 2, 3], [0.0, 1.0, 0.0, 1.0])
+    assert slope == pytest.approx(0.2)
+    assert error == pytest.approx((0.8 / 2 / 5) ** 0.5)
+
+
+def test_the_readme_shows_the_committed_result():
+    result = json.loads(RESULT.read_text(encoding="utf-8"))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"<!-- soak -->\n(.*?)\n<!-- /soak -->", readme, flags=re.DOTALL)
+    assert table(result) in shown
+    assert result["command"] in shown

@@ -1,0 +1,213 @@
+"""Kernels under stress, in short: always the same random cases, and faults that they must find.
+
+`python -m tests.campaigns.stress --minutes 10` draws other cases for as long as you like.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels import attention, cross_entropy, gelu, linear_cross_entropy, swiglu
+from kernels._attention import kernels as _attention_kernels
+from kernels._attention import operators as _attention_ops
+from kernels._common import partials as _partials
+from kernels._norm import kernels as _norm_kernels
+from kernels._norm import operators as _norm
+from tests.campaigns.stress import campaign, losses, pointwise
+from tests.campaigns.stress.__main__ import Arguments, main
+from tests.campaigns.stress.campaign import OPERATORS, attempt
+from tests.campaigns.stress.case import Case
+from tests.campaigns.stress.draw import KINDS, Draw
+from tests.campaigns.stress.memory import Memory
+from tests.kernels import test_attention_mutations as attention_faults
+from tests.kernels import test_fused_mutations as fused_faults
+from tests.mutations import Mutation, expect_caught
+
+SEED = 0
+# A few seconds for each operator.
+CASES = dict.fromkeys(OPERATORS, 20) | {
+    "attention": 12, "attention_qkvpacked": 12, "rms_norm": 15, "add_rms_norm": 12, "gelu_tanh": 40,
+    "swiglu": 60, "swiglu_packed": 60, "cross_entropy": 30, "linear_cross_entropy": 50,
+}  # fmt: skip
+
+
+def check_cases(name: str, device: torch.device) -> None:
+    for index in range(CASES[name]):
+        wrong = attempt(name, SEED, index, device)
+        again = f"python -m tests.campaigns.stress --only {name} --seed {SEED} --case {index}"
+        assert wrong is None, f"{again}: {wrong}"
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_random_cases_keep_the_contract(name: str, device: torch.device) -> None:
+    check_cases(name, device)
+
+
+Place = tuple[ModuleType, Sequence[ModuleType], Sequence[Mutation]]
+# What is mutated, who uses it, and the faults to choose from.
+ATTENTION: Place = (
+    _attention_kernels, [_attention_ops, attention], attention_faults.KERNELS,
+)  # fmt: skip
+LAUNCHER: Place = (_attention_ops, [attention], attention_faults.OPERATORS)
+NORM: Place = (_norm_kernels, [_norm], fused_faults.NORM_KERNELS)
+PARTIALS: Place = (_partials, [_norm], fused_faults.PARTIALS)
+GELU: Place = (gelu, [pointwise], fused_faults.GELU_FAULTS)
+SWIGLU: Place = (swiglu, [pointwise], fused_faults.SWIGLU_FAULTS)
+LOSS: Place = (cross_entropy, [losses], fused_faults.LOSS_FAULTS)
+HEAD: Place = (linear_cross_entropy, [losses], fused_faults.HEAD_FAULTS)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize(
+    ("name", "place", "fault"),
+    [
+        pytest.param(name, place, fault, id=f"{name}: {fault}")
+        for name, place, fault in (
+            ("attention", ATTENTION, "one row past the end is read"),
+            ("attention", ATTENTION, "the dropout seed is ignored"),
+            ("attention", LAUNCHER, "the gradient's layout is not looked at"),
+            ("layer_norm", NORM, "the last row is not computed"),
+            ("add_rms_norm", NORM, "eps is dropped"),
+            ("rms_norm", PARTIALS, "one program's sums are left out"),
+            ("gelu_tanh", GELU, "another cubic coefficient"),
+            ("swiglu_packed", SWIGLU, "the gradient overwrites the projection"),
+            ("cross_entropy", LOSS, "ignored rows keep what their gradient's memory held"),
+            ("linear_cross_entropy", HEAD, "every chunk overwrites dW"),
+        )
+    ],
+)
+def test_a_planted_fault_is_found(
+    name: str, place: Place, fault: str, tmp_path: Path, device: torch.device
+) -> None:
+    module, users, faults = place
+    (mutation,) = (mutation for mutation in faults if mutation.fault == fault)
+    planted = dataclasses.replace(mutation, test=check_cases, arguments={"name": name})
+    expect_caught(module, users, planted, tmp_path, device=device)
+
+
+def test_a_case_is_the_same_every_time(device: torch.device) -> None:
+    for name, operator in OPERATORS.items():
+        first, second = (operator.draw(Draw(f"{name} 3", Memory(device))) for _ in range(2))
+        assert str(first) == str(second)
+        for one, other in zip(_tensors(first), _tensors(second), strict=True):
+            assert torch.equal(one.nan_to_num(), other.nan_to_num())
+        other_seed = operator.draw(Draw(f"{name} 4", Memory(device)))
+        assert str(first) != str(other_seed)
+
+
+def _tensors(case: Case) -> list[Tensor]:
+    given = [*case.inputs.values(), *case.upstream]
+    return [x.detach() for x in given if isinstance(x, Tensor)]
+
+
+def test_kinds_of_values_are_what_they_say(device: torch.device) -> None:
+    draw = Draw("kinds", Memory(device))
+    for dtype in (torch.float32, torch.float16):
+        info = torch.finfo(dtype)
+        for kind in KINDS:
+            x = draw.values((40, 50), dtype, kind=kind)
+            assert (x.shape, x.dtype) == ((40, 50), dtype)
+            assert x.isfinite().all()
+        assert (draw.values((40, 50), dtype, kind="huge").abs() >= info.max / 2).all()
+        small = draw.values((40, 50), dtype, kind="subnormal").abs()
+        assert ((small < info.smallest_normal) & (small > 0)).sum() > 1000
+        zeros = draw.values((40, 50), dtype, kind="zeros")
+        assert set(zeros.signbit().flatten().tolist()) == {True, False}
+        assert not zeros.any()
+
+
+# ---- guarded memory
+
+
+def test_places_hold_the_values_and_nan_elsewhere(device: torch.device) -> None:
+    x = torch.arange(6.0).view(2, 3)
+    memory = Memory(device)
+    view = memory.place(x, (20, 3), 5, "x")
+    assert view.stride() == (20, 3)
+    assert torch.equal(view.cpu(), x)
+    around = view.as_strided((40,), (1,), view.storage_offset() - 6)
+    assert int(around.isnan().sum()) == 34
+    memory.check()
+
+
+@pytest.mark.parametrize("offset", [-1, 3, 7])
+def test_a_write_beside_a_view_is_seen(offset: int, device: torch.device) -> None:
+    memory = Memory(device)
+    view = memory.place(torch.zeros(2, 3), (4, 1), 0, "logits", kept=False)
+    view.fill_(1.0)
+    memory.check()
+    view.as_strided((1,), (1,), view.storage_offset() + offset).fill_(2.0)
+    with pytest.raises(AssertionError, match=r"logits: 4 bytes .* not the kernel's"):
+        memory.check()
+
+
+def test_a_changed_input_is_seen(device: torch.device) -> None:
+    memory = Memory(device)
+    view = memory.place(torch.zeros(2, 3), (3, 1), 0, "x")
+    view[1, 2] = math.nan
+    with pytest.raises(AssertionError, match="x: 2 bytes were written"):
+        memory.check()
+
+
+def test_what_a_launcher_allocates_is_guarded(device: torch.device) -> None:
+    memory = Memory(device)
+    like = torch.zeros(3, device=device)
+    with memory.watch():
+        made = [
+            torch.empty(2, 3, device=device), torch.empty((4,), device=device),
+            torch.empty_like(like), like.new_empty((2, 2), dtype=torch.float16),
+        ]  # fmt: skip
+    assert all(x.isnan().all() for x in made)
+    memory.check()
+    for x in made:
+        x.zero_()
+    memory.check()
+    made[2].as_strided((1,), (1,), made[2].storage_offset() + 3).zero_()
+    with pytest.raises(AssertionError, match=r"around an output \(3,\) torch.float32"):
+        memory.check()
+
+
+# ---- the command
+
+
+def test_the_command_counts_and_names_failures(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(
+        campaign, "attempt", lambda name, seed, index, *_, **__: "too bad" if index == 1 else None
+    )
+    with pytest.raises(SystemExit) as ended:
+        main(Arguments(cases=3, only=("swiglu", "rms_norm"), seed=7, device="cpu"))
+    assert ended.value.code == 1
+    said = capsys.readouterr().out
+    again = "python -m tests.campaigns.stress --only rms_norm --seed 7 --case 1 --device cpu"
+    assert f"FAILED: {again}\n  too bad\n" in said
+    assert [line.split()[:3] for line in said.splitlines()[-2:]] == [
+        ["swiglu", "3", "1"], ["rms_norm", "3", "1"],
+    ]  # fmt: skip
+    main(Arguments(case=0, only=("swiglu",), device="cpu"))
+
+
+@pytest.mark.parametrize(
+    ("message", "arguments"),
+    [
+        ("no operator 'softmax': choose from attention", Arguments(only=("softmax",))),
+        ("--case is one case", Arguments(case=3, minutes=1.0)),
+        ("must be positive", Arguments(cases=0)),
+        ("must be positive", Arguments(minutes=-1.0)),
+        ("must be cpu or cuda, got 'tpu'", Arguments(device="tpu")),
+    ],
+)
+def test_the_command_refuses_what_it_cannot_do(
+    message: str, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(ValueError, match=message):
+        main(arguments)

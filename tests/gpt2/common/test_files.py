@@ -1,0 +1,90 @@
+"""gpt2.common.files: a file is whole or absent, whatever happens while it is written."""
+
+import hashlib
+import multiprocessing
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from gpt2.common.files import atomic_write, lock, remove_leftovers, sha256_file, write_json
+
+
+def test_atomic_write_replaces_the_file_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+    with atomic_write(path) as file:
+        file.write(b"new")
+        file.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(b"old")
+
+    def fail() -> None:
+        with atomic_write(path) as file:
+            file.write(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert path.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+def test_atomic_write_gives_the_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    with atomic_write(tmp_path / "atomic"):
+        pass
+    assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.bin.0123abcd.tmp", "a.bin", ".lock", "notes.tmp"):
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "a.bin", "notes.tmp"]
+
+
+def test_sha256_from_an_offset_over_several_blocks(tmp_path: Path) -> None:
+    content = os.urandom((2 << 20) + 17)
+    (tmp_path / "a").write_bytes(content)
+    assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert sha256_file(tmp_path / "a", start=256) == hashlib.sha256(content[256:]).hexdigest()
+
+
+def test_write_json_keeps_other_scripts_readable(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"name": "\u017dofia"})
+    assert "\u017dofia" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+def _hold(path: Path, seconds: float, ready: "multiprocessing.synchronize.Event") -> None:
+    with lock(path):
+        ready.set()
+        time.sleep(seconds)
+
+
+def test_lock_excludes_other_processes_and_dies_with_its_holder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ".lock"
+    context = multiprocessing.get_context("spawn")
+    ready = context.Event()
+    holder = context.Process(target=_hold, args=(path, 60, ready))
+    holder.start()
+    try:
+        assert ready.wait(30)
+        with pytest.raises(TimeoutError), lock(path, waiting="held", patience=0.3):
+            pass
+        assert capsys.readouterr().out == "held\n"
+        holder.kill()
+        holder.join()
+        with lock(path, patience=5):
+            pass
+    finally:
+        holder.kill()

@@ -1,0 +1,116 @@
+"""Measures of generated text, against values worked out by hand and definitions (A25, B18)."""
+
+import math
+import random
+
+import numpy as np
+import pytest
+
+from gpt2.compare_decoding.text_metrics import (
+    CopySearch,
+    distinct,
+    ngrams,
+    repetition,
+    self_bleu,
+    words,
+)
+from gpt2.data.shards import TokenStream, write_shard
+from gpt2.tokenizer import Tokenizer
+
+
+def test_words_are_lower_case_and_without_punctuation():
+    assert words("Don't stop; it's 3.5 o\u2019clock -- she_said, \u00c9t\u00e9!") == [
+        *("don't", "stop", "it's", "3", "5", "o\u2019clock", "she", "said", "\u00e9t\u00e9"),
+    ]
+    assert words(" ... ") == []
+
+
+def test_distinct_counts_within_texts_and_within_the_budget():
+    texts = [["a", "b", "a"], ["b", "a", "b"]]
+    assert distinct(texts, 1) == 2 / 6
+    assert distinct(texts, 2) == 2 / 4  # ab, ba, ba, ab: none across the border
+    assert distinct(texts, 2, budget=2) == 1
+    assert math.isnan(distinct([["a"]], 2))
+
+
+def test_repetition_is_the_share_seen_before_in_the_same_text():
+    loop = ["x", "y"] * 5  # 7 runs of 4 words, 2 of them different
+    assert repetition([loop]) == pytest.approx(5 / 7)
+    assert repetition([loop, list("abcdef"), ["short"]]) == pytest.approx(5 / 14)
+    assert repetition([list("abcd"), list("abcd")]) == 0
+    assert math.isnan(repetition([["a"]]))
+
+
+def _bleu(text, references):
+    """BLEU-4 of one text by its definition, orders without a match counting 0.1."""
+    total = 0.0
+    for n in range(1, 5):
+        own = ngrams(text, n)
+        matched = sum(
+            min(own.count(gram), max(ngrams(r, n).count(gram) for r in references))
+            for gram in set(own)
+        )
+        total += math.log((matched or 0.1) / len(own)) / 4
+    nearest = min((abs(len(r) - len(text)), len(r)) for r in references)[1]
+    return math.exp(total + min(0, 1 - nearest / len(text)))
+
+
+@pytest.mark.parametrize("vocabulary", [3, 12, 200])
+def test_self_bleu_is_the_mean_bleu_against_the_others(vocabulary):
+    rng = random.Random(vocabulary)
+    texts = [[str(rng.randrange(vocabulary)) for _ in range(rng.randint(4, 30))] for _ in range(9)]
+    expected = [_bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)]
+    assert self_bleu(texts) == pytest.approx(sum(expected) / len(expected))
+    assert self_bleu([*texts, ["too", "short"]]) == pytest.approx(self_bleu(texts))
+
+
+def test_self_bleu_of_equal_texts_is_1_and_of_one_text_nothing():
+    assert self_bleu([list("abcdef")] * 3) == pytest.approx(1)
+    assert math.isnan(self_bleu([list("abcdef"), ["a"]]))
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["the cat sat on the mat and the dog ran"] * 3, 270)
+
+
+def _stream(folder, tokenizer, documents) -> TokenStream:
+    ids = [i for d in documents for i in [*tokenizer.encode(d), tokenizer.eot_id]]
+    path = folder / "train-00000.bin"
+    write_shard(
+        path,
+        [np.array(ids, dtype="<u2")],
+        vocab_size=tokenizer.vocab_size,
+        tokenizer_hash=tokenizer.hash,
+        documents=len(documents),
+        text_bytes=1,
+        pieces=len(documents),
+    )
+    return TokenStream([path])
+
+
+@pytest.mark.parametrize("block", [1, 7, 50, 1 << 19])
+def test_copies_are_found_wherever_blocks_of_the_training_text_end(
+    tmp_path, tokenizer, monkeypatch, block
+):
+    monkeypatch.setattr("gpt2.compare_decoding.text_metrics._BLOCK_TOKENS", block)
+    rng = random.Random(0)
+    made_up = ["".join(rng.choices("abc\u00e9", k=rng.randint(1, 5))) for _ in range(400)]
+    documents = [" ".join(made_up[i : i + 50]) for i in range(0, 400, 50)]
+    stream = _stream(tmp_path, tokenizer, documents)
+    copied, across, changed = made_up[60:75], made_up[40:60], [*made_up[100:107], "never"]
+    search = CopySearch([copied, across, changed], n=8)
+    assert search.read(stream, tokenizer) == len(stream)
+    assert search.share([copied]) == 1
+    # Of 13 runs of 8 words from 40 to 60, those that reach over the document's end at 50 are none.
+    assert search.share([across]) == pytest.approx(6 / 13)
+    assert search.share([changed]) == 0
+    assert math.isnan(search.share([["short"]]))
+
+
+def test_only_the_part_asked_for_is_searched(tmp_path, tokenizer):
+    stream = _stream(tmp_path, tokenizer, ["the cat sat on the mat and the dog ran home again"])
+    text = words("the cat sat on the mat and the dog ran home again")
+    search = CopySearch([text], n=8)
+    assert search.read(stream, tokenizer, max_tokens=5) == 5
+    assert search.share([text]) == 0

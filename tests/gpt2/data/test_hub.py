@@ -1,0 +1,147 @@
+"""gpt2.data.hub: the named data sets of the briefs, from a stand-in of the hub (A1, B2)."""
+
+import importlib.util
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import types
+from pathlib import Path
+
+import pytest
+
+from gpt2.data.documents import SPLITS
+from gpt2.data.prepare import prepare
+from gpt2.data.shards import read_header
+from gpt2.tokenizer import Tokenizer
+from tests.gpt2.data.hub_stand_in import COMMIT, hub
+
+ROOT = Path(__file__).parents[3]
+WIKITEXT = " \n = Title {} = \n \n The game ran in {} . \n \n = = Section = = \n \n It ended . \n"
+
+
+def parquet(texts: list[str]) -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    buffer = io.BytesIO()
+    pq.write_table(pa.table({"text": texts}), buffer, row_group_size=100)
+    return buffer.getvalue()
+
+
+def wikitext_rows(articles: range) -> list[str]:
+    """The hub's rows: a line each, with its line end, and nothing for a blank line."""
+    lines = "".join(WIKITEXT.format(i, i) for i in articles).splitlines(keepends=True)
+    return [line if line.strip() else "" for line in lines]
+
+
+def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: the hub's address is read when its library is imported."""
+    return subprocess.run(
+        [sys.executable, "-m", "gpt2.data.prepare", *command],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None,
+    reason="needs the library datasets: pip install -e '.[hub]'",
+)
+def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path: Path) -> None:
+    stories = [f"Story {i}. " * (i % 7 + 1) for i in range(450)]
+    repositories = {
+        "roneneldan/TinyStories": {
+            "README.md": b"",
+            "data/train-00000-of-00002.parquet": parquet(stories[:250]),
+            "data/train-00001-of-00002.parquet": parquet(stories[250:]),
+            "data/validation-00000-of-00001.parquet": parquet(["Held out."] * 3),
+        },
+        "Salesforce/wikitext": {
+            "README.md": b"---\nconfigs:\n- config_name: wikitext-2-raw-v1\n  data_files:\n"
+            + b"".join(
+                b"  - split: %s\n    path: wikitext-2-raw-v1/%s-*\n" % (split, split)
+                for split in (b"train", b"validation", b"test")
+            )
+            + b"---\n",
+            "wikitext-2-raw-v1/train-00000-of-00001.parquet": parquet(wikitext_rows(range(9))),
+            "wikitext-2-raw-v1/validation-00000-of-00001.parquet": parquet(wikitext_rows(range(2))),
+            "wikitext-2-raw-v1/test-00000-of-00001.parquet": parquet(wikitext_rows(range(1))),
+        },
+        "Skylion007/openwebtext": {
+            "plain_text/train/0000.parquet": parquet([f"Page {i}." for i in range(2100)])
+        },
+    }
+    options = ["--vocab-size", "300", "--cache-dir", str(tmp_path / "cache"), "--data"]
+    documents = {}
+    with hub(repositories) as (address, _):
+        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        for name in ("tinystories", "wikitext-2", "openwebtext"):
+            done = run([*options, name], **home)
+            assert done.returncode == 0, done.stderr
+            assert f"revision {COMMIT[:8]}" in done.stdout
+            (folder,) = (tmp_path / "cache").glob(f"{name}-*")
+            infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
+            documents[name] = [info.documents for info in infos]
+            if name == "wikitext-2":
+                assert [info.text_bytes for info in infos] == [
+                    sum(len(WIKITEXT.format(i, i)) for i in range(n)) for n in (9, 2, 1)
+                ]
+            manifest = json.loads((folder / "manifest.json").read_text())
+            assert manifest["source"]["revision"] == COMMIT
+    assert documents == {
+        "tinystories": [448, 3, 2],  # 450 stories: one in 200 for test
+        "wikitext-2": [9, 2, 1],
+        "openwebtext": [2098, 1, 1],
+    }
+    # The hub is gone.
+    done = run([*options, "tinystories"], HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert "reused" in done.stdout
+
+
+def test_without_the_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[hub\]'.*--data path/to/tinystories"):
+        prepare("tinystories", cache_dir=tmp_path)
+
+
+@pytest.mark.parametrize("network", ["refused", "silent", "no such host", "no such data set"])
+def test_without_the_network_the_way_round_is_told_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
+    with socket.socket() as silent, hub({}) as (empty, _):
+        silent.bind(("127.0.0.1", 0))
+        if network == "silent":
+            silent.listen()  # connections open, and nothing ever answers
+        port = silent.getsockname()[1]
+        address = {
+            "refused": f"http://127.0.0.1:{port}",
+            "silent": f"http://127.0.0.1:{port}",
+            "no such host": "http://hub.invalid",
+            "no such data set": empty,
+        }[network]
+        monkeypatch.setenv("HF_ENDPOINT", address)
+        start = time.monotonic()
+        with pytest.raises(ValueError, match=r"cannot give roneneldan/TinyStories.*--data path/to"):
+            prepare("tinystories", cache_dir=tmp_path)
+        assert time.monotonic() - start < 5
+
+
+def test_a_hub_data_set_can_be_replaced_by_local_files(tmp_path: Path) -> None:
+    """The advice given without a network works."""
+    path = tmp_path / "tinystories.jsonl"
+    path.write_text("".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(40)))
+    prepared = prepare(str(path), vocab_size=260, cache_dir=tmp_path / "cache", progress=False)
+    assert isinstance(prepared.tokenizer, Tokenizer)
+    assert [prepared.splits[split].n_documents for split in SPLITS] == [36, 2, 2]

@@ -1,0 +1,385 @@
+"""gpt2.data.prepare: text to shards once, whole or resumable, and the same every time.
+
+A1-A4 and B11: a corpus, a tokenizer trained on it and kept, ids on disk.
+"""
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import tracemalloc
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gpt2.data import job, manifest
+from gpt2.data import prepare as module
+from gpt2.data.documents import END_OF_TEXT
+from gpt2.data.prepare import prepare
+from gpt2.data.shards import HEADER_BYTES, ShardError, TokenStream
+from gpt2.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[3]
+
+
+def stories(n: int) -> list[str]:
+    things = ["dog", "red kite", "1,024 ants", "caf\u00e9", "\u732b", "old\n\nhouse"]
+    return [
+        f"Story {i}: the {things[i % 6]} met the {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
+    ]
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    """200 stories in one file."""
+    path = tmp_path / "stories.txt"
+    path.write_text(f"\n{END_OF_TEXT}\n".join(stories(200)), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    Tokenizer.train(stories(60), 320).save(path)
+    return path
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
+    """The documents of a stream; none may be open at its end."""
+    ids = stream.read(0, len(stream))
+    ends = np.flatnonzero(ids == tokenizer.eot_id)
+    assert ends[-1] == len(ids) - 1
+    return [tokenizer.decode(part[part != tokenizer.eot_id]) for part in np.split(ids, ends)[:-1]]
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 25, 700])
+def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_bytes: int) -> None:
+    prepared = prepare(
+        str(corpus),
+        vocab_size=400,
+        cache_dir=tmp_path / "cache",
+        progress=False,
+        shard_bytes=shard_bytes,
+    )
+    tokenizer = prepared.tokenizer
+    assert list(prepared.splits) == ["train", "valid", "test"]
+    found = {split: decoded(tokenizer, stream) for split, stream in prepared.splits.items()}
+    assert sorted(chain(*found.values())) == sorted(stories(200))
+    assert len(found["valid"]) == len(found["test"]) == 10
+    for split, stream in prepared.splits.items():
+        ids = [id for text in found[split] for id in [*tokenizer.encode(text), tokenizer.eot_id]]
+        assert stream.read(0, len(stream)).tolist() == ids
+        assert stream.n_documents == len(found[split])
+        assert stream.n_bytes == sum(len(text.encode()) for text in found[split])
+        assert stream.vocab_size == tokenizer.vocab_size == 400
+        assert stream.tokenizer_hash == tokenizer.hash
+    assert (len(prepared.splits["train"].paths) > 5) == (shard_bytes == 700)
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path: Path, named: bool) -> None:
+    """A3, A4: held-out text is not looked at; the tokenizer is kept."""
+    if named:
+        (tmp_path / "train.txt").write_text("abababab\n" * 50)
+        (tmp_path / "valid.txt").write_text("xyxyxyxy\n" * 50)
+        (tmp_path / "test.txt").write_text("zwzwzwzw\n" * 50)
+    else:
+        (tmp_path / "all.txt").write_text("abababab\n" * 90 + "xyxyxyxy\n" * 10)
+    with pytest.warns(UserWarning, match="no pairs left"):
+        prepared = prepare(str(tmp_path / "*.txt"), vocab_size=300, cache_dir=tmp_path / "cache")
+    assert len(prepared.tokenizer.encode("abababab")) == 1
+    assert len(prepared.tokenizer.encode("xyxyxyxy")) == 8
+    kept = Tokenizer.load(prepared.folder / "tokenizer.json")
+    assert kept.hash == prepared.tokenizer.hash
+
+
+def test_the_second_run_reads_nothing_but_the_shards(
+    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"vocab_size": 300, "cache_dir": tmp_path / "cache"}
+    first = prepare(str(corpus), progress=False, **options)
+    before = all_files(first.folder)
+    monkeypatch.setattr(module, "plan_splits", None)
+    monkeypatch.setattr(Tokenizer, "train", None)
+    second = prepare(str(corpus), **options)
+    assert second.folder == first.folder
+    assert all_files(first.folder) == before
+    assert any("reused" in note for note in second.notes)
+    os.utime(corpus, ns=(1, 1))
+    assert prepare(str(corpus), **options).folder == first.folder
+
+
+def test_another_text_or_tokenizer_is_prepared_anew(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path
+) -> None:
+    cache_dir = tmp_path / "cache"
+    folders = [prepare(str(corpus), vocab_size=300, cache_dir=cache_dir, progress=False).folder]
+    for name in (str(tokenizer_file), str(tokenizer_file.parent)):
+        folders.append(prepare(str(corpus), tokenizer=name, cache_dir=cache_dir).folder)
+    corpus.write_text(corpus.read_text(encoding="utf-8") + "More.", encoding="utf-8")
+    folders.append(prepare(str(corpus), vocab_size=300, cache_dir=cache_dir).folder)
+    assert folders[1] == folders[2]
+    assert len(set(folders)) == 3
+
+
+def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, tokenizer_file: Path) -> None:
+    text = "".join(f"Line {i}  of\t a long \n\n\n book.\n" for i in range(30_000))
+    for split in ("train", "valid", "test"):
+        (tmp_path / f"{split}.txt").write_text(text if split == "train" else "Short.")
+    prepared = prepare(
+        str(tmp_path / "*.txt"), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache"
+    )
+    stream = prepared.splits["train"]
+    expected = [*prepared.tokenizer.encode(text), prepared.tokenizer.eot_id]
+    assert len(text) > 3 << 18
+    assert stream.read(0, len(stream)).tolist() == expected
+    assert stream.n_documents == 1
+
+
+def test_files_for_evaluation_alone_need_a_tokenizer(tmp_path: Path, tokenizer_file: Path) -> None:
+    path = tmp_path / "my.test.txt"
+    path.write_text("Only this.")
+    with pytest.raises(
+        ValueError, match=r"no training text \(its files are named for test\).*--tok"
+    ):
+        prepare(str(path), cache_dir=tmp_path / "cache")
+    prepared = prepare(str(path), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache")
+    assert list(prepared.splits) == ["test"]
+
+
+def test_too_little_text_for_three_splits_is_said(tmp_path: Path, tokenizer_file: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("Hello.")
+    with pytest.raises(ValueError, match=r"a is too short: nothing is left for the valid split"):
+        prepare(str(path), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache")
+
+
+# Interruption
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+import gpt2.common.files
+from gpt2.data.prepare import prepare
+
+at, data, tokenizer, cache_dir = int(sys.argv[1]), *sys.argv[2:]
+rename = os.replace
+def replace(*names):
+    global at
+    at -= 1
+    if at == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    rename(*names)
+gpt2.common.files.os.replace = replace
+prepare(data, tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False, shard_bytes=700)
+"""
+
+
+def start(at: int, data: Path, tokenizer: Path, cache_dir: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", KILLED_AT, str(at), str(data), str(tokenizer), str(cache_dir)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path
+) -> None:
+    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
+    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", shard_bytes=700, **options)
+    kept: dict[Path, int] = {}
+    for at in (3, 2, 5):  # the first to be renamed is the index of checksums
+        process = start(at, corpus, tokenizer_file, tmp_path / "cache")
+        process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL
+        (folder,) = (tmp_path / "cache").glob("stories-*")
+        assert not (folder / "manifest.json").exists()
+        assert list(folder.glob(".*.tmp"))  # the shard at work
+        shards = {path: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
+        assert kept.items() < shards.items()
+        kept = shards
+    assert len(kept) == 1 + 1 + 4
+    resumed = prepare(str(corpus), cache_dir=tmp_path / "cache", shard_bytes=700, **options)
+    assert all_files(resumed.folder) == all_files(whole.folder)
+    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+
+
+def test_a_damaged_shard_of_an_interrupted_run_is_made_again(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path
+) -> None:
+    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
+    options |= {"cache_dir": tmp_path / "cache", "shard_bytes": 700}
+    folder = prepare(str(corpus), **options).folder
+    whole = all_files(folder)
+    (folder / "manifest.json").unlink()
+    shard = folder / "train-00002.bin"
+    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    prepare(str(corpus), **options)
+    assert all_files(folder) == whole
+
+
+def test_two_at_once_do_the_work_once(tmp_path: Path, corpus: Path, tokenizer_file: Path) -> None:
+    never = 1 << 30
+    both = [start(never, corpus, tokenizer_file, tmp_path / "cache") for _ in range(2)]
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "shard_bytes": 700}
+    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", progress=False, **options)
+    (folder,) = (tmp_path / "cache").glob("stories-*")
+    assert all_files(folder) == all_files(whole.folder)
+
+
+# Damage to what is prepared
+
+
+@pytest.fixture
+def done(tmp_path: Path, corpus: Path, tokenizer_file: Path) -> tuple[Path, Any]:
+    """A prepared folder, and a function that opens it again."""
+
+    def again(**options: Any) -> module.Prepared:
+        return prepare(
+            str(corpus), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache", **options
+        )
+
+    return again(progress=False).folder, again
+
+
+def flip(path: Path, offset: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_truncated_shard_is_named_with_the_remedy(done: tuple[Path, Any]) -> None:
+    folder, again = done
+    shard = folder / "valid-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ShardError, match=rf"valid-00000\.bin .*Delete the folder {folder} and run"):
+        again()
+
+
+def test_a_changed_shard_is_named(done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, again = done
+    flip(folder / "test-00000.bin", HEADER_BYTES + 5)
+    with pytest.raises(ShardError, match=r"test-00000\.bin fails its SHA-256"):
+        again()
+    again(verify=False)
+    monkeypatch.setattr(manifest, "_VERIFY_BYTES", 0)
+    again()  # as for data too large to be read through at each start
+    with pytest.raises(ShardError, match="SHA-256"):
+        again(verify=True)
+
+
+def test_shards_exchanged_are_found(done: tuple[Path, Any]) -> None:
+    folder, again = done
+    (folder / "valid-00000.bin").replace(folder / "x")
+    (folder / "test-00000.bin").replace(folder / "valid-00000.bin")
+    (folder / "x").replace(folder / "test-00000.bin")
+    with pytest.raises(ShardError, match=r"valid-00000\.bin is not the one that .*manifest\.json"):
+        again()
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "train-00000.bin/..", "train"])
+def test_a_manifest_leads_to_no_file_outside(done: tuple[Path, Any], name: str) -> None:
+    folder, again = done
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    content["splits"]["train"]["shards"][0]["file"] = name
+    path.write_text(json.dumps(content))
+    with pytest.raises(ShardError, match=r"manifest\.json cannot be used \(shard name"):
+        again()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1}'])
+def test_a_damaged_manifest_is_named(done: tuple[Path, Any], content: str) -> None:
+    folder, again = done
+    (folder / "manifest.json").write_text(content)
+    with pytest.raises(ShardError, match=r"manifest\.json cannot be used .*Delete the folder"):
+        again()
+
+
+# Size
+
+
+class Bytes:
+    """A stand-in for the tokenizer: as fast as memory, ids are bytes."""
+
+    vocab_size, eot_id, hash = 257, 256, "00"
+
+    @classmethod
+    def load(cls, path: object) -> "Bytes":
+        return cls()
+
+    def use_fastest(self, sample: Sequence[str]) -> str:
+        return "bytes"
+
+    def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
+        return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
+
+    def save(self, path: Path) -> None:
+        path.touch()
+
+
+def test_memory_does_not_grow_with_the_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One document of 64 MB, without a marker, takes a third of that, all buffers included."""
+    path = tmp_path / "long.txt"
+    line = b"All work and no play makes Jack a dull boy.\n"
+    with open(path, "wb") as file:
+        for _ in range(64):
+            file.write(line * (1_000_000 // len(line)))
+    monkeypatch.setattr(job, "Tokenizer", Bytes)
+    tracemalloc.start()
+    prepared = prepare(
+        str(path), tokenizer="bytes", cache_dir=tmp_path, progress=False, shard_bytes=1 << 20
+    )
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert sum(stream.n_bytes for stream in prepared.splits.values()) == path.stat().st_size
+    assert peak < 22e6
+
+
+# The command, and real text
+
+
+def test_the_command_prepares_and_reports(tmp_path: Path, corpus: Path) -> None:
+    command = [sys.executable, "-m", "gpt2.data.prepare", "--vocab-size", "300"]
+    command += ["--cache-dir", str(tmp_path / "cache"), "--verify", "--data"]
+    good = subprocess.run([*command, str(corpus)], cwd=ROOT, capture_output=True, text=True)
+    assert good.returncode == 0, good.stderr
+    assert "valid: " in good.stdout
+    assert "tokenising stories: 100%" in good.stderr
+    bad = subprocess.run([*command, "none.txt"], cwd=ROOT, capture_output=True, text=True)
+    assert bad.returncode == 2
+    assert bad.stderr.startswith("error: --data none.txt: no such file")
+    assert "Traceback" not in bad.stderr
+
+
+def test_real_text_has_the_published_token_counts(tmp_path: Path, real_data: Path) -> None:
+    """A1, B2: counts of GPT-2's tokenizer on the whole files, and one end-of-text a document."""
+    gpt2 = str(real_data / "gpt2-bpe")
+    options: dict[str, Any] = {"tokenizer": gpt2, "cache_dir": tmp_path, "progress": False}
+    wikitext = prepare(str(real_data / "wikitext-2"), **options)
+    counts = [len(stream) for stream in wikitext.splits.values()]
+    assert counts == [2_448_382 + 600, 258_659 + 60, 295_877 + 60]
+    # In tinystories each marker stands in a line, whose two line ends belong to it here.
+    prepared = prepare(str(real_data / "tinystories"), **options)
+    stream = prepared.splits["valid"]
+    path = real_data / "tinystories" / "tinystories-valid.txt.gz"
+    text = gzip.decompress(path.read_bytes()).decode()
+    text = text.replace(f"\n{END_OF_TEXT}\n", END_OF_TEXT)
+    expected = prepared.tokenizer.encode(text, allow_special=True)
+    assert stream.read(0, len(stream)).tolist() == expected
+    assert stream.n_documents == 399

@@ -1,0 +1,450 @@
+"""gpt2.data.prepare --shard and --merge: n parts make the very bytes that one process makes."""
+
+import functools
+import gzip
+import json
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tyro
+
+from gpt2.data import prepare as module
+from gpt2.data.documents import END_OF_TEXT
+from gpt2.data.parts import parse_part
+from gpt2.data.prepare import Arguments, main, merge, prepare, prepare_part
+from gpt2.data.shards import HEADER_BYTES, ShardError
+from gpt2.data.tokenise import Part
+from gpt2.tokenizer import Tokenizer
+
+ROOT = Path(__file__).parents[3]
+SHARD_BYTES = 1500
+
+
+def stories(n: int) -> list[str]:
+    things = ["dog", "red kite", "1,024 ants", "caf\u00e9", "\u732b", "old\n\nhouse"]
+    return [
+        f"Story {i}: the {things[i % 6]} and {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
+    ]
+
+
+def by_document(folder: Path) -> Path:
+    """Held out by document, from files of three formats, one of them gzipped."""
+    texts = stories(120)
+    (folder / "a.txt").write_text(f"\n{END_OF_TEXT}\n".join(texts[:50]), encoding="utf-8")
+    rows = [json.dumps({"text": text}) + "\n" for text in texts[50:]]
+    (folder / "b.jsonl").write_text("".join(rows[:40]))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(rows[40:]).encode()))
+    return folder
+
+
+def by_position(folder: Path) -> Path:
+    """One book, cut by position; its pieces are of different parts."""
+    text = "".join(f"Line {i}  of\ta caf\u00e9 \n\n book.\n" for i in range(30_000))
+    (folder / "book.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def by_name(folder: Path) -> Path:
+    """Splits named by files, two of them for training."""
+    for i, name in enumerate(("train-1", "train-2", "valid", "test")):
+        text = f"\n{END_OF_TEXT}\n".join(stories(3 * i + 1))
+        (folder / f"{name}.txt").write_text(text, encoding="utf-8")
+    return folder
+
+
+def all_files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def flip(path: Path, offset: int = HEADER_BYTES + 7) -> None:
+    content = bytearray(path.read_bytes())
+    content[offset] ^= 1
+    path.write_bytes(content)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A corpus, a tokenizer and a cache folder."""
+
+    data: Path
+    tokenizer: Path
+    cache_dir: Path
+    shard_bytes: int = SHARD_BYTES
+
+    @property
+    def options(self) -> dict[str, Any]:
+        tokenizer = str(self.tokenizer)
+        return {"tokenizer": tokenizer, "cache_dir": self.cache_dir, "progress": False}
+
+    @property
+    def folder(self) -> Path:
+        """The folder at work, or finished."""
+        hash8 = Tokenizer.load(self.tokenizer).hash[:8]
+        (folder,) = self.cache_dir.glob(f"{self.data.name}-*-{hash8}")
+        return folder
+
+    def make(self, number: int, of: int) -> tuple[str, ...]:
+        part = Part(number, of)
+        return prepare_part(str(self.data), part, shard_bytes=self.shard_bytes, **self.options)
+
+    def merge(self) -> dict[str, bytes]:
+        return all_files(merge(str(self.data), **self.options).folder)
+
+    def prepare(self) -> dict[str, bytes]:
+        prepared = prepare(str(self.data), shard_bytes=self.shard_bytes, **self.options)
+        return all_files(prepared.folder)
+
+    def alone(self) -> dict[str, bytes]:
+        """What one process makes, elsewhere."""
+        return replace(self, cache_dir=self.cache_dir.with_name("alone")).prepare()
+
+    def times(self) -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}
+
+
+@pytest.fixture(scope="module")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    Tokenizer.train(stories(60), 320).save(path)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path, tokenizer_file: Path) -> Place:
+    (tmp_path / "corpus").mkdir()
+    return Place(by_document(tmp_path / "corpus"), tokenizer_file, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("write", [by_document, by_position, by_name])
+@pytest.mark.parametrize("of", [1, 2, 3, 100])
+def test_parts_merged_are_byte_for_byte_what_one_process_makes(
+    tmp_path: Path, tokenizer_file: Path, write: Callable[[Path], Path], of: int
+) -> None:
+    (tmp_path / "text").mkdir()
+    size = 100_000 if write is by_position else SHARD_BYTES
+    place = Place(write(tmp_path / "text"), tokenizer_file, tmp_path / "cache", size)
+    for number in [*range(of, 0, -2), *range(of - 1, 0, -2)]:
+        place.make(number, of)
+    parts = place.folder.glob("part-*.json")
+    made = [len(json.loads(path.read_text())["sha256"]) for path in parts]
+    assert len(made) == of
+    assert max(made) - min(made) <= 1  # each does its share
+    assert place.merge() == place.alone()
+    assert len(place.times()) == sum(made) > 3
+    reused = prepare(str(place.data), **place.options)
+    assert f"reused {place.folder}" in reused.notes
+
+
+def test_parts_of_two_machines_are_merged_when_copied_together(
+    tmp_path: Path, place: Place
+) -> None:
+    for number in (1, 2):
+        text = tmp_path / f"machine-{number}" / "corpus"
+        shutil.copytree(place.data, text)
+        there = replace(place, data=text, cache_dir=text.with_name("cache"))
+        there.make(number, 2)
+        here = place.cache_dir / there.folder.name
+        here.mkdir(parents=True, exist_ok=True)
+        for path in [*there.folder.glob("*.bin"), *there.folder.glob("part-*.json")]:
+            assert not (here / path.name).exists()
+            shutil.copy(path, here)
+    assert place.merge() == place.alone()
+
+
+def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place: Place) -> None:
+    """As a user starts them: at once, with no tokenizer."""
+    options: dict[str, Any] = {"vocab_size": 300, "cache_dir": place.cache_dir}
+    command = [sys.executable, "-m", "gpt2.data.prepare", "--data", str(place.data)]
+    command += ["--vocab-size", "300", "--cache-dir", str(place.cache_dir)]
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    processes = [
+        subprocess.Popen([*command, "--shard", f"{i}/3"], cwd=ROOT, **pipes) for i in (1, 2, 3)
+    ]
+    said = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert sum("trained in" in output for output, _ in said) == 1
+    assert all(f"part {i}/3: 100%" in errors for i, (_, errors) in enumerate(said, start=1))
+    merging = subprocess.run([*command, "--merge"], cwd=ROOT, check=True, **pipes)
+    assert "merged in" in merging.stdout
+    merged = prepare(str(place.data), **options)
+    alone = prepare(str(place.data), **options | {"cache_dir": place.cache_dir / "alone"})
+    assert all_files(merged.folder) == all_files(alone.folder)
+
+
+# Interruption
+
+
+KILLED_AT = """
+import os, signal, sys
+from pathlib import Path
+import gpt2.common.files
+from gpt2.data.prepare import Part, merge, prepare_part
+
+what, at, data, tokenizer, cache_dir = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
+def killing(call):
+    def killing(*names, **options):
+        global at
+        at -= not Path(names[-1]).name.startswith((".tok", "tok", "checksums"))
+        if at == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        call(*names, **options)
+    return killing
+gpt2.common.files.os.replace = killing(os.replace)
+Path.unlink = killing(Path.unlink)
+options = {"tokenizer": tokenizer, "cache_dir": Path(cache_dir), "progress": False}
+if what == "merge":
+    merge(data, **options)
+else:
+    prepare_part(data, Part(int(what), 2), shard_bytes=1500, **options)
+"""
+
+
+def kill(what: object, at: int, place: Place) -> None:
+    words = [what, at, place.data, place.tokenizer, place.cache_dir]
+    command = [sys.executable, "-c", KILLED_AT, *map(str, words)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_killed_parts_and_merges_lose_no_shard(place: Place) -> None:
+    kept: dict[str, int] = {}
+    for part, at in ((1, 4), (2, 3), (1, 2)):
+        kill(part, at, place)
+        assert list(place.folder.glob(".*.tmp"))  # the shard at work
+        assert not list(place.folder.glob("part-*.json"))
+        assert kept.items() < place.times().items()
+        kept = place.times()
+    assert len(kept) == 3 + 2 + 1
+    for number in (1, 2):
+        place.make(number, 2)
+    assert len(list(place.folder.glob("part-*.json"))) == 2
+    for at in (1, 2, 2, 2):  # at the manifest, each part's manifest, a leftover
+        kill("merge", at, place)
+    assert place.merge() == place.alone()
+    assert kept.items() < place.times().items()
+
+
+def test_a_part_that_is_done_reads_no_text_and_one_that_is_damaged_is_mended(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.make(1, 2)
+    before = all_files(place.folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "write_splits", None)
+        assert any("already" in note for note in place.make(1, 2))
+    shard = next(place.folder.glob("train-*.bin"))
+    for damage in (
+        Path.unlink,
+        flip,
+        lambda path: flip(path.with_name("part-001-of-002.json"), 40),
+    ):
+        damage(shard)
+        place.make(1, 2)
+        assert all_files(place.folder) == before
+
+
+def test_an_ordinary_preparation_takes_up_what_parts_have_made(place: Place) -> None:
+    place.make(2, 3)
+    kept = place.times()
+    alone = place.alone()
+    assert place.prepare() == alone
+    assert kept.items() < place.times().items()
+    assert any("finished" in note for note in place.make(1, 3))
+    assert all_files(place.folder) == alone
+
+
+def test_shards_that_were_cut_otherwise_are_refused(place: Place) -> None:
+    replace(place, shard_bytes=700).make(1, 2)
+    with pytest.raises(ShardError, match=r"train-00000\.bin .* holds other text .*Delete the fold"):
+        place.prepare()
+
+
+# Several at once
+
+
+def test_a_part_is_made_by_one_process_beside_the_others_and_merged_when_it_ends(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_splits = module.write_splits
+    waits = threading.Event()
+    monkeypatch.setattr("gpt2.common.files.print", lambda *_, **__: waits.set(), raising=False)
+    merged: list[dict[str, bytes]] = []
+    merging = threading.Thread(target=lambda: merged.append(place.merge()), daemon=True)
+
+    def while_the_first_is_made(*arguments: Any, **named: Any) -> Any:
+        if named["part"].number == 1:
+            with pytest.raises(ValueError, match="--shard 1/2: another process is making this pa"):
+                place.make(1, 2)
+            place.make(2, 2)
+            merging.start()
+            assert waits.wait(timeout=60)
+        return write_splits(*arguments, **named)
+
+    monkeypatch.setattr(module, "write_splits", while_the_first_is_made)
+    place.make(1, 2)
+    merging.join(timeout=60)
+    monkeypatch.undo()
+    assert merged == [place.alone()]
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    "spec", ["0/4", "5/4", "x", "3", "-1/4", "1/0", "1/2/3", "1 / 2", "", "\u0663/8"]
+)
+def test_what_names_no_part_is_refused(spec: str) -> None:
+    with pytest.raises(ValueError, match=f"--shard {re.escape(spec)} names no part: give I/N"):
+        parse_part(spec)
+    assert parse_part("3/8") == Part(3, 8)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--shard", "5/4"), "--shard 5/4 names no part"),
+        (("--shard", "1/4", "--merge"), "give --shard or --merge"),
+        (("--merge", "--verify"), "no --verify"),
+        (("--merge",), "--merge needs the tokenizer of the parts"),
+    ],
+)
+def test_the_command_refuses_what_makes_no_sense(
+    place: Place, words: tuple[str, ...], message: str
+) -> None:
+    where = ["--data", str(place.data), "--cache-dir", str(place.cache_dir)]
+    with pytest.raises(ValueError, match=re.escape(message)):
+        main(tyro.cli(Arguments, args=[*where, *words]))
+
+
+def test_missing_parts_are_named_with_the_commands_that_make_them(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = functools.partial(prepare_part, shard_bytes=SHARD_BYTES)
+    monkeypatch.setattr(module, "prepare_part", here)
+    place.make(2, 4)
+    for name in ("part-005-of-004.json", "part-0001-of-004.json", "part-000-of-000.json"):
+        (place.folder / name).touch()
+    with pytest.raises(ValueError, match=r"has 1 of 4 parts") as caught:
+        place.merge()
+    commands = [line for line in str(caught.value).splitlines() if "--shard" in line]
+    assert [command.split()[-1] for command in commands] == ["1/4", "3/4", "4/4"]
+    for command in commands:
+        python, m, name, *words = shlex.split(command)
+        assert (python, m, name) == ("python", "-m", "gpt2.data.prepare")
+        main(tyro.cli(Arguments, args=words))
+    assert place.alone().items() <= place.merge().items()
+
+
+def test_of_many_missing_parts_some_are_named(place: Place) -> None:
+    place.make(2, 999_999_999)
+    with pytest.raises(ValueError, match=r"has 1 of 999,999,999 parts") as caught:
+        place.merge()
+    assert str(caught.value).endswith("--shard 9/999999999\n  and 999,999,990 more")
+
+
+def test_parts_of_another_tokenizer_or_number_are_never_used(tmp_path: Path, place: Place) -> None:
+    Tokenizer.train(stories(60), 300).save(tmp_path / "other.json")
+    other = replace(place, tokenizer=tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"has no part-\*\.json to merge.* --shard I/N"):
+        place.merge()
+    place.make(1, 2)
+    other.make(2, 2)
+    there = other.folder
+    with pytest.raises(ValueError, match=rf"1 of 2 parts.* another tokenizer .*: {there.name}\."):
+        place.merge()
+    for path in [*there.glob("*.bin"), *there.glob("part-*")]:
+        shutil.copy(path, place.folder)
+    with pytest.raises(ValueError, match=r"part-002.* tokenizer \w{8}, not \w{8}.*--shard 2/2"):
+        place.merge()
+    place.make(1, 3)
+    with pytest.raises(ValueError, match=r"2 part-\*-of-002\.json, 1 part-\*-of-003\.json. Delete"):
+        place.merge()
+    (place.folder / "part-001-of-003.json").unlink()
+    place.make(2, 2)
+    assert place.merge() == place.alone()
+
+
+def with_text(text: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "part-002-of-002.json").write_text(text)
+
+
+def with_change(key: str, value: Any) -> Callable[[Path], object]:
+    def change(folder: Path) -> None:
+        content = json.loads((folder / "part-002-of-002.json").read_text())
+        with_text(json.dumps(content | {key: value}))(folder)
+
+    return change
+
+
+def without_the_first_shard(folder: Path) -> None:
+    sha256 = json.loads((folder / "part-002-of-002.json").read_text())["sha256"]
+    with_change("sha256", dict(list(sha256.items())[1:]))(folder)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: next(folder.glob("train-*.bin")).unlink(), r"part [12]/2 made, is missing"),
+        (lambda folder: flip(next(folder.glob("test-*.bin"))), r"part [12]/2 made, is missing"),
+        (
+            lambda folder: flip(next(folder.glob("valid-*.bin")), 32),  # its header's documents
+            r"do not add up \(the documents of the valid split\)",
+        ),
+        (with_text("{"), "part-002-of-002.json cannot be merged.*--shard 2/2"),
+        (with_text("[]"), "part-002-of-002.json cannot be merged: it is damaged.*--shard 2/2"),
+        (with_text("[" * 100_000), "damaged"),
+        (with_change("part", 1), "it is of part 1/2, under another name"),
+        (with_change("format", 2), "another format; this program reads 1"),
+        (with_change("fingerprint", "ab" * 32), r"it is of another text \(abababab\)"),
+        (with_change("tokenizer", 5), "damaged"),
+        (with_change("sha256", {"../train-00000.bin": "00"}), "damaged"),
+        (with_change("totals", {}), "it has only the splits"),
+        (with_change("totals", {"train": {"shards": 10**12}}), "damaged"),
+        (with_change("held_out", "nothing"), "do not add up"),
+        (with_change("sha256", {}), r"do not add up \(\d+ shards are listed, \d+ expected\)"),
+        (without_the_first_shard, r"do not add up \(\d+ shards are listed, \d+ expected\)"),
+    ],
+)
+def test_a_damaged_part_is_named(
+    place: Place, damage: Callable[[Path], object], message: str
+) -> None:
+    for number in (1, 2):
+        place.make(number, 2)
+    damage(place.folder)
+    with pytest.raises(ValueError, match=message):
+        place.merge()
+    assert not (place.folder / "manifest.json").exists()
+    if "add up" in message:
+        shutil.rmtree(place.folder)
+    for number in (1, 2):
+        place.make(number, 2)
+    place.merge()
+
+
+def test_parts_that_were_cut_otherwise_do_not_add_up(tmp_path: Path, place: Place) -> None:
+    there = replace(place, shard_bytes=SHARD_BYTES // 2, cache_dir=tmp_path / "there")
+    place.make(1, 2)
+    there.make(2, 2)
+    shutil.copy(there.folder / "part-002-of-002.json", place.folder)
+    with pytest.raises(ValueError, match=r"do not add up \(part 1 counted .*Delete the folder"):
+        place.merge()
+
+
+def test_real_text_in_parts(tmp_path: Path, real_data: Path) -> None:
+    place = Place(real_data / "wikitext-2", real_data / "gpt2-bpe", tmp_path, 1 << 20)
+    for number in (1, 2, 3):
+        place.make(number, 3)
+    splits = merge(str(place.data), **place.options).splits
+    counts = [len(stream) for stream in splits.values()]
+    assert counts == [2_448_382 + 600, 258_659 + 60, 295_877 + 60]

@@ -1,0 +1,433 @@
+"""gpt2.data.sources and what it stands on: text in, documents out, every fault named (A1, B2)."""
+
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gpt2.data import documents, readers, sources
+from gpt2.data.documents import Piece, Source, document_pieces, text_pieces
+from gpt2.data.python_docs import python_docs
+from gpt2.data.readers import read_pieces
+from gpt2.data.sources import open_source
+from gpt2.data.splits import plan_splits, split_pieces
+from gpt2.tokenizer.pretokens import SPLIT_PATTERN
+
+END = "<|endoftext|>"
+
+
+def joined(pieces: Iterator[Piece]) -> list[str]:
+    """The documents that pieces make up."""
+    texts = [""]
+    for piece in pieces:
+        texts[-1] += piece.text
+        if piece.last:
+            texts.append("")
+    assert texts.pop() == "", "the last document has no end"
+    return texts
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else data)
+    return path
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "PIECE_CHARS", 64)
+    monkeypatch.setattr(documents, "_TAIL_CHARS", 40)
+    monkeypatch.setattr(readers, "PIECE_CHARS", 64)
+
+
+# Documents in running text
+
+
+def in_blocks(text: str, size: int) -> Iterator[tuple[str, int]]:
+    return ((text[i : i + size], size) for i in range(0, len(text), size))
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("size", [1, 2, 13, 64, 1000])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", ""])
+def test_text_is_split_at_the_marker_wherever_the_reading_cuts_it(size: int, line_end: str) -> None:
+    stories = ["One day.\n\nThe end.", "Two " * 50 + "days.", "Three."]
+    text = f"{line_end}{END}{line_end}".join(["", *stories, " \n", ""])
+    assert joined(text_pieces(in_blocks(text, size))) == stories
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_text_without_a_marker_is_one_document_with_nothing_lost(size: int) -> None:
+    text = "\n\nTo be,  or not\n" * 30 + "\n"
+    assert joined(text_pieces(in_blocks(text, size))) == [text]
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("size", [40, 64, 1000])
+def test_wikitext_is_split_into_articles_with_nothing_lost(size: int) -> None:
+    body = " \n = {} = \n \n Text with a = 2 = b . \n \n = = Section = = \n \n More text . \n"
+    articles = [(body + " Filler . \n" * i).format(f"Title {i}") for i in range(6)]
+    found = joined(text_pieces(in_blocks("".join(articles) + " \n", size)))
+    assert "".join(found) == "".join(articles) + " \n"
+    assert [text.strip().splitlines()[0] for text in found] == [f"= Title {i} = " for i in range(6)]
+
+
+tricky = st.text(st.sampled_from("ab1. '\n\t\r\u00a0\u3000\x1c\u0301\u4e2d"), max_size=300)
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=tricky)
+def test_pieces_of_a_document_have_the_pre_tokens_of_the_whole(text: str) -> None:
+    import regex
+
+    split = regex.compile(SPLIT_PATTERN).findall
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(documents, "PIECE_CHARS", 16)
+        pieces = list(document_pieces(text))
+    assert [token for piece in pieces for token in split(piece.text)] == (
+        split(text) if text.strip() else []
+    )
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("size", [7, 64, 1000])
+@pytest.mark.parametrize("run", ["\0" * 1000, " " * 1000, "a" * 300 + " " + "b" * 300])
+def test_what_has_no_place_to_cut_is_cut_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, run: str, size: int
+) -> None:
+    """Else a file that unpacks to nothing but zeros would be one piece, of any size."""
+    monkeypatch.setattr(documents, "_RUN_CHARS", 128)
+    text = f"before {run} after"
+    for pieces in (list(text_pieces(in_blocks(text, size))), list(document_pieces(text))):
+        assert "".join(piece.text for piece in pieces) == text
+        assert max(len(piece.text) for piece in pieces) <= 128
+        assert [piece.last for piece in pieces] == [False] * (len(pieces) - 1) + [True]
+
+
+# Files
+
+
+def test_kinds_of_files_give_the_same_documents(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    stories = ["One \u00e9t\u00e9.", "Two\nlines.", "\u4e2d\u6587"]
+    lines = "\n".join(json.dumps({"id": 1, "text": story}) for story in stories) + "\n\n"
+    text = f"\n{END}\n".join([*stories, ""])
+    pq.write_table(pa.table({"text": [*stories, None, ""], "n": range(5)}), tmp_path / "a.parquet")
+    for name, content in [
+        ("a.txt", text),
+        ("b.md", "\ufeff" + text),
+        ("c.tokens.gz", text),
+        ("d.jsonl", "\ufeff" + lines),
+        ("e.ndjson.gz", lines),
+    ]:
+        write(tmp_path / name, content)
+    for path in tmp_path.iterdir():
+        assert joined(read_pieces(path)) == stories, path
+
+
+def test_progress_adds_up_to_the_size_on_disk(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.txt.gz", "a.jsonl"):
+        text = "".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(50_000))
+        path = write(tmp_path / name, text)
+        consumed = sum(piece.consumed for piece in read_pieces(path))
+        assert 0.99 * path.stat().st_size <= consumed <= path.stat().st_size
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("offset", [0, 63, 64, 1000])
+@pytest.mark.parametrize("name", ["bad.txt", "bad.txt.gz"])
+def test_bad_utf8_is_named_with_its_byte(tmp_path: Path, name: str, offset: int) -> None:
+    text = ("\u00e9\n" * 500).encode()[:offset] + b"\xff" + b"more text\n" * 20
+    expected = offset - offset % 3 if offset % 3 == 1 else offset  # a character begun before it
+    path = write(tmp_path / name, text)
+    with pytest.raises(ValueError, match=rf"{name} is not UTF-8: byte {expected:,} "):
+        list(read_pieces(path))
+
+
+def test_utf8_cut_at_the_end_is_named(tmp_path: Path) -> None:
+    path = write(tmp_path / "cut.txt", "abc\u00e9".encode()[:-1])
+    with pytest.raises(ValueError, match=r"cut\.txt is not UTF-8: byte 3 "):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b'{"text": "a"', "line 2: not JSON"),
+        (b'["text"]', "line 2: a list; expected an object"),
+        (b'{"content": "a", "id": 1}', r"line 2: .*missing\. Keys found: 'content', 'id'"),
+        (b'{"text": 5}', "line 2: .*is no string"),
+        (b'{"text": "\\ud800"}', "line 2: .*surrogate"),
+        (b'{"text": "\xff"}', "not UTF-8: line 2, its byte 10"),
+    ],
+)
+def test_a_bad_line_of_json_is_named(tmp_path: Path, line: bytes, message: str) -> None:
+    path = write(tmp_path / "rows.jsonl", b'{"text": "good"}\n' + line + b"\n")
+    with pytest.raises(ValueError, match=r"rows\.jsonl.*" + message):
+        list(read_pieces(path))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "no gzip", "changed"])
+def test_a_broken_gzip_is_named(tmp_path: Path, damage: str) -> None:
+    content = bytearray(gzip.compress(os.urandom(5000).hex().encode()))
+    if damage == "truncated":
+        del content[-20:]
+    elif damage == "changed":
+        content[-6] ^= 255  # in the checksum
+    else:
+        content[:] = b"plain text"
+    path = tmp_path / "a.txt.gz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.txt\.gz is not a whole gzip file"):
+        list(read_pieces(path))
+
+
+def test_parquet_faults_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"body": ["a"], "id": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r'a\.parquet: no column "text"\. Columns: body, id'):
+        list(read_pieces(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "b.parquet")
+    with pytest.raises(ValueError, match=r'b\.parquet: the column "text" holds no strings'):
+        list(read_pieces(tmp_path / "b.parquet"))
+    write(tmp_path / "c.parquet", "not Parquet")
+    with pytest.raises(ValueError, match=r"c\.parquet cannot be read as Parquet"):
+        list(read_pieces(tmp_path / "c.parquet"))
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(ValueError, match=r"needs pyarrow: pip install"):
+        list(read_pieces(tmp_path / "a.parquet"))
+
+
+# What --data names
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Callable[[str], Source]:
+    return lambda data: open_source(data, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("nowhere.txt", r"nowhere\.txt: no such file or folder.*tinystories"),
+        ("*.jsonl", r"matches no file"),
+        ("empty-folder", r"no file in this folder can be used.*\.txt"),
+        ("table.csv", r"no known kind of file \(\.csv\).*\.jsonl"),
+        ("void.txt", r"void\.txt is empty"),
+    ],
+)
+def test_nothing_to_read_is_said_clearly(
+    tmp_path: Path, opened: Callable[[str], Source], data: str, message: str
+) -> None:
+    (tmp_path / "empty-folder").mkdir()
+    for name in ("empty-folder/README.md", "empty-folder/.hidden.txt", "table.csv"):
+        write(tmp_path / name, "text")
+    write(tmp_path / "void.txt", "")
+    with pytest.raises(ValueError, match=message):
+        opened(str(tmp_path / data))
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        (
+            ["wiki.train.tokens.gz", "wiki.valid.tokens.gz", "wiki.test.tokens.gz"],
+            "train valid test",
+        ),
+        (["corpus-training.txt", "corpus_val.txt", "corpus_TEST.txt"], "train valid test"),
+        (["train/a.txt", "train/b.txt", "dev/a.txt"], "train train valid"),
+        (["validation-00000-of-00001.txt", "train-00000-of-00002.txt"], "valid train"),
+        (["contest.txt", "retrain.txt", "latest-tests.txt"], "train train train"),
+        (["a.txt", "b.md", "a.test.txt"], "train train test"),
+        (["test.txt"], "test"),
+        (["train.txt", "extra.txt"], "train -"),
+        (["t.train.raw", "t.test.raw", "t.test.tokens"], "train test -"),
+        (["README.md", ".cache/a.txt", "a.txt"], "- - train"),
+    ],
+)
+def test_files_named_for_a_split_are_that_split(
+    tmp_path: Path, opened: Callable[[str], Source], files: list[str], expected: str
+) -> None:
+    for name in files:
+        write(tmp_path / "set" / name, f"I am {name}.")
+    source = opened(str(tmp_path / "set"))
+    found = {text: split for split, read in source.splits.items() for text in joined(read())}
+    assert " ".join(found.get(f"I am {name}.", "-") for name in files) == expected
+
+
+def test_one_text_in_two_forms_is_a_question_for_the_user(
+    tmp_path: Path, opened: Callable[[str], Source]
+) -> None:
+    for name in ("a.train.raw", "a.train.tokens"):
+        write(tmp_path / "set" / name, "text")
+    with pytest.raises(
+        ValueError, match=r"a\.train\.raw and .*a\.train\.tokens look like one text"
+    ):
+        opened(str(tmp_path / "set"))
+    assert list(opened(str(tmp_path / "set" / "*.raw")).splits) == ["train"]
+
+
+def test_files_left_out_are_listed(tmp_path: Path, opened: Callable[[str], Source]) -> None:
+    for name in ("train.txt", "extra.txt"):
+        write(tmp_path / "set" / name, "text")
+    assert "left out: extra.txt" in opened(str(tmp_path / "set")).notes
+
+
+def test_a_source_is_known_by_its_content(
+    tmp_path: Path, opened: Callable[[str], Source], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "a.txt", "Some text.")
+    first = opened(str(path)).fingerprint
+    with monkeypatch.context() as patch:
+        patch.setattr(sources, "sha256_file", None)  # unchanged by size and time: not read again
+        assert opened(str(path)).fingerprint == first
+    os.utime(path, ns=(1, 1))
+    assert opened(str(path)).fingerprint == first
+    assert opened(str(write(tmp_path / "b" / "c.txt", "Some text."))).fingerprint == first
+    write(path, "Same size!")
+    os.utime(path, ns=(2, 2))
+    assert opened(str(path)).fingerprint != first
+    (tmp_path / "cache" / "checksums.json").write_text("{ damaged")
+    write(path, "Some text.")
+    assert opened(str(path)).fingerprint == first
+
+
+# Splits that the source does not name
+
+
+def source_of(texts: list[str], **sizes: int) -> Source:
+    def read() -> Iterator[Piece]:
+        for text in texts:
+            yield from document_pieces(text)
+
+    return Source("made", "00", {"train": read}, sizes=sizes)
+
+
+def split_up(source: Source) -> dict[str, list[str]]:
+    plan = plan_splits(source)
+    pieces = list(split_pieces(source, plan))
+    return {
+        split: joined(piece for name, piece in pieces if name == split)
+        for split in ("train", "valid", "test")
+    }
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_many_documents_are_divided_by_document() -> None:
+    texts = [f"{i} " * (i % 90 + 1) for i in range(205)]
+    splits = split_up(source_of(texts))
+    assert splits == split_up(source_of(texts))
+    assert sorted(chain(*splits.values())) == sorted(texts)
+    for split in ("valid", "test"):
+        groups = [int(text.split()[0]) // 20 for text in splits[split]]
+        assert groups[:10] == list(range(10))  # one in each twenty
+        assert len({int(text.split()[0]) % 20 for text in splits[split]}) > 3  # at no fixed place
+
+
+def test_a_large_source_gives_up_a_smaller_part() -> None:
+    texts = [f"{i}" for i in range(4000)]
+    splits = split_up(source_of(texts, train=10_000_000_000))
+    assert len(splits["valid"]) == len(splits["test"]) == 4
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("documents_in_it", [1, 3])
+def test_few_documents_are_divided_by_position(documents_in_it: int) -> None:
+    texts = [f"Paragraph {i}.\nIt has two lines.\n\n" for i in range(300)]
+    size = len(texts) // documents_in_it
+    whole = ["".join(texts[i : i + size]) for i in range(0, len(texts), size)]
+    splits = split_up(source_of(whole))
+    assert "".join(chain(*splits.values())) == "".join(texts)
+    for split in ("valid", "test"):
+        assert len("".join(splits[split])) == pytest.approx(len("".join(texts)) / 20, rel=0.2)
+        assert splits[split][0].startswith(("Paragraph", "It has"))  # with a whole line
+
+
+def test_splits_the_source_names_are_left_alone(
+    tmp_path: Path, opened: Callable[[str], Source]
+) -> None:
+    write(tmp_path / "set/train.txt", END.join(f"train {i}" for i in range(100)))
+    write(tmp_path / "set/valid.txt", END.join(f"valid {i}" for i in range(30)))
+    splits = split_up(opened(str(tmp_path / "set")))
+    assert splits["valid"] == [f"valid {i}" for i in range(30)]
+    assert len(splits["test"]) == 5
+    assert all(text.startswith("train") for text in splits["test"] + splits["train"])
+    write(tmp_path / "set/test.txt", "test 0")
+    splits = split_up(opened(str(tmp_path / "set")))
+    assert splits["test"] == ["test 0"]
+    assert len(splits["train"]) == 100
+
+
+# The text of every CPython
+
+
+def test_python_docs_are_prose_read_without_importing_anything() -> None:
+    before = set(sys.modules)
+    source = python_docs()
+    texts = joined(source.splits["train"]())
+    assert not {"antigravity", "this", "turtle"} & (set(sys.modules) - before)
+    assert texts == joined(source.splits["train"]())
+    assert python_docs().fingerprint == source.fingerprint
+    assert 1_500_000 < sum(map(len, texts)) < 5_000_000
+    json_module = next(text for text in texts if text.startswith("json\n\n"))
+    assert "json.dumps\n\nSerialize ``obj`` to a JSON formatted ``str``." in json_module
+    assert any('The "assert" statement' in text for text in texts)
+    assert not any(text.startswith(("test.", "site-packages.")) for text in texts)
+    assert f"{sys.version_info.major}.{sys.version_info.minor}." in source.notes[0]
+
+
+def test_python_docs_without_library_sources_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sysconfig.get_path", lambda name: str(tmp_path))
+    with pytest.raises(ValueError, match=r"--data python-docs reads .*--data my\.txt"):
+        python_docs()
+
+
+# Real text
+
+
+def test_wikitext_articles_are_all_found(real_data: Path) -> None:
+    """A1: the published WikiText-2 has 600, 60 and 60 articles."""
+    for split, articles in (("train", 600), ("valid", 60), ("test", 60)):
+        path = real_data / "wikitext-2" / f"wiki.{split}.tokens.gz"
+        texts = joined(read_pieces(path))
+        assert len(texts) == articles
+        assert "".join(texts).encode() == gzip.decompress(path.read_bytes())
+
+
+def test_tinystories_are_all_found(real_data: Path) -> None:
+    """B2."""
+    path = real_data / "tinystories" / "tinystories-valid.txt.gz"
+    texts = joined(read_pieces(path))
+    whole = gzip.decompress(path.read_bytes()).decode()
+    assert texts == whole.removesuffix(f"\n{END}\n").split(f"\n{END}\n")
+    assert len(texts) == 399
+
+
+def test_a_file_name_that_is_not_utf8_is_said_before_anything_is_written(
+    tmp_path: Path, opened: Callable[[str], Source]
+) -> None:
+    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    try:
+        os.mkdir(folder)
+    except OSError:
+        pytest.skip("the file system takes no such name")
+    with open(folder + b"/a.txt", "wb") as file:
+        file.write(b"text")
+    with pytest.raises(ValueError, match=r"caf\\udce9/a\.txt' is not UTF-8: rename it"):
+        opened(os.fsdecode(folder + b"/a.txt"))
+    assert not list(tmp_path.rglob("checksums.json"))

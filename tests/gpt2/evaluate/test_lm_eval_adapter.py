@@ -1,0 +1,215 @@
+"""A run as lm-eval's model: its methods called directly, and lm-eval's own tasks in a child."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from gpt2.evaluate.tasks import hellaswag, lambada
+from gpt2.generate.decoding import continuations
+from gpt2.generate.sampling import Sampling
+from gpt2.tokenizer import Tokenizer
+from tests.gpt2.stand_ins import write_run
+
+pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = "the cat sat on the mat and the dog ran home with a red bird by the sea. "
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train([TEXT] * 3, 290)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory, tokenizer):
+    folder = tmp_path_factory.mktemp("work")
+    model = write_run(folder / "run", folder / "no.txt", tokenizer, block_size=16)
+    return folder, model
+
+
+@pytest.fixture(scope="module")
+def adapter(workplace):
+    from lm_eval.api.registry import get_model
+
+    import gpt2.evaluate.lm_eval_adapter  # noqa: F401 (registers the name)
+
+    return get_model("gpt2-run").create_from_arg_string(
+        f"run={workplace[0] / 'run'}", {"batch_size": 3, "max_batch_size": None, "device": "cpu"}
+    )
+
+
+def _instances(kind, *arguments):
+    from lm_eval.api.instance import Instance
+
+    return [Instance(kind, {}, own, i) for i, own in enumerate(arguments)]
+
+
+def _log_p(model, ids):
+    """log p of each token but the first, with the 16 tokens before it in sight at most."""
+    rows = [model(torch.tensor([ids[max(0, i - 16) : i]]))[0][0, -1] for i in range(1, len(ids))]
+    return [
+        (row.log_softmax(dim=0)[i].item(), bool(row.argmax() == i))
+        for row, i in zip(rows, ids[1:], strict=True)
+    ]
+
+
+def test_loglikelihoods_are_those_of_the_continuation(workplace, tokenizer, adapter):
+    _, model = workplace
+    pairs = [("the cat sat", " on the mat"), ("", "the dog"), ("the sea ", "ran"), ("a", " b")]
+    got = adapter.loglikelihood(_instances("loglikelihood", *pairs), disable_tqdm=True)
+    for (context, text), (log_p, greedy) in zip(pairs, got, strict=True):
+        before = tokenizer.encode(context.rstrip()) or [tokenizer.eot_id]
+        own = tokenizer.encode(context[len(context.rstrip()) :] + text)
+        expected = _log_p(model, before + own)[-len(own) :]
+        assert log_p == pytest.approx(sum(p for p, _ in expected), abs=1e-3)
+        assert greedy == all(g for _, g in expected)
+
+
+def test_what_greedy_decoding_makes_counts_as_greedy(workplace, tokenizer, adapter):
+    context = tokenizer.encode("the cat")
+    [made] = continuations(workplace[1], [context], 5, sampling=Sampling(temperature=0))
+    other = [*made[:-1], (made[-1] + 1) % tokenizer.vocab_size]
+    scored = adapter._loglikelihood_tokens(
+        [(("", ""), context, made), (("", ""), context, other)], disable_tqdm=True
+    )
+    assert [greedy for _, greedy in scored] == [True, False]
+
+
+def test_rolling_loglikelihood_scores_every_token_once(workplace, tokenizer, adapter):
+    _, model = workplace
+    texts = ["the cat", TEXT * 2, ""]
+    rolling = adapter.loglikelihood_rolling(
+        _instances("loglikelihood_rolling", *((text,) for text in texts)), disable_tqdm=True
+    )
+    short = [tokenizer.eot_id, *tokenizer.encode(texts[0])]
+    assert rolling[0] == pytest.approx(sum(p for p, _ in _log_p(model, short)), abs=1e-3)
+    from lm_eval.utils import get_rolling_token_windows
+
+    ids = tokenizer.encode(texts[1])
+    expected = 0.0
+    for context, targets in get_rolling_token_windows(ids, tokenizer.eot_id, 16, 1):
+        log_p = model(torch.tensor([context]))[0][0].log_softmax(dim=1)[-len(targets) :]
+        expected += log_p[range(len(targets)), targets].sum().item()
+    assert rolling[1] == pytest.approx(expected, abs=1e-3)
+    assert rolling[2] == 0
+
+
+def test_generation_stops_before_the_stop_strings(adapter):
+    def made(**options):
+        prompts = ("the", "a red bird", "")
+        requests = _instances(
+            "generate_until",
+            *((text, {"max_gen_toks": 30, "until": []} | options) for text in prompts),
+        )
+        return adapter.generate_until(requests, disable_tqdm=True)
+
+    free = made()
+    assert free == made(until="never seen", do_sample=False, temperature=0.7)
+    stop = free[0][5:7]
+    assert made(until=[stop])[0] == free[0][: free[0].index(stop)]
+    assert made(do_sample=True, temperature=5.0) != free
+    with pytest.raises(ValueError, match="the task asks for num_beams in generation"):
+        made(num_beams=4)
+
+
+def _task(folder: Path, name: str, rows: list[dict], lines: str) -> None:
+    data = folder / f"{name}.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / f"{name}.yaml").write_text(
+        f"task: {name}\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {data}}}}}\n"
+        f"test_split: test\n{lines}"
+    )
+
+
+def test_lm_eval_gives_the_figures_of_our_own_tasks(workplace, tokenizer, tmp_path):
+    """HellaSwag and LAMBADA as lm-eval counts them, from the repository root's place on the path,
+    where transformers finds a package `kernels` that is not the one it knows."""
+    folder, model = workplace
+    words = TEXT.replace(".", "").split()
+    endings = [" ".join(words[i : i + 2 + i % 3]) for i in range(12)]
+    questions = [
+        {"activity_label": "Sea", "ctx": f"The {w}", "endings": endings[i : i + 4], "label": i % 4}
+        for i, w in enumerate(words[:8])
+    ]
+    passages = [{"text": " ".join(words[: n + 2])} for n in range(10)]
+    _task(
+        tmp_path,
+        "our_hellaswag",
+        questions,
+        "output_type: multiple_choice\n"
+        'doc_to_text: "{{activity_label}}: {{ctx}}"\n'
+        'doc_to_target: "{{label}}"\n'
+        "doc_to_choice: endings\n"
+        "metric_list: [{metric: acc}, {metric: acc_norm}]\n",
+    )
+    _task(
+        tmp_path,
+        "our_lambada",
+        passages,
+        "output_type: loglikelihood\n"
+        "doc_to_text: \"{{text.split(' ')[:-1]|join(' ')}}\"\n"
+        "doc_to_target: \"{{' '+text.split(' ')[-1]}}\"\n"
+        "metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false},"
+        " {metric: acc}]\n",
+    )
+    command = [
+        *(sys.executable, "-m", "gpt2.evaluate.lm_eval_adapter", str(folder / "run")),
+        *("--tasks", "our_hellaswag,our_lambada", "--include-path", str(tmp_path)),
+        *("--out", str(tmp_path / "out.json"), "--device", "cpu"),
+    ]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path / "hf"),
+    }
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert "our_lambada" in done.stdout
+    theirs = json.loads((tmp_path / "out.json").read_text())["results"]
+    ours = hellaswag(model, tokenizer, questions, batch_size=5)
+    assert theirs["our_hellaswag"]["acc,none"] == ours.acc
+    assert theirs["our_hellaswag"]["acc_norm,none"] == ours.acc_norm
+    assert theirs["our_hellaswag"]["acc_stderr,none"] == pytest.approx(ours.acc_stderr)
+    passed = lambada(model, tokenizer, passages, batch_size=5)
+    assert theirs["our_lambada"]["acc,none"] == passed.word_acc
+    assert theirs["our_lambada"]["perplexity,none"] == pytest.approx(
+        passed.word_perplexity, rel=1e-4
+    )
+
+
+def test_an_unknown_task_is_named(workplace, monkeypatch):
+    from gpt2.evaluate.lm_eval_adapter import Arguments, main
+
+    known = SimpleNamespace(all_tasks=["lambada_openai"])
+    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path: known)
+    with pytest.raises(ValueError, match="has no task none_such"):
+        main(Arguments(str(workplace[0] / "run"), tasks="lambada_openai,none_such"))
+
+
+def test_without_lm_eval_the_command_says_what_to_install(tmp_path):
+    code = (
+        "import runpy, sys; sys.modules['lm_eval'] = None; "
+        "runpy.run_module('gpt2.evaluate.lm_eval_adapter', run_name='__main__')"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 2
+    assert done.stderr.endswith("pip install -e '.[lm-eval]'\n")
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,347 @@
+"""Decoding: strategies and their limits, the cache, batches, the command (A22-A24, B16, C16)."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.attention import BACKENDS, unusable
+from gpt2.config import GPTConfig, TrainConfig
+from gpt2.generate.__main__ import Arguments, main
+from gpt2.generate.decoding import continuations, generate, stream_tokens
+from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
+from gpt2.model import GPT
+from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.run import write_config
+from gpt2.tokenizer import Tokenizer
+from tests.gpt2.training.loud_model import loud_model
+
+
+def _model(**options) -> GPT:
+    return loud_model(**({"vocab_size": 30, "block_size": 8} | options))
+
+
+def _seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _frequencies(logits: list[float], sampling: Sampling, draws: int = 20_000) -> torch.Tensor:
+    rows = torch.tensor([logits]).expand(draws, -1)
+    ids = next_token(rows, sampling, torch.Generator().manual_seed(1))
+    return torch.bincount(ids, minlength=len(logits)) / draws
+
+
+P = torch.tensor([0.4, 0.3, 0.2, 0.1])
+
+
+@pytest.mark.parametrize(
+    ("sampling", "expected"),
+    [
+        (Sampling(temperature=0), [1, 0, 0, 0]),
+        (Sampling(), [0.4, 0.3, 0.2, 0.1]),
+        (Sampling(top_k=2), [4 / 7, 3 / 7, 0, 0]),
+        (Sampling(top_k=50), [0.4, 0.3, 0.2, 0.1]),
+        (Sampling(top_p=0.65), [4 / 7, 3 / 7, 0, 0]),  # 0.4 + 0.3 is the first sum that holds it
+        (Sampling(top_p=0.75), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (Sampling(top_p=0.01), [1, 0, 0, 0]),  # the most probable token is always in
+        (Sampling(top_p=1.0), [0.4, 0.3, 0.2, 0.1]),
+        (Sampling(min_p=0.6), [4 / 7, 3 / 7, 0, 0]),  # 0.6 * 0.4 = 0.24 and more
+        (Sampling(min_p=0.4), [4 / 9, 3 / 9, 2 / 9, 0]),
+        (Sampling(min_p=1.0), [1, 0, 0, 0]),
+        (Sampling(temperature=0.5), [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+        (Sampling(temperature=0.5, top_p=0.83), [16 / 25, 9 / 25, 0, 0]),  # 25/30 holds it
+        (Sampling(temperature=0.5, min_p=0.5), [16 / 25, 9 / 25, 0, 0]),  # 0.5 * 16/30 < 9/30
+        (Sampling(top_k=3, top_p=0.75), [4 / 7, 3 / 7, 0, 0]),  # of 4/9, 3/9, 2/9
+    ],
+    ids=str,
+)
+def test_tokens_come_with_the_probabilities_of_the_strategy(sampling, expected):
+    expected = torch.tensor(expected, dtype=torch.float32)
+    got = _frequencies(P.log().tolist(), sampling)
+    torch.testing.assert_close(got, expected, atol=0.015, rtol=0)
+    assert (got[expected == 0] == 0).all()
+    if sampling.temperature:
+        torch.testing.assert_close(distribution(P.log()[None], sampling)[0], expected)
+
+
+def test_a_repetition_penalty_takes_from_tokens_seen_before_whatever_the_sign_of_their_logit():
+    logits, seen = (
+        torch.tensor([[3.0, 2.5, -1.0, -1.5]]),
+        torch.tensor([[True, False, True, False]]),
+    )
+    penalised = torch.tensor([3.0 / 2, 2.5, -1.0 * 2, -1.5])
+    sampling = Sampling(repetition_penalty=2.0, temperature=0.7)
+    torch.testing.assert_close(
+        distribution(logits, sampling, seen)[0], (penalised / 0.7).softmax(dim=0)
+    )
+    greedy = Sampling(repetition_penalty=2.0, temperature=0)
+    assert next_token(logits, greedy, seen=seen) == 1
+
+
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+def test_the_penalty_falls_on_the_prompt_and_the_continuation_also_out_of_context(positions):
+    model = _model(positions=positions)
+    ids = [3, 4]
+    for token in stream_tokens(
+        model, [ids], 30, sampling=Sampling(temperature=0, repetition_penalty=1.5)
+    ):
+        logits = model(torch.tensor([_context(model, ids)]))[0][0, -1]
+        for i in set(ids):
+            logits[i] = logits[i] / 1.5 if logits[i] > 0 else logits[i] * 1.5
+        assert token == logits.argmax()
+        ids.append(int(token))
+    assert len(set(ids)) < len(ids)
+
+
+def test_greedy_generation_takes_the_most_probable_token_each_time():
+    model = _model()
+    ids = generate(model, torch.tensor([[1, 2, 3]]), 4, temperature=0)[0]
+    for t in range(3, 7):
+        assert ids[t] == model(ids[None, :t])[0][0, -1].argmax()
+
+
+def test_a_seed_fixes_the_samples():
+    model, prompt = _model(), torch.tensor([[5]])
+
+    def sample(seed):
+        return generate(model, prompt, 20, generator=torch.Generator().manual_seed(seed)).tolist()
+
+    assert sample(1) == sample(1) != sample(2)
+
+
+DECODED = [
+    {"attn": attn, "positions": positions, "norm_position": norm_position, "window": window}
+    for attn, positions, norm_position, window in itertools.product(
+        BACKENDS, ["learned", "sinusoidal"], ["pre", "post"], [None, 5]
+    )
+]
+
+
+@pytest.mark.parametrize("options", DECODED, ids=lambda o: "-".join(map(str, o.values())))
+def test_with_and_without_the_cache_the_tokens_are_the_same(options):
+    """Also past the context length, which is 8 here; greedy, and drawn with a seed."""
+    config = GPTConfig(window=options["window"])
+    reason = unusable(options["attn"], config, device=torch.device("cpu"), dtype=torch.float32)
+    if reason:
+        pytest.skip(reason)
+    # Triton's interpreter takes its time: a smaller model, a shorter text.
+    slow = options["attn"] == "triton"
+    model = _model(**options, n_layer=1 if slow else 2, tie=False)
+    prompts, n = torch.randint(0, 30, (1 if slow else 3, 3)), 12 if slow else 40
+    for sampling in ({"temperature": 0}, {"top_p": 0.9, "repetition_penalty": 1.3}):
+        cached, uncached = (
+            generate(model, prompts, n, **sampling, generator=g, use_cache=use_cache)
+            for use_cache, g in zip((True, False), _seeded(1, 1), strict=True)
+        )
+        assert cached.tolist() == uncached.tolist()
+        varied = [row.unique().numel() > 1 for row in cached[:, 3:]]
+        assert all(varied), "one token again and again would prove little"
+
+
+def _context(model: GPT, ids: list[int]) -> list[int]:
+    """What the model sees of a text that began with one context or less: the policy, recounted."""
+    size = model.config.block_size
+    start = 0
+    while model.config.positions == "learned" and len(ids) - start > size:
+        start += size - size // 2
+    return ids[start:]
+
+
+def _alone(model: GPT, prompt: list[int], n: int) -> list[int]:
+    """The greedy continuation."""
+    ids = list(prompt)
+    for _ in range(n):
+        ids.append(int(model(torch.tensor([_context(model, ids)]))[0][0, -1].argmax()))
+    return ids[len(prompt) :]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
+@pytest.mark.parametrize("block_size", [1, 2, 7, 8])
+def test_past_the_context_the_older_half_is_dropped_or_positions_go_on(
+    block_size, positions, use_cache
+):
+    model = _model(block_size=block_size, positions=positions)
+    got = continuations(model, [[4]], 25, sampling=Sampling(temperature=0), use_cache=use_cache)
+    assert got == [_alone(model, [4], 25)]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@pytest.mark.parametrize(
+    "options", [{}, {"positions": "sinusoidal"}, {"window": 3}], ids=lambda o: str(o or "gpt2")
+)
+def test_prompts_of_different_lengths_do_not_touch_each_other(options, use_cache):
+    """Their contexts are full at different times."""
+    model = _model(**options)
+    prompts = [[1, 2], [7], [5, 4, 3, 2, 1, 0, 9, 8], [6, 6, 6, 6, 6]]
+    together = continuations(
+        model, prompts, 20, sampling=Sampling(temperature=0), use_cache=use_cache
+    )
+    assert together == [_alone(model, prompt, 20) for prompt in prompts]
+
+
+def test_with_a_generator_for_each_row_samples_do_not_depend_on_the_batch():
+    model, prompts = _model(), [[1, 2], [7], [5, 4, 3]]
+
+    def sample(rows, seeds):
+        return continuations(model, rows, 15, sampling=Sampling(), generator=_seeded(*seeds))
+
+    alone = [sample([prompt], [seed])[0] for prompt, seed in zip(prompts, (7, 8, 9), strict=True)]
+    assert sample(prompts, (7, 8, 9)) == alone
+    assert sample([prompts[2], prompts[0]], (9, 7)) == [alone[2], alone[0]]
+
+
+@pytest.fixture
+def passes(monkeypatch) -> list[int]:
+    """How many tokens of a row each forward pass reads."""
+    read: list[int] = []
+    hidden = GPT.hidden
+
+    def counted(self, idx, *rest):
+        read.append(idx.shape[1])
+        return hidden(self, idx, *rest)
+
+    monkeypatch.setattr(GPT, "hidden", counted)
+    return read
+
+
+def test_a_token_costs_the_model_one_position_and_the_prompt_one_pass(passes):
+    generate(_model(), torch.tensor([[1, 2, 3, 4, 5]]), 8, temperature=0)
+    assert passes == [5, 1, 1, 1, 4, 1, 1, 1, 1]  # the context of 8 is full once, 4 of it are kept
+    passes.clear()
+    generate(_model(), torch.tensor([[1, 2, 3, 4, 5]]), 8, temperature=0, use_cache=False)
+    assert passes == [5, 6, 7, 8, 5, 6, 7, 8]
+
+
+def test_generation_ends_at_the_stop_token_and_fills_rows_that_ended_first():
+    model, prompts = _model(), torch.tensor([[1], [2], [3]])
+    free = generate(model, prompts, 15, temperature=0)
+    stop = int(free[0, 3])
+    ids = generate(model, prompts, 15, temperature=0, stop_id=stop)
+    cut = continuations(model, prompts, 15, sampling=Sampling(temperature=0), stop_id=stop)
+    for row, new, without in zip(ids.tolist(), cut, free.tolist(), strict=True):
+        end = without.index(stop, 1) + 1 if stop in without[1:] else len(without)
+        assert row[:end] == without[: min(end, len(row))]
+        assert all(i == stop for i in row[end:])
+        assert new == [i for i in row[1:end] if i != stop]
+
+
+def test_no_new_tokens_are_none():
+    assert generate(_model(), torch.tensor([[1, 2]]), 0).tolist() == [[1, 2]]
+    assert continuations(_model(), [[1], [2]], 0, sampling=Sampling()) == [[], []]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("beam", {}, "unknown strategy 'beam': choose greedy, sample, top-k, top-p, min-p"),
+        ("top-p", {"top_p": 0.0}, r"top-p must be in \(0, 1\], got 0.0"),
+        ("top-p", {"top_p": 1.5}, "got 1.5"),
+        ("top-k", {"top_k": 0}, "top-k must be at least 1"),
+        ("min-p", {"min_p": 0.0}, r"min-p must be in \(0, 1\], got 0.0"),
+        ("min-p", {"min_p": float("nan")}, "got nan"),
+        ("sample", {"temperature": -1.0}, "temperature must be 0"),
+        ("greedy", {"repetition_penalty": 0.0}, "repetition-penalty must be above 0"),
+    ],
+)
+def test_impossible_strategies_are_refused(name, options, message):
+    with pytest.raises(ValueError, match=message):
+        strategy(name, **({"temperature": 1.0, "top_k": 50, "top_p": 0.9} | options))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.long), "the prompt is empty"),
+        ([[1], []], "the prompt is empty"),
+        ([], "there is no prompt"),
+        ([[1] * 9], "the prompt has 9 tokens and the model's context 8: shorten it"),
+    ],
+)
+def test_prompts_that_cannot_be_continued_are_refused(prompts, message):
+    with pytest.raises(ValueError, match=message):
+        next(stream_tokens(_model(), prompts, 3, sampling=Sampling()))
+
+
+def test_sinusoidal_positions_take_a_prompt_longer_than_the_context():
+    model = _model(positions="sinusoidal")
+    prompt = [i % 30 for i in range(20)]
+    got = continuations(model, [prompt], 5, sampling=Sampling(temperature=0))
+    assert got == [_alone(model, prompt, 5)]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> str:
+    """A run folder, as the command finds it, of a model that was never trained."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = Tokenizer.train(["the cat sat on the mat, and the dog sat too. "] * 3, 270)
+    tokenizer.save(folder / "tokenizer.json")
+    torch.manual_seed(1)
+    model = loud_model(vocab_size=tokenizer.vocab_size, block_size=16)
+    write_config(folder, TrainConfig(), model.config)
+    state = {"step": 1, "tokenizer_hash": tokenizer.hash, "val_loss": 1.0}
+    save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
+    return str(folder)
+
+
+def _output(capsys, run: str, **options) -> str:
+    main(Arguments(run, **({"max_tokens": 30, "device": "cpu"} | options)))
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["greedy", "sample", "top-k", "top-p", "min-p"])
+def test_the_command_makes_the_same_text_with_and_without_the_cache(capsys, run, name):
+    options = {"prompt": ("the cat",), "strategy": name, "repetition_penalty": 1.1}
+    text = _output(capsys, run, **options)
+    assert text.startswith("the cat")
+    assert len(text) > 20
+    assert text == _output(capsys, run, **options, cache=False)
+
+
+def test_samples_of_many_prompts_are_those_of_each_alone(capsys, run, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("the cat\n\nthe dog sat on\n", encoding="utf-8")
+    together = _output(capsys, run, prompt_file=str(file), samples=2, batch_size=3)
+    parts = together.split("--- prompt ")[1:]
+    assert [part.partition("\n")[0] for part in parts] == [
+        f"{prompt}, sample {sample}" for prompt in (1, 2) for sample in (1, 2)
+    ]
+    for part, (prompt, sample) in zip(
+        parts, itertools.product(("the cat", "the dog sat on"), (0, 1)), strict=True
+    ):
+        alone = _output(capsys, run, prompt=(prompt,), seed=1337 + sample)
+        assert part.partition("\n")[2] == alone
+    assert len({part.partition("\n")[2] for part in parts}) == 4
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_no_cache_means_none(capsys, run, passes, samples):
+    _output(capsys, run, samples=samples, cache=False, max_tokens=3)
+    assert passes == [1, 2, 3]
+
+
+def test_no_prompt_begins_a_document(capsys, run):
+    assert _output(capsys, run) == _output(capsys, run, prompt=("",)) != "\n"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompt": ("word " * 50,)}, "tokens and the model's context 16: shorten it"),
+        ({"prompt": ("a",), "prompt_file": "b"}, "--prompt and --prompt-file both"),
+        ({"prompt_file": "blank.txt"}, "blank.txt holds no prompt"),
+        ({"prompt_file": "latin.txt"}, "latin.txt is not UTF-8 text"),
+        ({"samples": 0}, "--samples must be at least 1, got 0"),
+        ({"max_tokens": -5}, "--max-tokens must be at least 1, got -5"),
+    ],
+)
+def test_a_mistake_is_one_sentence_before_any_text(
+    capsys, run, tmp_path, monkeypatch, options, message
+):
+    monkeypatch.chdir(tmp_path)
+    Path("blank.txt").write_text("\n \n")
+    Path("latin.txt").write_bytes("é".encode("latin-1"))
+    with pytest.raises(ValueError, match=message):
+        main(Arguments(run, device="cpu", **options))
+    assert not capsys.readouterr().out

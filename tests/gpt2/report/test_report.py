@@ -1,0 +1,416 @@
+"""The report: what it says comes from the run's files, and whatever they hold stays text.
+
+A25-A28, B18-B22, B25.
+"""
+
+import dataclasses
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gpt2.config import GPTConfig, TrainConfig, with_preset
+from gpt2.report.__main__ import Arguments, main
+from gpt2.report.content import gather
+from gpt2.report.figures import draw
+from gpt2.report.findings import IMPROVEMENT, STRENGTH, WEAKNESS, discuss
+from gpt2.report.markdown import to_markdown
+from gpt2.report.pdf import MAX_PAGES, shorten, typeset
+from gpt2.report.result_files import read_bench, read_decoding, read_sizes
+from gpt2.report.sources import Data, RunFacts, Split, read_run
+from gpt2.report.text import plain
+from gpt2.runs.run import write_config
+from gpt2.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[3]
+TEXT = "the cat sat on the mat and the dog ran over the hill to see the cat. " * 20
+HOSTILE = (
+    '#panic("evaluated") #import "x" $ *bold* _it_ = Heading\n= Heading\n</script> <b> @ref <lab>'
+    " \\ [x](y) | a | b | ~ // /* `c`\n```\nfence\n````\n\U0001f600\U0001f468\u200d\U0001f469 "
+    "\u4e2d\u6587 \x00\x07\x1b[31mU+41\x1b \u202eabc\u2028 \ttab  two spaces"
+)
+
+
+def _run(folder: Path, *, steps: int = 100, result: dict | None = None, **options) -> Path:
+    """A finished run folder; options are those of its training and of its model."""
+    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    settings = {k: v for k, v in options.items() if k in names}
+    train = with_preset(TrainConfig(**{"data": "tinystories", "steps": steps, **settings}), "demo")
+    shape = {f.name for f in dataclasses.fields(GPTConfig)}
+    model = GPTConfig(
+        **{"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 300, "block_size": 128}
+        | {k: v for k, v in options.items() if k in shape}
+    )
+    folder.mkdir()
+    write_config(folder, train, model)
+    Tokenizer.train([TEXT], 280, progress=False).save(folder / "tokenizer.json")
+    lines = []
+    for step in range(10, steps + 1, 10):
+        line = {"step": step, "loss": 5 - step / steps, "lr": 0.01, "grad_norm": 0.5}
+        line |= {"tokens": step * 2048, "tokens_per_s": 4096.0, "skipped": 0}
+        if step % 20 == 0:
+            line["val_loss"] = 5.1 - step / steps
+        lines.append(json.dumps(line))
+    (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    test = {"loss": 4.25, "perplexity": 70.1054, "bits_per_byte": 1.5432, "tokens": 12345}
+    test |= {"bytes": 49382, "context": 128, "stride": 128}
+    splits = {
+        name: {"tokens": tokens, "documents": 7, "bytes": 4 * tokens}
+        for name, tokens in (("train", 1_000_000), ("valid", 50_000), ("test", 12345))
+    }
+    content = {
+        "step": steps,
+        "val_loss": 4.1,
+        "test": test,
+        "prompt": "The cat saw",
+        "samples": {
+            "greedy": " the dog and the dog and the dog and the dog ran home.",
+            "nucleus (p = 0.9)": " a bird in the big tree, and then it ran home to its mother.",
+        },
+        "data": {"name": "tinystories", "held_out": "test: one in 20 documents", "splits": splits},
+        "machine": {"device": "Some CPU, 2 cores", "dtype": "float32", "compile": True},
+        "finished": "2025-03-04T05:06:07+00:00",
+    }
+    (folder / "result.json").write_text(json.dumps(content | (result or {})), encoding="utf-8")
+    return folder
+
+
+def _markdown(folder: Path) -> str:
+    return to_markdown(gather([read_run(folder)]), figures="figures")
+
+
+def _typeset(folder: Path) -> tuple[bytes, int]:
+    pytest.importorskip("typst", reason="the extra `report`")
+    runs = [read_run(folder)]
+    return typeset(gather(runs), draw(runs))
+
+
+def test_every_figure_comes_from_the_files(tmp_path):
+    text = _markdown(_run(tmp_path / "run"))
+    for fact in (
+        "4 March 2025", "70.11", "4.2500", "1.5432", "12,345 tokens", "49,382 bytes",
+        "| training | 7 | 1,000,000 | 4,000,000 | 4.00 |", "| device | Some CPU, 2 cores |",
+        "| compute type | float32 |", "| compiled | yes |", "204,800", "one in 20 documents",
+        "The test split is held out of the training text", "Eldan and Li 2023",
+    ):  # fmt: skip
+        assert fact in text, fact
+    # 100 steps of 2,048 tokens at 4,096 tokens per second.
+    assert "| time in steps | 50 s |" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "there", "absent"),
+    [
+        ({}, [r"\tanh", "W_p[t]", r"x - \mu", r"y = x + \mathrm{Attn}"], [r"\mathrm{silu}"]),
+        ({"mlp": "swiglu"}, [r"\mathrm{silu}", "Shazeer 2020"], [r"\tanh", "Gimpel"]),
+        ({"norm": "quicknorm"}, [r"x_c^2", "Zhang and Sennrich"], [r"x - \mu", "Ba et al."]),
+        ({"positions": "sinusoidal"}, ["10000^{2j/C}", r"\sqrt{C}"], ["W_p[t]"]),
+        ({"norm_position": "post"}, [r"\mathrm{Norm}(x + \mathrm{Attn}(x))"], ["pre-norm"]),
+        ({"tie": False}, [r"W_h\, x_t", "its own"], ["Press and Wolf"]),
+        ({"window": 32}, ["i - 32 < j", "last 32 positions"], ["whole context"]),
+        ({"attn": "triton"}, [r"\ell'", "Dao 2023"], []),
+        ({"optimizer": "muon"}, [r"\mathrm{NS}", "Jordan et al. 2024"], []),
+        ({"optimizer": "adamw"}, [r"\beta_2"], [r"\mathrm{NS}", "Muon"]),
+    ],
+)
+def test_formulas_are_those_of_the_options_used(tmp_path, options, there, absent):
+    text = _markdown(_run(tmp_path / "run", **options))
+    for words in there:
+        assert words in text, words
+    for words in absent:
+        assert words not in text, words
+
+
+def test_all_formulas_can_be_typeset(tmp_path):
+    common = {"window": 32, "attn": "triton", "norm": "quicknorm", "mlp": "swiglu", "tie": False}
+    folder = _run(tmp_path / "run", positions="sinusoidal", norm_position="post", **common)
+    assert _typeset(folder)[1] <= MAX_PAGES
+
+
+def test_cited_works_are_listed_and_listed_works_cited(tmp_path):
+    text, _, references = _markdown(_run(tmp_path / "run")).partition("## References")
+    cite = r"(?:[A-Z][a-z]+ (?:et al\.|and [A-Z][a-z]+) )\d{4}"
+    cited = set(re.findall(cite, text))
+    listed = {
+        re.match(rf"- ({cite}|\w+ \d{{4}}):", line)[1] for line in references.split("\n")[2:-1]
+    }
+    assert cited == listed
+    assert len(cited) > 10
+
+
+def test_the_same_bytes_every_time(tmp_path):
+    folder = _run(tmp_path / "run")
+    first, pages = _typeset(folder)
+    assert first == _typeset(folder)[0]
+    assert first.startswith(b"%PDF-1.7")
+    assert re.search(rb"pdfaid:part>2<.*pdfaid:conformance>B<", first)
+    assert b"2025-03-04T05:06:07" in first
+    assert len(re.findall(rb"/Type\s*/Page\b", first)) == pages <= MAX_PAGES
+
+
+def test_hostile_text_stays_text(tmp_path):
+    samples = {"greedy": HOSTILE, "x" * 200: "y" * 10_000, HOSTILE: HOSTILE}
+    folder = _run(tmp_path / "run", result={"prompt": HOSTILE, "samples": samples})
+    content = gather([read_run(folder)], title=HOSTILE, author=HOSTILE)
+    text = to_markdown(content, figures="figures")
+    fences = re.findall(r"^(`{3,})text\n(.*?)\n\1`*$", text, flags=re.DOTALL | re.MULTILINE)
+    assert [inside for _, inside in fences] == [HOSTILE, HOSTILE, "y" * 10_000, HOSTILE]
+    assert "\n= Heading" not in re.sub(r"(?ms)^(`{3,})text\n.*?\n\1`*$", "", text)
+    pytest.importorskip("typst", reason="the extra `report`")
+    # Evaluated as markup it would panic; with a character that no font has PDF/A is refused.
+    _, pages = typeset(content, draw([read_run(folder)]))
+    assert pages <= MAX_PAGES
+
+
+def test_long_samples_are_cut_and_it_is_said(tmp_path):
+    samples = dict.fromkeys(("greedy", "top-k", "nucleus"), "word and more, " * 800)
+    folder = _run(tmp_path / "run", result={"samples": samples})
+    assert _typeset(folder)[1] == MAX_PAGES
+    content = gather([read_run(folder)])
+    cut = [b for s in shorten(content, 500, set())["sections"] for b in s["blocks"] if "notes" in b]
+    assert [len(item["text"]) for item in cut[0]["items"]] == [len("[...]") + 500] * 3
+    assert "3 of 3 samples are cut after 500 characters" in cut[0]["notes"][0]
+    assert samples["greedy"] in to_markdown(content, figures="")
+
+
+def _other(run: RunFacts, number: int) -> RunFacts:
+    """Another run, of another tokenizer, so that no curves are drawn side by side."""
+    return dataclasses.replace(run, folder=Path(f"run-{number}"), tokenizer_hash="another")
+
+
+def test_what_cannot_fit_is_refused_not_cut_off(tmp_path):
+    pytest.importorskip("typst", reason="the extra `report`")
+    run = read_run(_run(tmp_path / "run"))
+    runs = [run, *(_other(run, i) for i in range(60))]
+    with pytest.raises(ValueError, match=r"at most 5 are allowed.*leave out some of the runs"):
+        typeset(gather(runs), draw(runs))
+
+
+def test_figures_are_those_that_the_content_names(tmp_path):
+    runs = [read_run(_run(tmp_path / name)) for name in ("one", "two")]
+    for chosen in (runs[:1], runs):
+        blocks = [b for s in gather(chosen)["sections"] for b in s["blocks"]]
+        figures = draw(chosen)
+        assert {b["file"] for b in blocks if b["kind"] == "figure"} == figures.keys()
+        assert draw(chosen) == figures
+
+
+MEASURES = {
+    "perplexity": 20.0, "distinct_1": 0.3, "distinct_2": 0.7, "distinct_3": 0.9,
+    "repetition_4": 0.01, "self_bleu_4": 0.1, "mean_words": 75.0, "ended": 0.05, "copied_8": None,
+}  # fmt: skip
+
+
+def _json(path: Path, content: object) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def _decoding(path: Path) -> Path:
+    rows = [
+        {"name": "human", **MEASURES, "perplexity": 61.25, "distinct_2": 0.8},
+        {"name": "greedy", **MEASURES, "distinct_2": 0.1, "repetition_4": 0.5},
+        {"name": "min-p 0.1", **MEASURES, "sampling": {"min_p": 0.1}, "unknown": 1},
+    ]
+    about = {"data": "tinystories", "split": "test", "prompts": 40, "max_tokens": 96}
+    names = [row["name"] for row in rows]
+    texts = [{"prompt": f"Prompt {i}"} | {n: f" {n} text {i}" for n in names} for i in range(3)]
+    return _json(path, about | {"rows": rows, "findings": ["Fluency: so and so."], "texts": texts})
+
+
+def _sizes(path: Path) -> Path:
+    rows = [
+        {
+            "name": name, "parameters": parameters, "tokens": 1000, "seconds": 10.0 * parameters,
+            "tokens_per_s": 100.0, "peak_memory_bytes": 3 << 20, "flops": flops,
+            "test_loss": loss, "test_perplexity": 2.7**loss, "test_bits_per_byte": loss / 3,
+            "val_curve": [[500, loss + 1], [1000, loss]], "samples": {"The cat": " saw a cat."},
+        }
+        for name, parameters, flops, loss in (("small", 10, 10**6, 3.0), ("large", 40, 10**7, 2.5))
+    ]  # fmt: skip
+    about = {"data": "stories", "tokens": 1000, "device": "Some GPU", "memory": "allocated"}
+    about |= {"test": "5 tokens", "sampling": "nucleus sampling", "rows": rows}
+    return _json(path, about)
+
+
+def _bench(path: Path) -> Path:
+    def row(T: int, variant: str, seconds: float | None) -> dict:
+        return {
+            "bench": "attention", "case": {"T": T, "pass": "forward", "window": None},
+            "variant": variant, "ours": variant == "triton", "reason": None, "metrics": {},
+            "status": "ok" if seconds else "failed",
+            "seconds": {"median": seconds} if seconds else None,
+        }  # fmt: skip
+
+    rows = [row(128, "triton", 0.002), row(128, "sdpa", 0.001), row(128, "naive", 0.009)]
+    rows += [row(1024, "triton", 0.004), row(1024, "sdpa", 0.006), row(2048, "triton", None)]
+    limits = {"matmul_tflops": 700.0, "matmul_dtype": "bfloat16", "copy_gbps": 3900.0}
+    about = {"device": "Some GPU", "date": "2026-11-21", "commit": "1234abc", "limits": limits}
+    return _json(path, about | {"rows": rows})
+
+
+def test_the_other_tools_files_are_reported(tmp_path):
+    folder = _run(tmp_path / "run")
+    _decoding(folder / "decoding/decoding.json")
+    files = {"sizes": str(_sizes(tmp_path / "s.json")), "bench": str(_bench(tmp_path / "b.json"))}
+    pytest.importorskip("typst", reason="the extra `report`")
+    main(Arguments((str(folder), str(_run(tmp_path / "other", n_embd=64))), **files))
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert (folder / "report.pdf").read_bytes().startswith(b"%PDF")
+    for fact in (
+        "| human | 61.2 | 0.300 | 0.800 | 0.900 | 1.0% | 0.100 | 75 | 5% | \u2013 |",
+        "Fluency: so and so.", "50.0% of its runs of 4 words", "40 prompts",
+        "(Nguyen et al. 2024)", "```text\nPrompt 1\n```", "```text\n human text 1\n```",
+        "| large | 40 | 400 s | 100 | 3 MiB | $10^{7}$ | 2.5000 |".replace("400 s", "6.67 min"),
+        "4.0 times the parameters and 4.0 times the time lower the test loss by 0.5000 nats",
+        "small has the lowest validation loss",
+        "| attention: T 1,024, forward | triton, 4 | sdpa, 6 | 1.50 |",
+        "| attention: T 128, forward | triton, 2 | sdpa, 1 | 0.50 |",
+        "In 1 of 2 cases", "1 of 6 rows failed", "n\\_embd 64 instead of 32",
+    ):  # fmt: skip
+        assert fact in text, fact
+    for name in re.findall(r"!\[.*?\]\((report_files/.*?)\)", text):
+        assert (folder / name).read_bytes().startswith(b"<?xml")
+    assert text.count("](report_files/") == 4
+
+
+@pytest.mark.parametrize("reader", [read_decoding, read_sizes, read_bench])
+def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path, reader):
+    make = {read_decoding: _decoding, read_sizes: _sizes, read_bench: _bench}[reader]
+    content = json.loads(make(tmp_path / "file.json").read_text())
+    reader(tmp_path / "file.json")
+    del content["rows"][0][{read_bench: "seconds"}.get(reader, "name")]
+    with pytest.raises(ValueError, match=r"file\.json does not hold .*(name|seconds)"):
+        reader(_json(tmp_path / "file.json", content))
+    (tmp_path / "file.json").write_text("{")
+    with pytest.raises(ValueError, match="cannot be read as JSON"):
+        reader(tmp_path / "file.json")
+
+
+def test_findings_follow_the_numbers(tmp_path):
+    run = read_run(_run(tmp_path / "run"))
+    split = Split(tokens=20_000, documents=9, bytes=80_000)
+    few = Data("little", "nothing: the source names its splits", {"train": split})
+    falling, rising, flat = (
+        [(20, 5.0), (80, 4.2), (100, last)] for last in (4.0, 4.5, 4.21)
+    )  # fmt: skip
+    for changes, kind, words in (
+        ({"val_loss": 4.03}, STRENGTH, "No sign of overfitting"),
+        ({"val_loss": 4.6}, WEAKNESS, "0.600 nats above the training loss"),
+        ({"val_loss": 4.6}, IMPROVEMENT, "gap of 0.600 nats"),
+        ({"val_curve": rising, "val_loss": 4.2, "step": 80}, WEAKNESS, "20% of the steps were"),
+        ({"val_curve": falling}, WEAKNESS, "still fell by 0.200 nats"),
+        ({"val_curve": flat}, STRENGTH, "changed by 0.010 nats"),
+        ({"parameters": 10**6}, WEAKNESS, "0.20 tokens per parameter"),
+        ({"parameters": 10**6}, IMPROVEMENT, "19.8 million more tokens (9,666 steps, 80.5 min"),
+        ({"parameters": 10**3}, STRENGTH, "204.8 tokens per parameter"),
+        ({"data": few}, WEAKNESS, "read 10.2 times"),
+        ({}, WEAKNESS, "Only 20% of the training text was read"),
+        ({"skipped": 3}, WEAKNESS, "3 of 100 steps were skipped"),
+        ({"grad_norms": [0.5, 2.0]}, STRENGTH, "1 of 2 logged gradients"),
+        ({"test": dataclasses.replace(run.test, loss=4.9)}, WEAKNESS, "0.800 nats above the val"),
+        ({"parameters": 12_000}, WEAKNESS, "80% of the parameters are the embedding"),
+        ({"samples": {"greedy": "a b c d " * 20}}, WEAKNESS, "Greedy decoding loops: 95%"),
+    ):
+        found = discuss(dataclasses.replace(run, **changes))
+        assert any(words in plain(s) for s in found[kind]), (words, found[kind])
+        for sentences in found.values():
+            assert all(re.search(r"\d", plain(sentence)) for sentence in sentences)
+
+
+def test_time_is_that_of_the_steps_taken(tmp_path):
+    folder = _run(tmp_path / "run")
+    lines = [
+        {"step": 10, "loss": 5, "lr": 1, "grad_norm": None, "tokens": 1000, "tokens_per_s": 50,
+         "skipped": 0},
+        {"step": 30, "loss": 5, "lr": 1, "grad_norm": 1, "tokens": 3000, "tokens_per_s": 100,
+         "skipped": 4, "val_loss": 4},
+    ]  # fmt: skip
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    assert read_run(folder).seconds == 1000 / 50 + (2000 - 400) / 100
+
+
+def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
+    folder = _run(tmp_path / "run", cache_dir=str(tmp_path / "cache"))
+    result = json.loads((folder / "result.json").read_text())
+    del result["data"], result["machine"], result["finished"]
+    (folder / "result.json").write_text(json.dumps(result))
+    assert "does not record the sizes of its splits" in _markdown(folder)
+    assert "| device | not recorded |" in _markdown(folder)
+    assert "compiled" not in _markdown(folder)
+    run = read_run(folder)
+    split = {"tokens": 12345, "documents": 3, "text_bytes": 49382}
+    manifest = {"source": {"name": "from-cache"}, "held_out": "test: some"}
+    manifest |= {"splits": dict.fromkeys(("train", "valid", "test"), split)}
+    cache = tmp_path / f"cache/from-cache-{run.tokenizer_hash[:8]}"
+    cache.mkdir(parents=True)
+    _json(cache / "manifest.json", manifest)
+    assert "The text is from-cache. Its validation split is the source" in _markdown(folder)
+    split["text_bytes"] += 1  # not the text that was scored
+    _json(cache / "manifest.json", manifest)
+    assert read_run(folder).data is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"data": {"name": "x", "held_out": "y", "splits": {}}}, "its splits must be train"),
+        ({"step": "4"}, "step: '4' is no int"),
+        ({"val_loss": float("nan")}, "val_loss: nan is no float"),
+        ({"val_loss": 1e4}, "a loss above 700 has no perplexity"),
+        ({"test": {}}, "test: no entry 'loss'"),
+        ({"finished": "yesterday"}, "Invalid isoformat string"),
+    ],
+)
+def test_a_result_that_lacks_what_is_needed_is_refused(tmp_path, change, message):
+    folder = _run(tmp_path / "run", result=change)
+    with pytest.raises(ValueError, match=rf"result\.json does not hold .*{message}"):
+        read_run(folder)
+
+
+def test_a_curve_that_lacks_what_is_needed_is_refused(tmp_path):
+    folder = _run(tmp_path / "run")
+    line = {"step": 110, "loss": 4.0, "lr": 0.1, "tokens": 1, "skipped": 0}
+    for missing in ({}, {"tokens_per_s": 0}, {"tokens_per_s": None}):
+        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | missing) + "\n")
+        with pytest.raises(ValueError, match=r"metrics\.jsonl: .*tokens_per_s"):
+            read_run(folder)
+
+
+def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
+    pytest.importorskip("typst", reason="the extra `report`")
+    folder = _run(tmp_path / "run")
+    unfinished = _run(tmp_path / "unfinished")
+    (unfinished / "result.json").unlink()
+    (tmp_path / "file").touch()
+    for arguments, words in (
+        (Arguments((str(tmp_path),)), "is not a run folder"),
+        (Arguments((str(unfinished),)), "training has not ended.*--resume"),
+        (Arguments(()), "name a run folder"),
+        (Arguments((str(folder),), out="report.txt"), "ends in .pdf"),
+        (Arguments((str(folder),), out=str(tmp_path / "file/report.pdf")), "cannot be written"),
+        (Arguments((str(folder),), decoding="none.json"), "none.json: there is no such file"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            main(arguments)
+    monkeypatch.setitem(sys.modules, "typst", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[report\]'"):
+        main(Arguments((str(folder),)))
+    assert not (folder / "report.md").exists()
+
+
+def test_the_command_ends_with_status_2(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "gpt2.report", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1

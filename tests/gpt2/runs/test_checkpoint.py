@@ -1,0 +1,229 @@
+"""Checkpoints: exact resumption, and nothing lost whenever the process dies (A18)."""
+
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gpt2.runs.checkpoint import (
+    DamagedCheckpoint,
+    best_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    load_newest,
+    remove_unfinished,
+    step_of,
+)
+from gpt2.runs.metrics import read_metrics
+from gpt2.runs.random_state import random_state, set_random_state
+from tests.gpt2.data.streams import make_trainer, text_stream
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def _steps(folder: Path) -> list[int]:
+    return [step_of(p) for p in list_checkpoints(folder / "checkpoints")]
+
+
+def _curve(folder: Path) -> list[tuple[float, ...]]:
+    return [
+        (m["step"], m["loss"], m["lr"], m["grad_norm"], m.get("val_loss", 0.0))
+        for m in read_metrics(folder / "metrics.jsonl")
+    ]
+
+
+class _Interrupt:
+    """Sends this process a signal in the middle of an accumulation, in the given step."""
+
+    def __init__(self, trainer, step):
+        self.calls, self.at = 0, step * 3 + 2
+        forward = trainer.model.forward
+
+        def counted(*args):
+            if trainer.model.training:
+                self.calls += 1
+                if self.calls == self.at:
+                    signal.raise_signal(signal.SIGTERM)
+            return forward(*args)
+
+        trainer.model.forward = counted
+
+
+SETTINGS = {"model": {"dropout": 0.1}, "steps": 14}  # epochs end within steps: 31 windows, 6 a step
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, optimizer, dtype):
+    settings = SETTINGS | {"optimizer": optimizer, "dtype": dtype}
+    straight = make_trainer(tmp_path / "straight", **settings)
+    assert straight.fit() is None
+
+    first = make_trainer(tmp_path / "broken", **settings)
+    _Interrupt(first, step=6)  # in the middle of an accumulation, of an epoch, between checkpoints
+    assert first.fit() == signal.SIGTERM
+    assert first.step == 7  # the step at hand was finished and saved
+    second = make_trainer(tmp_path / "broken", **settings)
+    torch.manual_seed(99)
+    checkpoint, damaged = load_newest(tmp_path / "broken" / "checkpoints")
+    assert not damaged
+    second.restore(checkpoint)
+    assert second.fit() is None
+
+    assert _curve(tmp_path / "broken") == _curve(tmp_path / "straight")
+    for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_killed_run_repeats_the_lost_steps_exactly(tmp_path):
+    straight = make_trainer(tmp_path / "straight", **SETTINGS)
+    straight.fit()
+    killed = make_trainer(tmp_path / "killed", **SETTINGS)
+    forward = killed._next_step
+
+    def die_at_eleven():
+        if killed.step == 10:
+            raise MemoryError
+        return forward()
+
+    killed._next_step = die_at_eleven
+    with pytest.raises(MemoryError):
+        killed.fit()
+    assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == 10
+    second = make_trainer(tmp_path / "killed", **SETTINGS)
+    second.restore(load_newest(tmp_path / "killed" / "checkpoints")[0])
+    assert second.step == 8
+    second.fit()
+    assert _curve(tmp_path / "killed") == _curve(tmp_path / "straight")
+
+
+def test_the_newest_and_the_best_are_kept(tmp_path):
+    trainer = make_trainer(tmp_path, steps=20, eval_every=4, checkpoint_every=1, keep=2)
+    losses = iter([3.0, 1.0, 2.0, 2.5, 1.5])
+    trainer._validate = lambda: next(losses)
+    trainer.fit()
+    assert _steps(tmp_path) == [8, 19, 20]
+    assert step_of(best_checkpoint(tmp_path / "checkpoints")) == 8
+    assert trainer.best_model()[1] == 8
+
+
+@pytest.mark.parametrize("damage", ["flip", "cut", "delete", "empty", "manifest"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "state.json"])
+def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_path, name, damage):
+    trainer = make_trainer(tmp_path, steps=8, eval_every=100)
+    trainer.fit()
+    newest = list_checkpoints(tmp_path / "checkpoints")[-1]
+    path = newest / ("manifest.json" if damage == "manifest" else name)
+    content = path.read_bytes()
+    if damage == "delete":
+        path.unlink()
+    elif damage == "flip":
+        path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage != "empty" else b"")
+    with pytest.raises(DamagedCheckpoint, match=re.escape(str(path))):
+        load_checkpoint(newest)
+    checkpoint, damaged = load_newest(tmp_path / "checkpoints")
+    assert checkpoint.state["step"] == 4
+    assert len(damaged) == 1
+    assert str(path) in damaged[0]
+
+
+def test_no_usable_checkpoint_is_an_error_that_says_why(tmp_path):
+    with pytest.raises(ValueError, match="none was ever written"):
+        load_newest(tmp_path)
+
+
+def test_every_random_generator_goes_on_where_it_stood():
+    def draw():
+        return torch.rand(3).tolist(), np.random.rand(3).tolist(), random.gauss(0, 1)  # noqa: NPY002
+
+    random.gauss(0, 1)  # leaves a second number waiting in the generator
+    state = random_state()
+    first = draw()
+    set_random_state(state)
+    assert draw() == first
+
+
+def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path):
+    make_trainer(tmp_path, steps=4).fit()
+    checkpoint, _ = load_newest(tmp_path / "checkpoints")
+    other = make_trainer(tmp_path, steps=4)
+    other.tokenizer_hash = "another"
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
+        other.restore(checkpoint)
+
+
+def test_other_data_is_refused(tmp_path):
+    make_trainer(tmp_path, steps=4).fit()
+    checkpoint, _ = load_newest(tmp_path / "checkpoints")
+    other = make_trainer(tmp_path, steps=4, train=text_stream(40))
+    with pytest.raises(ValueError, match="does not exist"):
+        other.restore(checkpoint)
+
+
+# Imports torch once, then forks a process for each line of its input; the fork saves until killed.
+_SAVERS = """
+import os, sys
+from pathlib import Path
+from tests.gpt2.data.streams import make_trainer
+folder = Path(sys.argv[1])
+for start in sys.stdin:
+    pid = os.fork()
+    if pid:
+        print(pid, flush=True)
+        os.waitpid(pid, 0)
+        print("dead", flush=True)
+        continue
+    trainer = make_trainer(folder, model={"n_embd": 64})
+    trainer.step = int(start)
+    report = os.open(folder / "reported", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    while True:
+        trainer.step += 1
+        trainer.save(None)
+        os.write(report, b"%d\\n" % trainer.step)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_kill_9_while_saving_loses_nothing(tmp_path):
+    """Twenty times: what was reported as saved is there, and nothing half-written is seen."""
+    rng = random.Random(5)
+    saved = 0
+    folder, report = tmp_path / "checkpoints", tmp_path / "reported"
+    savers = subprocess.Popen(
+        [sys.executable, "-c", _SAVERS, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )
+    assert savers.stdin is not None
+    assert savers.stdout is not None
+    for _ in range(20):
+        report.unlink(missing_ok=True)
+        print(saved, file=savers.stdin, flush=True)
+        pid = int(savers.stdout.readline())
+        while not (report.exists() and report.stat().st_size):  # the first save is done
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0.0, 0.1))
+        os.kill(pid, signal.SIGKILL)
+        assert savers.stdout.readline() == "dead\n"
+        reported = max([saved, *map(int, report.read_text().split())])
+        checkpoint, damaged = load_newest(folder)
+        assert not damaged
+        assert checkpoint.state["step"] in (reported, reported + 1)  # killed before its report
+        saved = checkpoint.state["step"]
+    savers.stdin.close()
+    savers.wait()
+    assert saved >= 20
+    remove_unfinished(folder)
+    assert all(p.name.startswith("step-") for p in folder.iterdir())

@@ -1,0 +1,238 @@
+"""The trainer: merges, ties, word counts. Covers requirements A2 and A3."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+import tracemalloc
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import regex
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from gpt2.tokenizer import pretokens
+from gpt2.tokenizer.bpe import BYTE_ORDER, train_bpe
+from gpt2.tokenizer.pretokens import SPLIT_PATTERN, count_pretokens, cut
+
+# As published with GPT-2.
+PUBLISHED_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# Letters of several lengths in UTF-8, contractions, digits, and much white space of several kinds.
+texts = st.text(st.sampled_from("ab'stlé日😀1 \t\n\r\u00a0\u2028!."), max_size=40) | st.text()
+
+
+def merge_naively(words: Counter[str], n_merges: int) -> list[tuple[bytes, bytes]]:
+    """Sennrich et al. 2016, algorithm 1: all pairs are counted anew before each merge."""
+    order = {bytes([byte]): rank for rank, byte in enumerate(BYTE_ORDER)}
+    split = {word: [bytes([byte]) for byte in word.encode()] for word in words}
+    merges = []
+    while len(merges) < n_merges:
+        counts: Counter[tuple[bytes, bytes]] = Counter()
+        for word, symbols in split.items():
+            for pair in itertools.pairwise(symbols):
+                counts[pair] += words[word]
+        if not counts:
+            break
+        pair = min(counts, key=lambda p: (-counts[p], order[p[0]], order[p[1]]))
+        merges.append(pair)
+        order[pair[0] + pair[1]] = len(order)
+        for symbols in split.values():
+            for i in range(len(symbols) - 1):
+                if tuple(symbols[i : i + 2]) == pair:
+                    symbols[i : i + 2] = [pair[0] + pair[1]]
+    return merges
+
+
+@pytest.mark.filterwarnings("ignore:the text has no pairs left")
+@given(st.lists(st.text(st.sampled_from("aab é!")), max_size=8), st.integers(0, 40))
+@example(["aaaa aaa aa aaaaa"], 5)  # overlapping pairs
+@example(["abab ababab"], 4)  # a pair that is born and used up within one merge
+def test_merges_are_those_of_recounting_all_pairs(documents: list[str], n_merges: int) -> None:
+    if not any(documents):
+        documents = ["a"]
+    words = Counter(word for text in documents for word in regex.findall(PUBLISHED_PATTERN, text))
+    assert train_bpe(documents, 257 + n_merges) == merge_naively(words, n_merges)
+
+
+def hugging_face_merges(documents: list[str], vocab_size: int) -> list[tuple[bytes, bytes]]:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(documents, trainer)
+    # Their spelling of bytes: in order of code point, the characters are our BYTE_ORDER.
+    spelling = dict(zip(sorted(pre_tokenizers.ByteLevel.alphabet()), BYTE_ORDER, strict=True))
+    return [
+        (bytes(spelling[c] for c in left), bytes(spelling[c] for c in right))
+        for left, right in json.loads(tokenizer.to_str())["model"]["merges"]
+    ]
+
+
+@pytest.fixture(scope="session")
+def python_docs() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+def test_merges_equal_hugging_face_on_the_python_docs(python_docs: list[str]) -> None:
+    """A3."""
+    assert train_bpe(python_docs, 4096) == hugging_face_merges(python_docs, 4096)
+
+
+@pytest.mark.parametrize(
+    ("file", "vocab_size"),
+    [
+        ("wikitext-2/wiki.train.tokens.gz", 32_000),
+        ("tinystories/tinystories-valid.txt.gz", 8_000),
+        ("tinyshakespeare/input.txt", 50_000),  # all but down to the last pair
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the text has no pairs left")
+def test_merges_equal_hugging_face_on_real_text(
+    real_data: Path, file: str, vocab_size: int
+) -> None:
+    """A2 (vocabulary of 32,000), A3."""
+    data = (real_data / file).read_bytes()
+    text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
+    documents = text.split("<|endoftext|>\n")
+    theirs = hugging_face_merges(
+        [part for text in documents for part in cut(text, 1 << 16)], vocab_size
+    )
+    assert train_bpe(documents, vocab_size) == theirs
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pretokens, "_PIECE_CHARS", 1 << 12)
+    monkeypatch.setattr(pretokens, "_ALONE_CHARS", 1 << 14)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_merges_do_not_depend_on_the_number_of_processes(python_docs: list[str]) -> None:
+    whole = Counter(word for text in python_docs for word in regex.findall(SPLIT_PATTERN, text))
+    for processes in (1, 2, 3):
+        assert count_pretokens(iter(python_docs), processes=processes) == whole
+    assert train_bpe(python_docs, 300, processes=3) == train_bpe(
+        python_docs[::-1], 300, processes=1
+    )
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_text_is_never_whole_in_memory(processes: int) -> None:
+    def stream() -> Iterator[str]:
+        for k in range(2000):
+            yield f"line {k % 100} " * 200  # 1.9 kB
+
+    tracemalloc.start()
+    count_pretokens(stream(), processes=processes)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1_000_000, "of 3.8 MB of text"
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_an_error_in_the_source_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    class Recorded(subprocess.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            started.append(self)
+
+    monkeypatch.setattr(subprocess, "Popen", Recorded)
+
+    def stream() -> Iterator[str]:
+        for _ in range(40):
+            yield "some text " * 100
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="the disk is gone"):
+        count_pretokens(stream(), processes=2)
+    assert len(started) == 2
+    assert all(process.poll() is not None for process in started)
+
+
+@pytest.mark.usefixtures("small_pieces")
+def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    broken = tmp_path / "python"
+    broken.write_text("#!/bin/sh\nexit 9\n")
+    broken.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(broken))
+    with pytest.raises(RuntimeError, match=r"exit code 9.*processes=1"):
+        count_pretokens(["some text " * 10_000], processes=2)
+
+
+def test_a_worker_imports_neither_torch_nor_numpy() -> None:
+    code = (
+        "import runpy, sys; runpy.run_path(sys.argv[1]);"
+        "print({'gpt2', 'torch', 'numpy', 'tqdm'} & set(sys.modules))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, pretokens.__file__], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "set()"
+
+
+@given(texts)
+def test_the_pattern_splits_as_the_published_one(text: str) -> None:
+    assert regex.findall(SPLIT_PATTERN, text) == regex.findall(PUBLISHED_PATTERN, text)
+
+
+@settings(max_examples=300)
+@given(texts, st.integers(1, 5))
+def test_cutting_a_text_changes_no_pretoken(text: str, size: int) -> None:
+    parts = list(cut(text, size))
+    assert "".join(parts) == text
+    pieces = [word for part in parts for word in regex.findall(SPLIT_PATTERN, part)]
+    assert pieces == regex.findall(SPLIT_PATTERN, text)
+
+
+def test_long_text_is_cut_near_the_size_asked_for(python_docs: list[str]) -> None:
+    lengths = [len(part) for part in cut("".join(python_docs), 1000)]
+    assert max(lengths) < 1200
+    assert min(lengths[:-1]) >= 1000
+
+
+def test_too_small_a_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"vocab_size=256 is too small.*need 257"):
+        train_bpe(["text"], 256)
+    assert train_bpe(["text"], 257) == []
+
+
+@pytest.mark.parametrize("documents", [[], ["", ""]])
+def test_an_empty_corpus_is_refused(documents: list[str]) -> None:
+    with pytest.raises(ValueError, match="no text"):
+        train_bpe(documents, 300)
+
+
+def test_one_string_in_place_of_documents_is_refused() -> None:
+    with pytest.raises(ValueError, match="iterable of documents"):
+        train_bpe("text", 300)
+
+
+def test_a_lone_surrogate_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"lone surrogate.*'\\ud800'"):
+        train_bpe(["fine", "ab\ud800"], 300)
+
+
+def test_running_out_of_pairs_is_said() -> None:
+    with pytest.warns(UserWarning, match="260 tokens instead of 300"):
+        merges = train_bpe(["abcd"], 300)
+    assert merges == [(b"a", b"b"), (b"c", b"d"), (b"ab", b"cd")]
+
+
+def test_a_special_token_in_the_text_is_ordinary_text() -> None:
+    merges = train_bpe(["<|endoftext|>"] * 3, 257 + 10)
+    assert b"endoftext" in [left + right for left, right in merges]

@@ -1,0 +1,443 @@
+"""The tokenizer: ids, files, exact decoding, errors. Covers requirements A2, A3 and A4."""
+
+import gzip
+import hashlib
+import json
+import os
+import sys
+import types
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tokenizers
+from hypothesis import assume, example, given
+from hypothesis import strategies as st
+
+import gpt2.tokenizer.tokenizer
+from gpt2.tokenizer import Tokenizer
+from gpt2.tokenizer.bpe import BYTE_ORDER
+from gpt2.tokenizer.vocabulary import Vocabulary, _unreachable, to_tokenizer_json
+
+texts = st.text(st.sampled_from("abe'stlé日😀1 \t\n<|endoftext|>"), max_size=40) | st.text()
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[str]:
+    from pydoc_data.topics import topics
+
+    return [topics[name] for name in sorted(topics)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(documents: list[str]) -> Tokenizer:
+    return Tokenizer.train(documents, vocab_size=1024)
+
+
+@pytest.fixture(scope="module")
+def saved(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("saved") / "tokenizer.json"
+    tokenizer.save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def hugging_face(saved: Path) -> Any:
+    """Our tokenizer as Hugging Face opens it."""
+    return tokenizers.Tokenizer.from_file(str(saved))
+
+
+@pytest.fixture(scope="module")
+def gpt2_tokenizer(real_data: Path) -> Tokenizer:
+    return Tokenizer.load(real_data / "gpt2-bpe")
+
+
+# Ids
+
+
+def test_ids_are_those_of_hugging_faces_trainer(
+    tokenizer: Tokenizer, documents: list[str], hugging_face: Any
+) -> None:
+    """A2, A3: the same text gives the same vocabulary, id for id."""
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator(
+        documents, 1024, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    assert hugging_face.get_vocab() == theirs.get_vocab()
+    assert (tokenizer.vocab_size, tokenizer.eot_id) == (1024, 0)
+
+
+@given(texts)
+@example("")
+@example(" \u00a0\u2028\x1c\x85 \n\n  x\r\n")
+def test_ids_equal_hugging_faces_on_any_text(
+    tokenizer: Tokenizer, hugging_face: Any, text: str
+) -> None:
+    """A4: the saved file means the same to Hugging Face."""
+    assume("<|endoftext|>" not in text)
+    ids = tokenizer.encode(text)
+    assert ids == hugging_face.encode(text).ids
+    assert hugging_face.decode(ids) == text
+
+
+def test_ids_equal_hugging_faces_on_real_text(real_data: Path, tmp_path: Path) -> None:
+    """A2, A3, A4 on TinyStories."""
+    text = gzip.decompress((real_data / "tinystories/tinystories-valid.txt.gz").read_bytes())
+    stories = text.decode().split("<|endoftext|>\n")
+    ours = Tokenizer.train(stories, vocab_size=4096)
+    ours.save(tmp_path)
+    theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for ids, encoding in zip(
+        ours.encode_documents(stories), theirs.encode_batch(stories), strict=True
+    ):
+        assert ids.tolist() == encoding.ids
+
+
+def test_end_of_text_in_a_document_is_plain_text_unless_allowed(tokenizer: Tokenizer) -> None:
+    plain = tokenizer.encode("a<|endoftext|>b")
+    assert tokenizer.eot_id not in plain
+    allowed = tokenizer.encode("a<|endoftext|>b", allow_special=True)
+    assert allowed == [*tokenizer.encode("a"), tokenizer.eot_id, *tokenizer.encode("b")]
+    assert tokenizer.decode(plain) == tokenizer.decode(allowed) == "a<|endoftext|>b"
+
+
+def test_documents_have_the_ids_of_single_texts(
+    tokenizer: Tokenizer, documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [tokenizer.encode(text) for text in ["", *documents]]
+    monkeypatch.setattr(gpt2.tokenizer.tokenizer, "_PART_CHARS", 100)  # cut even these
+    got = tokenizer.encode_documents(["", *documents])
+    assert {ids.dtype for ids in got} == {np.dtype(np.uint32)}
+    assert [ids.tolist() for ids in got] == expected
+    assert tokenizer.encode_documents([]) == []
+
+
+@pytest.mark.parametrize("text", [" " * 2_000_000 + "a", "\n" * 2_000_000, "a" * 2_000_000])
+def test_very_long_runs_are_encoded(tokenizer: Tokenizer, text: str) -> None:
+    """tiktoken's splitter by itself gives up on the first of these."""
+    assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer, bulk: bool) -> None:
+    with pytest.raises(ValueError, match=r"'\\ud83d' at character 2"):
+        tokenizer.encode_documents(["ab\ud83d"]) if bulk else tokenizer.encode("ab\ud83d")
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tokenizer.encode("\ude00", allow_special=True)
+
+
+# Back to text
+
+
+@given(texts)
+def test_the_very_bytes_come_back(tokenizer: Tokenizer, text: str) -> None:
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode_bytes(ids) == text.encode()
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.decode(np.array(ids, dtype=np.uint16)) == text
+
+
+@given(st.lists(st.integers(0, 1023)))
+def test_a_stream_gives_the_text_of_decode(tokenizer: Tokenizer, ids: list[int]) -> None:
+    assert "".join(tokenizer.decode_stream(iter(ids))) == tokenizer.decode(ids)
+
+
+def test_a_stream_gives_whole_characters_as_soon_as_it_can(tokenizer: Tokenizer) -> None:
+    ids = [1 + BYTE_ORDER.index(byte) for byte in "é😀".encode()]  # a token per byte
+    stream = tokenizer.decode_stream(ids)
+    assert list(stream) == ["é", "😀"]
+    assert list(tokenizer.decode_stream(ids[:-1])) == ["é", "\ufffd"]
+
+
+@pytest.mark.parametrize("bad", [1024, -1, 2**70])
+def test_an_unknown_id_is_named(tokenizer: Tokenizer, bad: int) -> None:
+    with pytest.raises(ValueError, match=rf"id {bad} \(number 1 of 2\).*0 to 1023"):
+        tokenizer.decode([5, bad])
+
+
+# Files
+
+
+@given(st.lists(st.text(st.sampled_from("abé "), min_size=1), min_size=1), texts)
+@pytest.mark.filterwarnings("ignore:the text has no pairs left")
+def test_a_saved_tokenizer_is_the_same_tokenizer(
+    tmp_path_factory: pytest.TempPathFactory, corpus: list[str], text: str
+) -> None:
+    """A4."""
+    trained = Tokenizer.train(corpus, vocab_size=270)
+    folder = tmp_path_factory.mktemp("run")
+    trained.save(folder)
+    for path in (folder, folder / "tokenizer.json"):
+        loaded = Tokenizer.load(path)
+        assert loaded.hash == trained.hash
+        assert loaded.vocab_size == trained.vocab_size
+        assert loaded.encode(text) == trained.encode(text)
+
+
+def test_the_hash_tells_tokenizers_apart(tokenizer: Tokenizer, documents: list[str]) -> None:
+    assert Tokenizer.train(documents, 1024).hash == tokenizer.hash
+    assert Tokenizer.train(documents, 1023).hash != tokenizer.hash
+
+
+def test_a_save_that_fails_leaves_the_old_file(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer.save(tmp_path)
+    before = (tmp_path / "tokenizer.json").read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="no space"):
+        Tokenizer.train(["other"], 260).save(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
+    assert (tmp_path / "tokenizer.json").read_bytes() == before
+
+
+def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
+    def change(content: Any) -> None:
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (_set("normalizer", to={"type": "NFC"}), "it has a normalizer"),
+        (_set("truncation", to={"max_length": 8}), "it has a truncation"),
+        (_set("pre_tokenizer", to={"type": "Whitespace"}), "does not split text as GPT-2"),
+        (_set("pre_tokenizer", to=None), "does not split text as GPT-2"),
+        (_set("pre_tokenizer", "add_prefix_space", to=True), "does not split text as GPT-2"),
+        (_set("pre_tokenizer", "use_regex", to=False), "does not split text as GPT-2"),
+        (_set("post_processor", to={"type": "TemplateProcessing"}), "adds tokens to every text"),
+        (_set("model", "type", to="Unigram"), "its model is 'Unigram'"),
+        (_set("model", "dropout", to=0.1), r"dropout=0\.1"),
+        (_set("added_tokens", to=[]), "not among its special tokens"),
+        (_set("added_tokens", 0, "special", to=False), "the added token '<|endoftext|>'"),
+        (_set("model", "vocab", "Ġt", to=5), "its ids are not 0 to 1023"),
+        (_set("model", "vocab", "Ġt", to="x"), "its ids are not 0 to 1023"),
+        (lambda t: t["model"]["vocab"].pop("!"), "its ids are not 0 to 1022"),
+        (lambda t: t["model"]["merges"].reverse(), "in the order of ids"),
+        (lambda t: t["model"]["merges"].pop(), "not one for each longer token"),
+        (_set("model", "merges", 0, to=["€", "a"]), "none of byte-level BPE"),
+        (_set("model", "merges", 0, to=["Q", "Q"]), "not in the vocabulary"),
+        (_set("model", to="x"), "it is not a tokenizer.json"),
+        (lambda t: t.pop("model"), "it is not a tokenizer.json"),
+    ],
+)
+def test_a_foreign_tokenizer_json_is_refused_with_the_reason(
+    tokenizer: Tokenizer, tmp_path: Path, change: Callable[[Any], Any], reason: str
+) -> None:
+    path = tmp_path / "tokenizer.json"
+    tokenizer.save(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(ValueError, match=reason.replace("|", r"\|")) as error:
+        Tokenizer.load(path)
+    assert str(path) in str(error.value)
+    assert "Tokenizer.train" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b'{"model": {"vo', "cannot be read as JSON: Unterminated"),
+        (b"\xff\xfe", "cannot be read as JSON: 'utf-8' codec"),
+        (b"[]", "a JSON list"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"", "cannot be read as JSON"),
+    ],
+)
+def test_a_damaged_file_is_refused_with_the_reason(
+    tmp_path: Path, content: bytes, reason: str
+) -> None:
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(ValueError, match=reason):
+        Tokenizer.load(tmp_path)
+
+
+def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path: Path) -> None:
+    (tmp_path / "encoder.json").write_text("{}")  # its other half is missing
+    for path in (tmp_path, tmp_path / "encoder.json", tmp_path / "none.json"):
+        with pytest.raises(ValueError, match=r"no tokenizer at .*give a tokenizer\.json"):
+            Tokenizer.load(path)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), st.booleans())
+@example([(0, 1), (1, 1), (0, 3)], False)  # a+b, b+b, a+bb: "abb" becomes "ab" "b"
+@example([(0, 0), (1, 0), (3, 2)], False)  # a+a, b+a, ba+aa: in "baaa" the left "aa" goes first
+@example([(0, 1), (2, 0)], True)  # ab+a, a+b: a part that comes too late
+def test_tokens_that_merges_do_not_reach_are_found(
+    choices: list[tuple[int, int]], backwards: bool
+) -> None:
+    tokens = ["a", "b"]
+    merges = []
+    for i, j in choices:
+        left, right = tokens[i % len(tokens)], tokens[j % len(tokens)]
+        if left + right not in tokens:
+            tokens.append(left + right)
+            merges.append((left, right))
+    if backwards:
+        merges.reverse()
+
+    def apply(text: str) -> list[str]:
+        symbols = list(text)
+        for pair in merges:
+            for i in range(len(symbols) - 1):
+                if tuple(symbols[i : i + 2]) == pair:
+                    symbols[i : i + 2] = ["".join(pair)]
+        return symbols
+
+    reached = all(apply(left + right) == [left + right] for left, right in merges)
+    found = _unreachable([(left.encode(), right.encode()) for left, right in merges])
+    assert (found is None) == reached
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), st.text("ab"))
+def test_a_vocabulary_that_is_accepted_has_hugging_faces_ids(
+    choices: list[tuple[int, int]], text: str
+) -> None:
+    tokens = [b"a", b"b"]
+    merges: list[tuple[bytes, bytes]] = []
+    for i, j in choices:
+        pair = tokens[i % len(tokens)], tokens[j % len(tokens)]
+        if b"".join(pair) not in tokens and _unreachable([*merges, pair]) is None:
+            tokens.append(b"".join(pair))
+            merges.append(pair)
+    alphabet = [bytes([byte]) for byte in range(256)]
+    ids = {token: id for id, token in enumerate([*alphabet, *tokens[2:]])}
+    vocabulary = Vocabulary(ids, merges, {"<|endoftext|>": len(ids)})
+    theirs = tokenizers.Tokenizer.from_str(to_tokenizer_json(vocabulary))
+    assert Tokenizer(vocabulary).encode(text) == theirs.encode(text).ids
+
+
+# GPT-2's own vocabulary
+
+
+def test_gpt2_cases(real_data: Path, gpt2_tokenizer: Tokenizer) -> None:
+    lines = (real_data / "gpt2-bpe/token-cases.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 45
+    for case in map(json.loads, lines):
+        ids = gpt2_tokenizer.encode(case["text"], allow_special=case["special"])
+        assert ids == case["ids"], case["name"]
+        assert gpt2_tokenizer.decode_bytes(ids) == case["text"].encode()
+    assert (gpt2_tokenizer.vocab_size, gpt2_tokenizer.eot_id) == (50257, 50256)
+
+
+@pytest.mark.parametrize(
+    ("file", "count", "sha256"),
+    [
+        (
+            "wikitext-2/wiki.train.tokens.gz",
+            2_448_382,
+            "6f6e4b8e337e6ca2543efc87c8ab83441094e4f66dc4e9cc806c40c8d2444bf5",
+        ),
+        (
+            "wikitext-2/wiki.test.raw.gz",
+            286_221,
+            "7fead09117d65b366de16befafc09887aadaf1bb457f5292ce3bb89f83e929d6",
+        ),
+        (
+            "tinystories/tinystories-train.txt.gz",
+            1_055_450,
+            "bb2783347391e687ffd995e4062b190a37edc4a09b354a7e4efff8fd0a9dbec9",
+        ),
+        (
+            "tinyshakespeare/input.txt",
+            338_025,
+            "25c01b32b32f41897a6359dd222ec114992dc30c357bcafbfe6c56672f76cd31",
+        ),
+        (
+            "books/books-valid.txt.gz",
+            310_473,
+            "e9e84de3c193e07ec838eebbba4f8031b4651e4c5943567ba10a489c9b0e5339",
+        ),
+    ],
+)
+def test_gpt2_ids_of_whole_files(
+    real_data: Path, gpt2_tokenizer: Tokenizer, file: str, count: int, sha256: str
+) -> None:
+    data = (real_data / file).read_bytes()
+    text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
+    documents = gpt2_tokenizer.encode_documents(text.split("<|endoftext|>"))
+    joined = [documents[0]]
+    for ids in documents[1:]:
+        joined += [[gpt2_tokenizer.eot_id], ids]
+    ids = np.concatenate(joined).astype("<u2")
+    assert len(ids) == count
+    assert hashlib.sha256(ids.tobytes()).hexdigest() == sha256
+
+
+def test_gpt2_in_the_older_style_of_tokenizer_json(
+    real_data: Path, gpt2_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    """As on the hub: merges as one string each, no type of model, a normalized special token."""
+    folder = real_data / "gpt2-bpe"
+    merges = (folder / "vocab.bpe").read_text(encoding="utf-8").split("\n")[1:-1]
+    vocab = json.loads((folder / "encoder.json").read_text(encoding="utf-8"))
+    end = {"id": 50256, "special": True, "content": "<|endoftext|>", "single_word": False}
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{**end, "lstrip": False, "rstrip": False, "normalized": True}],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+        "post_processor": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": True},
+        "model": {"continuing_subword_prefix": "", "vocab": vocab, "merges": merges},
+    }
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert Tokenizer.load(tmp_path).hash == gpt2_tokenizer.hash
+    for path in (folder / "encoder.json", folder / "vocab.bpe"):
+        assert Tokenizer.load(path).hash == gpt2_tokenizer.hash
+
+
+# The faster engine
+
+
+def test_without_gigatoken_tiktoken_is_used_and_said(
+    saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = Tokenizer.load(saved)
+    monkeypatch.setitem(sys.modules, "gigatoken", None)
+    assert "pip install" in tokenizer.use_fastest(["text"])
+    assert tokenizer.engine == "tiktoken"
+
+
+@pytest.mark.parametrize("sample", [["some text"], []])
+def test_an_engine_with_other_ids_is_not_used(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, sample: list[str]
+) -> None:
+    """gigatoken stands in here as an engine that finds no tokens at all."""
+    tokenizer = Tokenizer.load(saved)
+    fake = types.ModuleType("gigatoken")
+    fake.Tokenizer = types.SimpleNamespace(from_json=json.loads)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "gigatoken", fake)
+    monkeypatch.setattr(
+        gpt2.tokenizer.tokenizer,
+        "_encode_with_gigatoken",
+        lambda _, texts: [np.zeros(0)] * len(texts),
+    )
+    assert "tiktoken (gigatoken gives other ids" in tokenizer.use_fastest(sample)
+    assert tokenizer.engine == "tiktoken"
+
+
+def test_gigatoken_gives_the_same_documents(saved: Path, documents: list[str]) -> None:
+    pytest.importorskip("gigatoken", reason="the optional extra `fast` is not installed")
+    tokenizer = Tokenizer.load(saved)
+    texts = ["", *documents, "a<|endoftext|>b", "日本 😀", ""]
+    expected = [ids.tolist() for ids in tokenizer.encode_documents(texts)]
+    assert "gigatoken" in tokenizer.use_fastest(documents)
+    assert tokenizer.engine == "gigatoken"
+    assert [ids.tolist() for ids in tokenizer.encode_documents(texts)] == expected
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tokenizer.encode_documents(["\ud800"])
+    assert tokenizer.encode_documents([]) == []

@@ -1,0 +1,126 @@
+"""Several processes train one model as one process does: torchrun on a CPU, over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.common.distributed import World
+from gpt2.config import TrainConfig
+from gpt2.evaluate.perplexity import share_windows
+from gpt2.runs.metrics import read_metrics
+from gpt2.training.parallel import check_parallel, share
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTINGS = [
+    *("--vocab-size", "300", "--n-layer", "2", "--n-head", "2", "--n-embd", "32"),
+    *("--seq-len", "32", "--batch-size", "4", "--grad-accum", "3", "--optimizer", "adamw"),
+    *("--lr", "3e-3", "--steps", "8", "--eval-every", "4", "--checkpoint-every", "4"),
+    *("--log-every", "1", "--sample-tokens", "8", "--device", "cpu", "--dtype", "fp32"),
+]
+
+
+def _train(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "train.py")]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*command, *words], cwd=folder, env=environment, capture_output=True, text=True, timeout=400
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A text, and the run of one process on it."""
+    folder = tmp_path_factory.mktemp("parallel")
+    documents = [f"Story {i}. The cat saw {i} birds, and it ran home.\n" * 6 for i in range(60)]
+    (folder / "stories.txt").write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
+    done = _train(folder, "--data", "stories.txt", *SETTINGS, "--out", "alone")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def _curve(run: Path) -> list[float]:
+    lines = read_metrics(run / "metrics.jsonl")
+    return [value for m in lines for value in (m["loss"], m["grad_norm"], m.get("val_loss", 0.0))]
+
+
+@pytest.mark.parametrize(
+    ("mode", "processes", "options"),
+    [
+        ("ddp", 2, ()),
+        ("fsdp", 2, ()),
+        ("ddp", 4, ("--recompute", "block")),
+        ("fsdp", 4, ("--recompute", "block")),
+    ],
+)
+def test_processes_together_give_the_losses_of_one(workplace, mode, processes, options):
+    out = f"{mode}-{processes}"
+    words = ["--data", "stories.txt", *SETTINGS, "--out", out, "--parallel", mode, *options]
+    done = _train(workplace, *words, processes=processes)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("done in") == 1, "one process speaks"
+    assert _curve(workplace / out) == pytest.approx(_curve(workplace / "alone"), rel=2e-5)
+    results = [json.loads((workplace / run / "result.json").read_text()) for run in (out, "alone")]
+    assert results[0]["test"]["loss"] == pytest.approx(results[1]["test"]["loss"], rel=2e-5)
+
+
+def test_a_run_goes_on_with_another_number_of_processes(workplace):
+    """Cut over two processes until step 4, then whole in one: the undisturbed losses."""
+    words = ["--data", "stories.txt", *SETTINGS, "--out", "moved", "--parallel", "fsdp"]
+    assert _train(workplace, *words, processes=2).returncode == 0
+    for path in (workplace / "moved/checkpoints").glob("step-000008"):
+        path.rename(workplace / "dropped")
+    done = _train(workplace, "--resume", "moved", "--parallel", "ddp")
+    assert "resumed moved after step 4" in done.stdout, done.stderr
+    assert done.returncode == 0, done.stderr
+    assert _curve(workplace / "moved") == pytest.approx(_curve(workplace / "alone"), rel=2e-5)
+
+
+def test_one_mistake_ends_all_processes_with_its_message(workplace):
+    words = ["--data", "stories.txt", *SETTINGS, "--batch-size", "5", "--out", "odd"]
+    done = _train(workplace, *words, processes=2)
+    assert done.returncode != 0
+    assert "a step of 15 sequences (--batch-size x --grad-accum) cannot be shared by 2" in (
+        done.stderr
+    )
+    assert not (workplace / "odd").exists()
+
+
+def test_a_step_is_shared_without_overlap_or_loss():
+    drawn = [(torch.arange(8).view(4, 2) + 8 * i, torch.zeros(4, 2)) for i in range(3)]
+    for size in (1, 2, 3, 4, 6):
+        shares = [share(drawn, World(rank, size)) for rank in range(size)]
+        rows = torch.cat([x for mine in shares for x, _ in mine])
+        assert sorted(rows.flatten().tolist()) == list(range(24))
+        assert len({sum(len(x) for x, _ in mine) for mine in shares}) == 1
+        assert all(len(x) <= 4 for mine in shares for x, _ in mine)
+
+
+def test_windows_to_score_are_shared_and_every_process_runs():
+    x = torch.arange(6).view(3, 2)
+    for size in (1, 2, 3, 5):
+        shares = [share_windows(x, x, World(rank, size)) for rank in range(size)]
+        scored = torch.cat([y[y >= 0] for _, y in shares])
+        assert sorted(scored.tolist()) == list(range(6))
+        assert all(len(own) for own, _ in shares)
+
+
+@pytest.mark.parametrize(
+    ("settings", "size", "dtype", "message"),
+    [
+        ({"parallel": "fsdp"}, 1, torch.float32, "start with `torchrun --nproc-per-node N"),
+        ({"parallel": "fsdp", "optimizer": "muon"}, 2, torch.float32, "needs whole matrices"),
+        ({"parallel": "fsdp"}, 2, torch.float16, "--dtype fp16 scales the loss"),
+        ({"batch_size": 3, "grad_accum": 5}, 2, torch.float32, "a step of 15 sequences"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(monkeypatch, settings, size, dtype, message):
+    monkeypatch.setenv("WORLD_SIZE", str(size))
+    config = TrainConfig(**({"batch_size": 4, "grad_accum": 1} | settings))
+    with pytest.raises(ValueError, match=message):
+        check_parallel(config, dtype)

@@ -1,0 +1,195 @@
+"""gpt2.export: what transformers makes of an exported run, and what cannot be exported."""
+
+import dataclasses
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt2.common.devices import DTYPES
+from gpt2.config import GPTConfig, TrainConfig
+from gpt2.export.__main__ import Arguments, main
+from gpt2.model import GPT
+from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.run import write_config
+from gpt2.tokenizer import Tokenizer
+from gpt2.weights.export import export
+from gpt2.weights.pretrained import load_pretrained, load_pretrained_tokenizer
+from kernels.testing import judge
+
+ROOT = Path(__file__).resolve().parents[3]
+SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24}
+TEXTS = [
+    *("Once upon a time there was a fox.", "", " ", "\n\n\ttabs  and   spaces   ", "don't I'LL"),
+    *("na\u00efve \u65e5\u672c\u8a9e \U0001f98a\u200d\U0001f525", "e\u0301 \u00e9 \u0627\u0644"),
+    *("one<|endoftext|>two<|endoftext|>", "<|endoftext", "123 3.14 x==y;", "\u00a0\u2028\ufffd\0"),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    text = "Once upon a time there was a fox. It met a hen, and they talked, caf\u00e9.\n" * 9
+    return Tokenizer.train([text], 290, processes=1)
+
+
+def build(tokenizer: Tokenizer, **options: Any) -> GPT:
+    model = GPT(GPTConfig(**{**SHAPE, "vocab_size": tokenizer.vocab_size, **options}))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    return model.eval()
+
+
+def make_run(folder: Path, tokenizer: Tokenizer, losses: dict[int, float]) -> dict[int, GPT]:
+    """A run folder with a checkpoint of each step, as training leaves it."""
+    models = {}
+    for step, loss in losses.items():
+        models[step] = model = build(tokenizer)
+        state = {"step": step, "val_loss": loss, "tokenizer_hash": tokenizer.hash}
+        save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
+    tokenizer.save(folder / "tokenizer.json")
+    write_config(folder, TrainConfig(), model.config)
+    return models
+
+
+def assert_loaded(loaded: GPT, model: GPT, dtype: torch.dtype) -> None:
+    """All parameters, rounded to `dtype`; rows of the padded vocabulary are zero."""
+    assert dict(loaded.named_parameters()).keys() == dict(model.named_parameters()).keys()
+    for name, parameter in loaded.named_parameters():
+        rows = model.config.vocab_size if name in ("wte.weight", "lm_head.weight") else None
+        expected = model.get_parameter(name)[:rows].to(dtype).float()
+        assert torch.equal(parameter[:rows], expected), name
+        assert rows is None or not parameter[rows:].any(), name
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="needs the library transformers"
+)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"tie": False, "bias": False, "n_inner": 48}],
+    ids=["gpt2", "untied-unbiased-narrow"],
+)
+def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options):
+    """In float64 the logits are the same function's; in float32 ours are as exact as theirs."""
+    model = build(tokenizer, **options)
+    export(model, tokenizer, tmp_path / "exported")
+    ids = torch.randint(0, tokenizer.vocab_size, (3, SHAPE["block_size"]))
+    save_file({"ids": ids}, tmp_path / "ids.safetensors")
+    (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-P", str(ROOT / "tests/gpt2/weights/children/exported_gpt2.py")),
+            *(str(tmp_path / name) for name in ("exported", "texts.json", "")),
+        ],
+        cwd=tmp_path,
+        env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = load_file(tmp_path / "logits.safetensors")
+    with torch.no_grad():
+        ours: Tensor = model(ids)[0]
+        exact: Tensor = model.double()(ids)[0]
+    model.float()
+    assert theirs["fp64"].shape == (3, SHAPE["block_size"], tokenizer.vocab_size)
+    assert (theirs["fp64"] - exact).abs().max() < 64 * torch.finfo(
+        torch.float64
+    ).eps * exact.abs().max()
+    for got, plain in ((ours, theirs["fp32"]), (theirs["fp32"], ours)):
+        quantity = judge("logits", got, plain, exact)
+        assert quantity.within, quantity
+    answers = json.loads((tmp_path / "answers.json").read_text())
+    assert answers["ids"] == [tokenizer.encode(text, allow_special=True) for text in TEXTS]
+    assert answers["texts"] == TEXTS
+    assert answers["eos"] == [tokenizer.eot_id] * 3
+    assert answers["max length"] == SHAPE["block_size"]
+    assert answers["dtype"] == "torch.float32"
+    assert answers["tied"] == model.config.tie
+    assert answers["complaints"] == {}
+
+
+def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
+    """The best checkpoint in fp32, the last in bf16, one by its step in fp16."""
+    models = make_run(tmp_path / "run", tokenizer, {10: 3.0, 20: 2.0, 30: 2.5})
+    assert torch.equal(load_pretrained(tmp_path / "run").wte.weight, models[20].wte.weight)
+    for checkpoint, step, dtype in (("best", 20, "fp32"), ("last", 30, "bf16"), ("10", 10, "fp16")):
+        out = tmp_path / "exports" / str(step)
+        main(Arguments(str(tmp_path / "run"), str(out), dtype=dtype, checkpoint=checkpoint))
+        assert f"step {step} written to {out}" in capsys.readouterr().out
+        assert {path.name for path in out.iterdir()} == {
+            *("config.json", "generation_config.json", "model.safetensors"),
+            *("tokenizer.json", "tokenizer_config.json"),
+        }
+        weights = load_file(out / "model.safetensors")
+        assert {tensor.dtype for tensor in weights.values()} == {DTYPES[dtype]}
+        assert weights["transformer.wte.weight"].shape == (tokenizer.vocab_size, 32)
+        assert_loaded(load_pretrained(out), models[step], DTYPES[dtype])
+        assert load_pretrained_tokenizer(out).hash == tokenizer.hash
+
+
+def test_nothing_is_overwritten_and_a_mistake_is_one_sentence(tokenizer, tmp_path):
+    make_run(tmp_path / "run", tokenizer, {1: 3.0})
+    (tmp_path / "out").mkdir()
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "gpt2.export", *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    done = command("run", "--out", "out")  # empty
+    assert done.returncode == 0, done.stderr
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    done = command("run", "--out", "out")
+    assert done.returncode == 2
+    assert "out is not an empty folder, and nothing is overwritten: choose another" in done.stderr
+    assert "Traceback" not in done.stderr
+    with pytest.raises(ValueError, match="no checkpoint '7'"):
+        main(Arguments(str(tmp_path / "run"), str(tmp_path / "x"), checkpoint="7"))
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"mlp": "swiglu"}, "mlp=swiglu .* its MLP is two linear layers with GELU between them"),
+        ({"norm": "quicknorm"}, "norm=quicknorm .* its norms are LayerNorms"),
+        ({"norm_position": "post"}, "norm_position=post .* its norms stand before the sub-layers"),
+        ({"positions": "sinusoidal"}, "positions=sinusoidal .* a table of learned vectors"),
+        ({"window": 8}, "window=8 .* its attention sees every earlier position"),
+    ],
+    ids=str,
+)
+def test_what_gpt2_cannot_be_is_refused_with_the_reason(tokenizer, tmp_path, options, reason):
+    with pytest.raises(ValueError, match=f"{reason}.*"):
+        export(build(tokenizer, **options), tokenizer, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fit_are_refused_by_name(tokenizer, tmp_path):
+    model = build(tokenizer)
+    with torch.no_grad():
+        model.h[1].mlp.c_fc.bias[3] = 7e4
+    message = r"transformer\.h\.1\.mlp\.c_fc\.bias has values up to 7e\+04, which torch\.float16"
+    with pytest.raises(ValueError, match=message):
+        export(model, tokenizer, tmp_path / "out", dtype=torch.float16)
+    assert not any(tmp_path.iterdir())
+    other = dataclasses.replace(model.config, vocab_size=300)
+    with pytest.raises(ValueError, match="the model has 300 tokens and the tokenizer 290"):
+        export(GPT(other), tokenizer, tmp_path / "out")

@@ -1,0 +1,138 @@
+"""Runs that begin from trained weights: --init-from."""
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.evaluate.perplexity import evaluate
+from gpt2.model import GPT
+from gpt2.runs.run import load_run
+from gpt2.tokenizer import Tokenizer
+from gpt2.training.build import Plan, begin, build, plan, prepare_data
+from gpt2.training.trainer import Trainer
+from gpt2.weights.export import export
+from gpt2.weights.pretrained import load_pretrained
+
+TEXT = "<|endoftext|>\n".join(
+    f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and then it ran home.\n" * 6
+    for i in range(60)
+)
+SHORT = {
+    "steps": 3, "batch_size": 2, "grad_accum": 1, "eval_every": 3, "checkpoint_every": 3,
+    "device": "cpu", "dtype": "fp32", "compile": False,
+}  # fmt: skip
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder in Hugging Face's format, with an MLP of unusual width; the text lies beside it."""
+    monkeypatch.chdir(tmp_path)
+    Path("stories.txt").write_text(TEXT, encoding="utf-8")
+    tokenizer = Tokenizer.train([TEXT], 300, processes=1)
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_inner": 40, "block_size": 32}
+    model = GPT(GPTConfig(**shape, vocab_size=tokenizer.vocab_size, tie=False))
+    export(model, tokenizer, "weights/stories")
+    return Path("weights/stories")
+
+
+def settings(**options: object) -> TrainConfig:
+    given = {"data": "stories.txt", **SHORT, **options}
+    return TrainConfig(**given)  # type: ignore[arg-type]
+
+
+def start(config: TrainConfig) -> tuple[Plan, Trainer]:
+    """What train.py does before the first step."""
+    the_plan = plan(config)
+    prepared = prepare_data(the_plan)
+    trainer = build(the_plan, prepared)
+    the_plan.folder.mkdir(parents=True, exist_ok=True)
+    begin(the_plan, prepared, trainer)
+    return the_plan, trainer
+
+
+def test_a_run_begins_with_the_weights_and_goes_on_without_their_files(checkpoint):
+    expected = load_pretrained(checkpoint)
+    the_plan, trainer = start(settings(init_from=str(checkpoint), lr=1e-3, warmup_steps=1))
+    assert the_plan.folder == Path("runs/stories.txt-stories")
+    for name, parameter in trainer.model.named_parameters():
+        assert torch.equal(parameter, expected.get_parameter(name)), name
+    assert trainer.bos_id == Tokenizer.load(checkpoint).eot_id
+    before = evaluate(expected, trainer.valid, bos_id=trainer.bos_id, batch_size=4).loss
+    trainer.fit()
+    shutil.rmtree(checkpoint)
+    _, resumed = start(TrainConfig(resume=str(the_plan.folder)))
+    assert resumed.step == 3
+    for name, parameter in resumed.model.named_parameters():
+        assert torch.equal(parameter, trainer.model.get_parameter(name)), name
+    assert load_run(the_plan.folder, device="cpu").model.config.n_inner == 40
+    assert resumed.best_val_loss < before
+
+
+def test_fine_tuning_has_its_own_defaults(checkpoint):
+    config = plan(TrainConfig(data="stories.txt", init_from=str(checkpoint), device="cpu")).config
+    assert (config.lr, config.min_lr, config.optimizer) == (5e-5, 5e-6, "adamw")
+    assert (config.seq_len, config.vocab_size, config.n_layer, config.tie) == (32, 300, 2, False)
+    given = plan(settings(init_from=str(checkpoint), lr=1e-3, seq_len=16)).config
+    assert (given.lr, given.steps, given.seq_len) == (1e-3, 3, 16)
+
+
+def test_a_shorter_context_cuts_the_positions(checkpoint):
+    _, trainer = start(settings(init_from=str(checkpoint), seq_len=16))
+    assert torch.equal(trainer.model.wpe.weight, load_pretrained(checkpoint).wpe.weight[:16])
+
+
+def test_a_run_of_any_kind_can_be_begun_from(checkpoint):
+    modern = {"norm": "quicknorm", "mlp": "swiglu", "positions": "sinusoidal", "bias": False}
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 16, "seq_len": 16, "vocab_size": 280, "window": 8}
+    first, trainer = start(settings(**modern, **shape, out="first"))
+    trainer.fit()
+    _, second = start(settings(init_from="first", out="second", seq_len=24, dropout=0.1))
+    best = load_run(first.folder, device="cpu").model
+    for name, parameter in second.model.named_parameters():
+        assert torch.equal(parameter, best.get_parameter(name)), name
+    changed = {"block_size": 24, "dropout": 0.1}
+    assert second.model.config == dataclasses.replace(
+        best.config, **changed, **{name: getattr(second.model.config, name) for name in PORTABLE}
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"preset": "demo"}, "--preset demo and --init-from weights/stories both say what model"),
+        ({"n_layer": 3}, "--n-layer 3 contradicts --init-from weights/stories, which has 2"),
+        ({"vocab_size": 500}, "--vocab-size 500 contradicts"),
+        ({"mlp": "swiglu"}, "--mlp swiglu contradicts .* has gelu: leave it out"),
+        ({"bias": False}, "--bias False contradicts"),
+        ({"seq_len": 33}, "--seq-len 33 is longer than the 32 learned positions"),
+        ({"tokenizer": "other"}, "the tokenizer other has 280 tokens, and weights/stories has 300"),
+        ({"init_from": "weights"}, "weights has no config.json: give a folder"),
+        ({"init_from": "./nowhere"}, "nowhere does not exist: give a folder"),
+    ],
+    ids=str,
+)
+def test_contradictions_are_refused_before_anything_is_written(checkpoint, options, message):
+    Tokenizer.train([TEXT], 280, processes=1).save("other/tokenizer.json")
+    with pytest.raises(ValueError, match=message):
+        plan(settings(**{"init_from": str(checkpoint)} | options))
+    assert not Path("runs").exists()
+
+
+def test_weights_without_a_tokenizer_ask_for_one(checkpoint):
+    (checkpoint / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match=r"no tokenizer at .*by --tokenizer"):
+        plan(settings(init_from=str(checkpoint)))
+
+
+def test_damaged_weights_leave_no_run_behind(checkpoint):
+    weights = checkpoint / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-7])
+    the_plan = plan(settings(init_from=str(checkpoint)))
+    prepared = prepare_data(the_plan)
+    with pytest.raises(ValueError, match=r"model\.safetensors is cut off"):
+        build(the_plan, prepared)
+    assert not Path("runs").exists()

@@ -1,0 +1,392 @@
+"""gpt2.weights.pretrained: GPT-2's weights from files and from the hub, and what is refused."""
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from gpt2.config import GPTConfig
+from gpt2.generate.decoding import generate
+from gpt2.model import GPT
+from gpt2.tokenizer import Tokenizer
+from gpt2.weights.export import export
+from gpt2.weights.hugging_face import tensors_to_hugging_face
+from gpt2.weights.pretrained import find_pretrained, load_pretrained, load_pretrained_tokenizer
+from tests.gpt2.weights.model_hub_stand_in import model_hub
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture
+def model() -> GPT:
+    """A small model, all of whose parameters differ from those of a fresh one."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 257, "block_size": 12}
+    model = GPT(GPTConfig(**shape, n_inner=24))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_()
+        model.wte.weight[257:] = 0
+    return model
+
+
+@pytest.fixture
+def folder(model: GPT, tmp_path: Path) -> Path:
+    """The model in Hugging Face's format."""
+    export(model, Tokenizer.train(["the text"], 257, processes=1), tmp_path / "weights")
+    return tmp_path / "weights"
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    values = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({k: v for k, v in values.items() if v != "absent"}))
+
+
+def edit_weights(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    edit(tensors)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / "model.safetensors")
+
+
+def assert_same(a: GPT, b: GPT) -> None:
+    parameters = dict(b.named_parameters())
+    assert parameters.keys() == dict(a.named_parameters()).keys()
+    for name, parameter in a.named_parameters():
+        assert torch.equal(parameter, parameters[name]), name
+
+
+def test_a_trained_gpt2_gives_its_logits_loss_and_text(real_data):
+    """Expected values: computed in float64 by transformers, kept in float32."""
+    model = load_pretrained(real_data / "gpt2-tiny")
+    expected = np.load(real_data / "gpt2-tiny/expected.npz")
+    assert not model.training
+    idx = torch.from_numpy(expected["input_ids"])
+    prompt = torch.from_numpy(expected["prompt_ids"])
+    greedy = generate(model, prompt, 80, temperature=0)
+    assert greedy.tolist() == expected["greedy_ids"].tolist()
+    _, loss = model(idx[:, :-1], idx[:, 1:].contiguous())
+    assert loss.item() == pytest.approx(float(expected["nll"].mean()), abs=1e-5)
+    model.double()
+    seen = []
+    model.h[0].ln_1.register_forward_hook(lambda module, args, output: seen.append(args[0]))
+    logits, _ = model(idx)
+    assert np.abs(logits.detach().numpy() - expected["logits"]).max() < 1e-5
+    for number, hidden in ((0, seen[0]), (3, model.hidden(idx))):
+        assert np.abs(hidden.detach().numpy() - expected[f"hidden_{number}"]).max() < 1e-5
+
+
+def test_bin_and_safetensors_hold_the_same(real_data, tmp_path):
+    for name in ("config.json", "pytorch_model.bin"):
+        shutil.copy(real_data / "gpt2-tiny" / name, tmp_path)
+    assert_same(load_pretrained(tmp_path), load_pretrained(real_data / "gpt2-tiny"))
+
+
+def without_prefix(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+
+
+def with_masks(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As the first files of GPT-2 are."""
+    for layer in range(2):
+        tensors[f"h.{layer}.attn.bias"] = torch.ones(1, 1, 12, 12).tril().byte()
+        tensors[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+    return tensors
+
+
+def with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"lm_head.weight": tensors["transformer.wte.weight"].clone(), **tensors}
+
+
+@pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "old bin", "sharded bin"])
+@pytest.mark.parametrize(
+    "change", [dict, without_prefix, with_masks, with_tied_head], ids=lambda f: f.__name__
+)
+def test_every_form_of_the_files_is_read(model, folder, form, change):
+    tensors = change(tensors_to_hugging_face(model))
+    (folder / "model.safetensors").unlink()
+    kind = "bin" if "bin" in form else "safetensors"
+    stem = "pytorch_model" if kind == "bin" else "model"
+    names = sorted(tensors)
+    parts = {f"{stem}.{kind}": names}
+    if "sharded" in form:
+        parts = {f"{stem}-0000{i + 1}-of-00002.{kind}": names[i::2] for i in range(2)}
+        index = {name: file for file, part in parts.items() for name in part}
+        text = json.dumps({"metadata": {}, "weight_map": index})
+        (folder / f"{stem}.{kind}.index.json").write_text(text)
+    for file, part in parts.items():
+        content = {name: tensors[name] for name in part}
+        if kind == "safetensors":
+            save_file(content, folder / file)
+        else:
+            torch.save(content, folder / file, _use_new_zipfile_serialization="old" not in form)
+    assert_same(load_pretrained(folder), model)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types_become_float32(model, folder, dtype):
+    edit_weights(
+        folder, lambda tensors: tensors.update({k: v.to(dtype) for k, v in tensors.items()})
+    )
+    loaded = load_pretrained(folder)
+    for name, parameter in loaded.named_parameters():
+        assert parameter.dtype == torch.float32
+        assert torch.equal(parameter, model.get_parameter(name).to(dtype).float()), name
+
+
+def test_untied_heads_and_shorter_contexts(model, folder):
+    head = torch.randn(257, 16)
+    edit_weights(folder, lambda tensors: tensors.update({"lm_head.weight": head}))
+    edit_config(folder, tie_word_embeddings=False)
+    loaded = load_pretrained(folder, block_size=5, attn="naive", dropout=0.1)
+    assert torch.equal(loaded.lm_head.weight[:257], head)
+    assert not loaded.lm_head.weight[257:].any()
+    assert torch.equal(loaded.wpe.weight, model.wpe.weight[:5])
+    assert (loaded.config.attn, loaded.config.dropout) == ("naive", 0.1)
+    with pytest.raises(ValueError, match="learned positions for 12 tokens, got 13"):
+        load_pretrained(folder, block_size=13)
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (
+            lambda t: t.pop("transformer.h.1.ln_2.bias"),
+            r"model\.safetensors lacks h\.1\.ln_2\.bias of",
+        ),
+        (lambda t: t.clear() or t.update(x=torch.zeros(1)), r"safetensors: x is no part of"),
+        (
+            lambda t: t.update({"transformer.h.2.ln_1.bias": torch.zeros(16)}),
+            r"h\.2\.ln_1\.bias is no",
+        ),
+        (lambda t: t.update({"wte.weight": torch.zeros(257, 16)}), r"wte\.weight is there twice"),
+        (
+            lambda t: t.update({"transformer.h.0.mlp.c_fc.weight": torch.zeros(24, 16)}),
+            r"h\.0\.mlp\.c_fc\.weight has shape \(24, 16\), and .* \(16, 24\)",
+        ),
+        (
+            lambda t: t.update({"transformer.wte.weight": torch.zeros(384, 16)}),
+            r"wte\.weight has shape \(384, 16\), and .* \(257, 16\)",
+        ),
+        (
+            lambda t: t["transformer.wpe.weight"][3].fill_(torch.nan),
+            r"model\.safetensors: transformer\.wpe\.weight has values that are not finite",
+        ),
+        (
+            lambda t: t.update(
+                {"transformer.ln_f.bias": torch.full((16,), 1e300, dtype=torch.float64)}
+            ),
+            r"ln_f\.bias has values that are not finite in float32",
+        ),
+        (
+            lambda t: t.update({"transformer.ln_f.bias": torch.zeros(16, dtype=torch.int8)}),
+            r"ln_f\.bias is torch\.int8.* no quantised ones",
+        ),
+        (
+            lambda t: t.update({"lm_head.weight": torch.zeros(257, 16)}),
+            r"lm_head\.weight is not wte\.weight, although config\.json says that they are tied",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_wrong_tensors_are_refused_by_name(folder, edit, message):
+    edit_weights(folder, edit)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"activation_function": "gelu"}, "activation_function='gelu' cannot be loaded: .* tanh"),
+        ({"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon=1e-06 cannot be loaded"),
+        ({"scale_attn_weights": False}, "scale_attn_weights=False cannot"),
+        ({"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True cannot"),
+        ({"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn=True cannot"),
+        ({"add_cross_attention": True}, "add_cross_attention=True cannot"),
+        ({"model_type": "llama"}, "describes a model of type 'llama'; only gpt2"),
+        ({"n_head": "absent"}, "n_head must be a whole number, got None"),
+        ({"n_layer": "2"}, "n_layer must be a whole number, got '2'"),
+        ({"n_inner": -4}, "n_inner must be a whole number or null, got -4"),
+        ({"n_head": 3}, "config.json: n_embd=16 cannot be split over n_head=3"),
+        ({"n_layer": 3}, r"model\.safetensors lacks h\.2\.ln_1\.weight, .* and 9 more"),
+    ],
+    ids=str,
+)
+def test_models_that_ours_cannot_be_are_refused_by_option(folder, changes, message):
+    edit_config(folder, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def test_what_gpt2s_options_leave_out_is_gpt2(model, folder):
+    """The oldest config.json name the shape alone."""
+    values = json.loads((folder / "config.json").read_text())
+    shape = ("n_layer", "n_head", "n_embd", "vocab_size", "n_positions", "n_inner")
+    (folder / "config.json").write_text(json.dumps({k: values[k] for k in shape}))
+    assert_same(load_pretrained(folder), model)
+
+
+class Forbidden:
+    """What a pickle could run: it would raise SystemExit."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return sys.exit, ("pickled code was run",)
+
+
+def write_bin(content: object) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        torch.save(content, folder / "pytorch_model.bin")
+
+    return write
+
+
+def cut_safetensors(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def cut_bin(folder: Path) -> None:
+    write_bin({"wte.weight": torch.zeros(99)})(folder)
+    path = folder / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-99])
+
+
+def write_index(*files: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "model.safetensors").unlink()
+        index = {"weight_map": {f"tensor{i}": file for i, file in enumerate(files)}}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (cut_safetensors, r"model\.safetensors is cut off or not a safetensors file"),
+        (
+            lambda f: (f / "model.safetensors").write_text("version https://git-lfs"),
+            "git-lfs's place",
+        ),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no weights: expected one of model"),
+        (cut_bin, r"pytorch_model\.bin is cut off or not a PyTorch file"),
+        (write_bin({"wte.weight": Forbidden()}), r"pytorch_model\.bin .* holds more than tensors"),
+        (write_bin({"model": {}, "step": 3}), "'model' is a dict, not a tensor"),
+        (write_bin([torch.zeros(1)]), r"pytorch_model\.bin holds a list, not named tensors"),
+        (write_index("model-00001-of-00002.safetensors"), r"model-00001.* is missing; .* names 1"),
+        (
+            write_index("../model.safetensors"),
+            "names '../model.safetensors', which is no file beside",
+        ),
+        (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
+        (lambda f: (f / "config.json").write_text("[]"), "holds a JSON list, not an object"),
+        (lambda f: (f / "config.json").unlink(), "weights has no config.json: give a folder"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_damaged_folders_are_refused_by_file(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        load_pretrained(folder)
+
+
+def test_tokenizers_are_found_in_each_of_their_files(folder, real_data, tmp_path):
+    assert load_pretrained_tokenizer(folder).vocab_size == 257
+    pair = tmp_path / "pair"
+    pair.mkdir()
+    shutil.copy(real_data / "gpt2-bpe/encoder.json", pair / "vocab.json")
+    shutil.copy(real_data / "gpt2-bpe/vocab.bpe", pair / "merges.txt")
+    for source in (pair, real_data / "gpt2-bpe"):
+        tokenizer = load_pretrained_tokenizer(source)
+        assert tokenizer.encode("Hello world") == [15496, 995]
+    with pytest.raises(ValueError, match="no tokenizer at"):
+        load_pretrained_tokenizer(real_data / "gpt2-tiny")
+
+
+def load_from_hub(address: str, home: Path, name: str) -> str:
+    """What a process of its own prints: the hub's address is read when its library is imported."""
+    code = (
+        "import sys\n"
+        "from gpt2.weights.pretrained import find_pretrained, load_pretrained\n"
+        "from gpt2.weights.pretrained import load_pretrained_tokenizer\n"
+        "name = sys.argv[1]\n"
+        "try:\n"
+        "    print(find_pretrained(name).note)\n"
+        "    total = load_pretrained(name).wte.weight.sum().item()\n"
+        "    print(total, load_pretrained_tokenizer(name).vocab_size)\n"
+        "except ValueError as error:\n"
+        "    print('refused:', error)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, name],
+        cwd=ROOT,  # where the folder gpt2 lies, which is not meant
+        env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)},
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=120,
+        check=True,
+    ).stdout
+
+
+needs_hub = pytest.mark.skipif(
+    importlib.util.find_spec("huggingface_hub") is None,
+    reason="needs the library huggingface_hub: pip install -e '.[hub]'",
+)
+NOT_WANTED = {"tf_model.h5": b"", "onnx/model.onnx": b"", "onnx/config.json": b""}
+
+
+@needs_hub
+def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_path):
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | NOT_WANTED
+    home = tmp_path / "home"
+    with model_hub("openai-community/gpt2", files) as (address, sent):
+        first = load_from_hub(address, home, "gpt2").splitlines()
+        assert set(sent) == {"config.json", "tokenizer.json", "model.safetensors"}
+        unknown = load_from_hub(address, home, "openai-community/gpt5")
+    assert first[0] == "weights: gpt2 (openai-community/gpt2 at revision c0ffee00)"
+    total, vocab_size = first[1].split()
+    assert float(total) == pytest.approx(model.wte.weight.sum().item())
+    assert vocab_size == "257"
+    assert "refused: the Hugging Face hub has no public model openai-community/gpt5" in unknown
+    again = load_from_hub("http://127.0.0.1:9", home, "gpt2").splitlines()
+    assert "at revision c0ffee00, fetched before (the hub does not answer: " in again[0]
+    assert again[1:] == first[1:]
+    nothing = load_from_hub("http://127.0.0.1:9", tmp_path / "empty", "gpt2")
+    assert "cannot be fetched from the Hugging Face hub (the hub does not answer: " in nothing
+    assert "hf download openai-community/gpt2 --local-dir gpt2-weights" in nothing
+
+
+@needs_hub
+def test_pickles_are_fetched_only_where_there_is_nothing_else(model, folder, tmp_path):
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save(weights, folder / "pytorch_model.bin")
+    files = {path.name: path.read_bytes() for path in folder.iterdir()} | NOT_WANTED
+    with model_hub("someone/model", files) as (address, sent):
+        answer = load_from_hub(address, tmp_path / "home", "someone/model").splitlines()
+    assert float(answer[1].split()[0]) == pytest.approx(model.wte.weight.sum().item())
+    assert set(sent) == {"config.json", "tokenizer.json", "pytorch_model.bin"}
+
+
+def test_without_the_library_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[hub\]'.*give that folder"):
+        find_pretrained("gpt2")
+
+
+@pytest.mark.parametrize("name", ["gpt5", "./weights", "a/b/c", "https://example.org/gpt2"])
+def test_what_is_neither_folder_nor_model_is_refused(name):
+    with pytest.raises(ValueError, match=r"does not exist: give a folder .* or owner/name"):
+        find_pretrained(name)
