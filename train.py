@@ -11,10 +11,10 @@ import time
 
 import tyro
 
-from gpt2.common.distributed import agree, joined, say, separate
+from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say
 from gpt2.config import TrainConfig
 from gpt2.training.build import begin, build, plan, prepare_data
-from gpt2.training.out_of_memory import OutOfMemory, explained
+from gpt2.training.out_of_memory import OutOfMemory, oom_advice
 from gpt2.training.results import report
 from gpt2.training.trainer import Diverged
 
@@ -29,14 +29,14 @@ def main() -> int:
     start = time.perf_counter()
     config = tyro.cli(TrainConfig, description=__doc__)
     try:
-        with joined() as world, explained(lambda: LOWER):
-            run = agree(lambda: plan(config))
+        with process_group() as world, oom_advice(lambda: LOWER):
+            run = broadcast(lambda: plan(config))
             prepared = prepare_data(run)
             trainer = build(run, prepared)
             with run.claim():
                 begin(run, prepared, trainer)
                 signal_number = trainer.fit()
-                separate()
+                destroy_process_group()
                 if signal_number is not None:
                     say(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")
                     say(f"python train.py --resume {run.folder}")

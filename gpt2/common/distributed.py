@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 # Other processes may wait for one that evaluates or writes a checkpoint; a dead one is noticed by
 # torchrun, not by this.
-_PATIENCE = timedelta(hours=1)
+_TIMEOUT = timedelta(hours=1)
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def world() -> World:
 
 
 @contextmanager
-def joined() -> Iterator[World]:
+def process_group() -> Iterator[World]:
     """Meet the other processes that torchrun started, if any, for the length of the block."""
     here = world()
     if here.size == 1:
@@ -51,14 +51,14 @@ def joined() -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(here.local_rank % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-    dist.init_process_group(backend, timeout=_PATIENCE)
+    dist.init_process_group(backend, timeout=_TIMEOUT)
     try:
         yield here
     finally:
-        separate()
+        destroy_process_group()
 
 
-def agree(decide: Callable[[], T]) -> T:
+def broadcast(decide: Callable[[], T]) -> T:
     """What the main process decides, in every process."""
     here = world()
     if here.size == 1:
@@ -68,7 +68,7 @@ def agree(decide: Callable[[], T]) -> T:
     return cast(T, box[0])
 
 
-def gathered(value: T) -> list[T]:
+def all_gather(value: T) -> list[T]:
     """The `value` of every process, by rank."""
     here = world()
     if here.size == 1:
@@ -78,14 +78,14 @@ def gathered(value: T) -> list[T]:
     return box
 
 
-def summed(tensor: Tensor) -> Tensor:
+def all_reduce(tensor: Tensor) -> Tensor:
     """The sum of `tensor` over all processes, in place."""
     if world().size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
-def highest(number: int) -> int:
+def all_reduce_max(number: int) -> int:
     """The highest `number` of all processes."""
     if world().size == 1:
         return number
@@ -94,7 +94,7 @@ def highest(number: int) -> int:
     return int(box)
 
 
-def separate() -> None:
+def destroy_process_group() -> None:
     """Leave the other processes: from here on each works alone."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()

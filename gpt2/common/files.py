@@ -88,7 +88,7 @@ def read_bytes(path: str | Path, *, limit: float = math.inf) -> bytes:
 
 
 @contextmanager
-def naming(path: str | Path) -> Iterator[None]:
+def with_file_name(path: str | Path) -> Iterator[None]:
     """An OSError in the block says which file it was about; by itself, one in reading does not."""
     try:
         yield
@@ -102,7 +102,7 @@ def sha256_file(path: str | Path, *, start: int = 0) -> str:
     """The SHA-256 (64 hex digits) of a file's bytes from offset `start` on."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(_BLOCK))
-    with naming(path), open(path, "rb", buffering=0) as file:
+    with with_file_name(path), open(path, "rb", buffering=0) as file:
         file.seek(start)
         while count := file.readinto(buffer):
             digest.update(buffer[:count])

@@ -19,7 +19,7 @@ import torch
 from gpt2.common.files import write_json
 from gpt2.config import TrainConfig
 from gpt2.training.build import begin, build, plan, prepare_data
-from gpt2.training.out_of_memory import OutOfMemory, explained
+from gpt2.training.out_of_memory import OutOfMemory, oom_advice
 from gpt2.training.results import report
 from gpt2.training.trainer import Diverged
 
@@ -65,7 +65,7 @@ def _main() -> int:
     config = TrainConfig(**json.loads(sys.stdin.buffer.readline()))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        with explained(lambda: "choose smaller sizes, or a lower --batch-size or --seq-len"):
+        with oom_advice(lambda: "choose smaller sizes, or a lower --batch-size or --seq-len"):
             return _train(config)
     except (ValueError, OSError, Diverged, OutOfMemory) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from gpt2.common.distributed import World, summed
+from gpt2.common.distributed import World, all_reduce
 from gpt2.data.batches import IGNORE
 from gpt2.model import GPT
 
 
-def share_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
+def shard_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
     """This process's windows of a batch (B, T) to be scored, and at least one to run.
 
     Processes with a part of the model each must all run it: one that is left without a window gets
@@ -116,7 +116,7 @@ def evaluate(
             count = int((y >= 0).sum())
             tokens += count
             if here is not None:
-                x, y = share_windows(x, y, here)
+                x, y = shard_windows(x, y, here)
             _, loss = model(x.to(device), y.to(device))
             assert loss is not None
             nll += loss.item() * int((y >= 0).sum())
@@ -125,7 +125,7 @@ def evaluate(
                 break
     model.train(was_training)
     if here is not None:
-        nll = summed(torch.tensor(nll, dtype=torch.float64)).item()
+        nll = all_reduce(torch.tensor(nll, dtype=torch.float64)).item()
     mean = nll / tokens
     return Evaluation(
         loss=mean,

@@ -9,7 +9,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from gpt2.common.files import atomic_write, naming
+from gpt2.common.files import atomic_write, with_file_name
 from gpt2.common.json_files import is_number, parse_json
 
 
@@ -75,7 +75,7 @@ def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")
     broken = ""
-    with naming(path), open(path, "rb") as file:
+    with with_file_name(path), open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             if broken:  # and not the last line
                 raise ValueError(broken)
@@ -112,7 +112,7 @@ def _sha256(path: Path, size: int) -> str:
     """Of the first `size` bytes, or of as many as there are."""
     digest = hashlib.sha256()
     if path.is_file():
-        with naming(path), open(path, "rb") as file:
+        with with_file_name(path), open(path, "rb") as file:
             while block := file.read(min(1 << 20, size)):
                 digest.update(block)
                 size -= len(block)

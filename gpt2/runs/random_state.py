@@ -8,14 +8,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gpt2.common.distributed import gathered, world
+from gpt2.common.distributed import all_gather, world
 
 
 def random_states() -> dict[str, Tensor]:
     """The random state of every process; names of process r > 0 begin with "r/"."""
     return {
         f"{rank}/{name}" if rank else name: tensor
-        for rank, state in enumerate(gathered(random_state()))
+        for rank, state in enumerate(all_gather(random_state()))
         for name, tensor in state.items()
     }
 

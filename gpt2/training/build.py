@@ -22,7 +22,7 @@ from gpt2.runs.resume import resumed_config
 from gpt2.runs.run import write_config
 from gpt2.training.estimate import training_memory
 from gpt2.training.machine import Machine, choose_machine
-from gpt2.training.out_of_memory import explained, what_to_lower
+from gpt2.training.out_of_memory import oom_advice, what_to_lower
 from gpt2.training.trainer import Trainer
 from gpt2.weights.pretrained import Pretrained, begin_from, find_pretrained
 
@@ -128,7 +128,7 @@ def build(the_plan: Plan, prepared: Prepared) -> Trainer:
         say(line)
     torch.manual_seed(config.seed)
     alone = world().size == 1
-    with explained(lambda: what_to_lower(config, shape, machine, alone=alone)):
+    with oom_advice(lambda: what_to_lower(config, shape, machine, alone=alone)):
         if the_plan.start is None:
             model = GPT(shape).to(device)
         else:

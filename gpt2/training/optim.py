@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.config import TrainConfig
-from gpt2.training.parallel import part_like
+from gpt2.training.parallel import distribute_like
 
 
 def learning_rate(step: int, *, steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:
@@ -105,4 +105,4 @@ def load_optimizer_tensors(
         # GPU.
         on_device = value.ndim or owner[id(parameter)].defaults.get("fused")
         state = owner[id(parameter)].state[parameter]
-        state[key] = part_like(value, parameter).to(parameter.device) if on_device else value
+        state[key] = distribute_like(value, parameter).to(parameter.device) if on_device else value

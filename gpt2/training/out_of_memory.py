@@ -41,7 +41,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def explained(advice: Callable[[], str]) -> Iterator[None]:
+def oom_advice(advice: Callable[[], str]) -> Iterator[None]:
     """Memory that runs out in this block is an OutOfMemory with this advice."""
     try:
         yield

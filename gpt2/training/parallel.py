@@ -58,7 +58,7 @@ def check_parallel(config: TrainConfig, dtype: torch.dtype) -> None:
             )
 
 
-def share(
+def shard(
     micro_batches: Sequence[tuple[Tensor, Tensor]], here: World
 ) -> list[tuple[Tensor, Tensor]]:
     """What this process computes of a step: each N-th sequence, in micro-batches of the same B."""
@@ -70,7 +70,7 @@ def share(
     return list(zip(x.split(size), y.split(size), strict=True))
 
 
-def spread(model: nn.Module, mode: str | None, *, compile: bool, device: torch.device) -> nn.Module:
+def wrap(model: nn.Module, mode: str | None, *, compile: bool, device: torch.device) -> nn.Module:
     """The module to call in training: compiled if asked, and joined to those of the others.
 
     Args:
@@ -96,7 +96,7 @@ def spread(model: nn.Module, mode: str | None, *, compile: bool, device: torch.d
 
 
 @contextmanager
-def gradients_meet(model: nn.Module, now: bool) -> Iterator[None]:
+def sync_gradients(model: nn.Module, now: bool) -> Iterator[None]:
     """Whether backward passes in this block communicate: once a step is enough."""
     sync: Any = getattr(model, "set_requires_gradient_sync", None)
     if sync is not None:  # sharded
@@ -106,13 +106,13 @@ def gradients_meet(model: nn.Module, now: bool) -> Iterator[None]:
         yield
 
 
-def whole(tensor: Tensor) -> Tensor:
+def full_tensor(tensor: Tensor) -> Tensor:
     """All of a tensor of which this process may hold a part; every process must ask."""
     full: Tensor = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
     return full
 
 
-def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def full_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """`tensors` with each cut one put together, on the CPU of the main process.
 
     The others take part and are left with none: a machine holds the whole once.
@@ -120,13 +120,13 @@ def whole_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     result = {}
     for name, tensor in tensors.items():
         cut = hasattr(tensor, "full_tensor")
-        put_together = whole(tensor)
+        put_together = full_tensor(tensor)
         if world().main:
             result[name] = put_together.cpu() if cut else put_together
     return result
 
 
-def part_like(tensor: Tensor, like: Tensor) -> Tensor:
+def distribute_like(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a whole `tensor`, cut as `like` is."""
     if not hasattr(like, "device_mesh") or tensor.shape != like.shape:
         return tensor
@@ -136,6 +136,12 @@ def part_like(tensor: Tensor, like: Tensor) -> Tensor:
     return distribute_tensor(tensor.to(like.device), mesh.device_mesh, mesh.placements)
 
 
-def parts_like(tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def distribute_tensors_like(
+    tensors: Mapping[str, Tensor], like: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """`part_like` by name."""
-    return {name: part_like(tensor, like[name]) for name, tensor in tensors.items() if name in like}
+    return {
+        name: distribute_like(tensor, like[name])
+        for name, tensor in tensors.items()
+        if name in like
+    }

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2.common.distributed import summed, world
-from gpt2.training.parallel import gradients_meet, whole
+from gpt2.common.distributed import all_reduce, world
+from gpt2.training.parallel import full_tensor, sync_gradients
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ def train_step(
         max_loss: a step with a higher loss is skipped.
     """
     counts = [(y >= 0).sum() for _, y in micro_batches]
-    total = summed(torch.stack(counts).sum())
+    total = all_reduce(torch.stack(counts).sum())
     loss_sum = torch.zeros((), device=total.device)
     processes = world().size  # they average their gradients, where the sum is wanted
     for i, ((x, y), count) in enumerate(zip(micro_batches, counts, strict=True)):
-        with gradients_meet(model, now=i == len(micro_batches) - 1):
+        with sync_gradients(model, now=i == len(micro_batches) - 1):
             with autocast or nullcontext():
                 _, loss = model(x, y)
             part = loss * (count / total)
@@ -61,13 +61,13 @@ def train_step(
             if processes > 1:
                 part = part * processes
             (part if scaler is None else scaler.scale(part)).backward()
-    summed(loss_sum)
+    all_reduce(loss_sum)
 
     if scaler is not None:
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
     parameters = [p for p in model.parameters() if p.grad is not None]
-    norm = whole(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
+    norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, clip or math.inf))
     loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # the one wait for the device
     sound = math.isfinite(loss_value) and math.isfinite(norm_value) and loss_value <= max_loss
     if sound:

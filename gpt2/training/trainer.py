@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from gpt2.common.devices import peak_flops
-from gpt2.common.distributed import highest, say, world
+from gpt2.common.distributed import all_reduce_max, say, world
 from gpt2.config import TrainConfig
 from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
@@ -44,13 +44,19 @@ from gpt2.training.optim import (
 )
 from gpt2.training.out_of_memory import (
     OutOfMemory,
-    explained,
     first_line,
     is_out_of_memory,
+    oom_advice,
     smaller_micro_batch,
     what_to_lower,
 )
-from gpt2.training.parallel import check_parallel, parts_like, share, spread, whole_tensors
+from gpt2.training.parallel import (
+    check_parallel,
+    distribute_tensors_like,
+    full_tensors,
+    shard,
+    wrap,
+)
 from gpt2.training.step import StepResult, train_step
 
 
@@ -100,7 +106,9 @@ class Trainer:
         )
         self.tokens_per_step = config.seq_len * config.batch_size * config.grad_accum
         self.steps = config.steps or self._steps_of_epochs()
-        self.called = spread(model, config.parallel, compile=machine.compile, device=machine.device)
+        self.wrapped_model = wrap(
+            model, config.parallel, compile=machine.compile, device=machine.device
+        )
         self.optimizers = build_optimizers(model, config)
         for optimizer in self.optimizers:
             optimizer.register_step_pre_hook(self._begin_update)
@@ -113,7 +121,7 @@ class Trainer:
         self.skipped_in_a_row = 0
         self.rollbacks = 0
         self.best_val_loss = math.inf
-        self._saved = -1
+        self._last_saved_step = -1
         self._interval = Interval()
 
     def _steps_of_epochs(self) -> int:
@@ -146,12 +154,12 @@ class Trainer:
         )
         ended_by = 0
         try:
-            with catching() as caught, explained(self._advice):
+            with catching() as caught, oom_advice(self._advice):
                 while self.step < self.steps and not ended_by:
                     due = self.step + 1
                     self._interval.start_step()
                     result, lr = self._next_step()
-                    ended_by = highest(max(caught, default=0))
+                    ended_by = all_reduce_max(max(caught, default=0))
                     bar.update(self.step - bar.n)
                     if self.step != due:  # rolled back
                         if logs:
@@ -184,7 +192,7 @@ class Trainer:
                         self.save(metrics.get("val_loss"))
                 if not ended_by or self.step == self.steps:
                     return None
-                if self._saved != self.step:
+                if self._last_saved_step != self.step:
                     self.save(None)
                 return ended_by
         finally:
@@ -218,7 +226,7 @@ class Trainer:
         device = self.machine.device
         drawn = [self.batches.next() for _ in range(config.grad_accum or 1)]
         micro_batches = []
-        for x, y in share(drawn, self.world):
+        for x, y in shard(drawn, self.world):
             if device.type == "cuda":  # pinned, so that the copy does not wait for the GPU
                 x, y = x.pin_memory(), y.pin_memory()
             micro_batches.append((x.to(device, non_blocking=True), y.to(device, non_blocking=True)))
@@ -232,7 +240,7 @@ class Trainer:
         set_learning_rate(self.optimizers, lr)
         limit = self.spikes.limit
         result = train_step(
-            self.called,
+            self.wrapped_model,
             self.optimizers,
             micro_batches,
             clip=config.clip,
@@ -372,8 +380,8 @@ class Trainer:
             "torch": torch.__version__,
         }
         checkpoint = Checkpoint(
-            model=whole_tensors(self.model.state_dict()),
-            optimizer=whole_tensors(optimizer_tensors(self.model, self.optimizers)),
+            model=full_tensors(self.model.state_dict()),
+            optimizer=full_tensors(optimizer_tensors(self.model, self.optimizers)),
             rng=random_states(),
             state=state,
         )
@@ -381,7 +389,7 @@ class Trainer:
             folder = self.folder / "checkpoints"
             save_checkpoint(folder, checkpoint)
             prune(folder, self.config.keep)
-        self._saved = self.step
+        self._last_saved_step = self.step
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint, bit for bit.
@@ -408,7 +416,7 @@ class Trainer:
                 f"{metrics} is not what it was at step {state['step']}: the curve of the steps "
                 "until then may have gaps or wrong figures; training itself does not depend on it"
             )
-        weights = parts_like(checkpoint.model, self.model.state_dict())
+        weights = distribute_tensors_like(checkpoint.model, self.model.state_dict())
         load_weights(
             self.model, weights, f"the checkpoint of step {state['step']} in {self.folder}"
         )

@@ -11,8 +11,8 @@ from gpt2.config import TrainConfig
 from gpt2.training.estimate import training_memory
 from gpt2.training.out_of_memory import (
     OutOfMemory,
-    explained,
     is_out_of_memory,
+    oom_advice,
     smaller_micro_batch,
 )
 from tests.gpt2.data.streams import make_trainer
@@ -40,7 +40,10 @@ def _raised(act) -> BaseException:
 )
 def test_exhausted_memory_is_recognised_in_all_its_forms(error):
     assert is_out_of_memory(error)
-    with pytest.raises(OutOfMemory, match="out of memory; buy some"), explained(lambda: "buy some"):
+    with (
+        pytest.raises(OutOfMemory, match="out of memory; buy some"),
+        oom_advice(lambda: "buy some"),
+    ):
         raise error
 
 
@@ -49,7 +52,7 @@ def test_exhausted_memory_is_recognised_in_all_its_forms(error):
 )
 def test_other_errors_pass(error):
     assert not is_out_of_memory(error)
-    with pytest.raises(type(error)) as caught, explained(lambda: "buy some"):
+    with pytest.raises(type(error)) as caught, oom_advice(lambda: "buy some"):
         raise error
     assert caught.value is error
 

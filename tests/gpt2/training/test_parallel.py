@@ -11,9 +11,9 @@ import torch
 
 from gpt2.common.distributed import World
 from gpt2.config import TrainConfig
-from gpt2.evaluate.perplexity import share_windows
+from gpt2.evaluate.perplexity import shard_windows
 from gpt2.runs.metrics import read_metrics
-from gpt2.training.parallel import check_parallel, share
+from gpt2.training.parallel import check_parallel, shard
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = [
@@ -94,7 +94,7 @@ def test_one_mistake_ends_all_processes_with_its_message(workplace):
 def test_a_step_is_shared_without_overlap_or_loss():
     drawn = [(torch.arange(8).view(4, 2) + 8 * i, torch.zeros(4, 2)) for i in range(3)]
     for size in (1, 2, 3, 4, 6):
-        shares = [share(drawn, World(rank, size)) for rank in range(size)]
+        shares = [shard(drawn, World(rank, size)) for rank in range(size)]
         rows = torch.cat([x for mine in shares for x, _ in mine])
         assert sorted(rows.flatten().tolist()) == list(range(24))
         assert len({sum(len(x) for x, _ in mine) for mine in shares}) == 1
@@ -104,7 +104,7 @@ def test_a_step_is_shared_without_overlap_or_loss():
 def test_windows_to_score_are_shared_and_every_process_runs():
     x = torch.arange(6).view(3, 2)
     for size in (1, 2, 3, 5):
-        shares = [share_windows(x, x, World(rank, size)) for rank in range(size)]
+        shares = [shard_windows(x, x, World(rank, size)) for rank in range(size)]
         scored = torch.cat([y[y >= 0] for _, y in shares])
         assert sorted(scored.tolist()) == list(range(6))
         assert all(len(own) for own, _ in shares)
