@@ -97,14 +97,6 @@ def _encoding_case(source: str, vocab_size: int, documents: str) -> Case:
         cores = available_cores()
         trained = functools.cache(lambda: Tokenizer.train([_text(source)], vocab_size))
 
-        @functools.cache
-        def fastest() -> Tokenizer:
-            tokenizer = Tokenizer.train([_text(source)], vocab_size)
-            tokenizer.use_fastest(texts()[:1000])
-            if tokenizer.engine != "gigatoken":
-                raise Unavailable("gigatoken's ids differ from tiktoken's on this text")
-            return tokenizer
-
         def encode(text: str) -> np.ndarray:
             ids: np.ndarray = trained()._encoding.encode_to_numpy(text, disallowed_special=())
             return ids
@@ -125,10 +117,6 @@ def _encoding_case(source: str, vocab_size: int, documents: str) -> Case:
             variant(
                 "ours", lambda given: trained().encode_documents(given),
                 ours=True, check=lambda: check(trained()),
-            ),
-            variant(
-                "ours with gigatoken", lambda given: fastest().encode_documents(given),
-                ours=True, skip=missing("gigatoken", extra="fast"),
             ),
             variant(
                 "tiktoken encode_ordinary_batch",

@@ -28,7 +28,7 @@ from gpt2.common.files import write_json
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "bench/results"
 PEERS = (
-    "flash_attn", "liger_kernel", "transformers", "tokenizers", "tiktoken", "gigatoken",
+    "flash_attn", "liger_kernel", "transformers", "tokenizers", "tiktoken",
 )  # fmt: skip
 DIGITS = 5
 

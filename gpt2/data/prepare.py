@@ -35,7 +35,7 @@ from gpt2.data.parts import (
 )
 from gpt2.data.shards import TokenStream
 from gpt2.data.sources import open_source
-from gpt2.data.splits import SplitPlan, plan_splits, sample_texts
+from gpt2.data.splits import SplitPlan, plan_splits
 from gpt2.data.tokenise import WHOLE, Part, SplitShards, write_splits
 from gpt2.tokenizer import Tokenizer
 
@@ -227,7 +227,6 @@ def _tokenise(
     part: Part,
     shard_bytes: int,
 ) -> dict[str, SplitShards]:
-    notes.append(tokenizer.use_fastest(sample_texts(job.source, plan)))
     start = time.perf_counter()
     splits = write_splits(
         job.source,

@@ -75,18 +75,6 @@ def split_pieces(
             yield from _by_position(read(), plan)
 
 
-def sample_texts(source: Source, plan: SplitPlan, *, chars: int = 1 << 20) -> list[str]:
-    """The pieces a source begins with, as many as it takes to have `chars` characters."""
-    texts: list[str] = []
-    size = 0
-    for _, piece in split_pieces(source, plan):
-        texts.append(piece.text)
-        size += len(piece.text)
-        if size >= chars:
-            break
-    return texts
-
-
 def _by_document(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str, Piece]]:
     document = 0
     slots = _slots(0, plan)

@@ -5,8 +5,7 @@
     tokenizer.decode(ids)
 
 Any text has ids, and its very bytes come back: the 256 bytes are tokens. Merges are learned by our
-trainer (gpt2.tokenizer.bpe) and applied by tiktoken, or, for bulk work and on request, by
-gigatoken.
+trainer (gpt2.tokenizer.bpe) and applied by tiktoken.
 
 The ids of a trained tokenizer are those that Hugging Face's trainer gives out: 0 for <|endoftext|>,
 1 to 256 for the bytes (those that print first), then the merges in order. Files keep the ids they
@@ -24,7 +23,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import tiktoken
@@ -35,7 +33,6 @@ from gpt2.tokenizer.pretokens import SPLIT_PATTERN, cut, in_batches
 from gpt2.tokenizer.vocabulary import (
     Vocabulary,
     read_vocabulary,
-    to_tokenizer_json,
     write_tokenizer_json,
 )
 
@@ -65,7 +62,6 @@ class Tokenizer:
         )
         self.vocab_size = len(vocabulary.ids) + len(vocabulary.special_tokens)
         self.eot_id = vocabulary.special_tokens[END_OF_TEXT]
-        self._gigatoken: Any = None
 
     @classmethod
     def train(
@@ -128,52 +124,11 @@ class Tokenizer:
         """Token ids (uint32) of each of many texts, on all cores. Nothing is special in them."""
         for text in texts:
             _check_unicode(text)
-        if self._gigatoken is not None:
-            return _encode_with_gigatoken(self._gigatoken, texts)
         parts = [list(cut(text, _PART_CHARS)) for text in texts]
         batches = in_batches(chain.from_iterable(parts), _PART_CHARS)
         with ThreadPoolExecutor(available_cores()) as pool:
             encoded = chain.from_iterable(pool.map(self._encode_parts, batches))
             return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
-
-    @property
-    def engine(self) -> str:
-        """What encode_documents uses: "tiktoken" or "gigatoken" (see use_fastest)."""
-        return "tiktoken" if self._gigatoken is None else "gigatoken"
-
-    def use_fastest(self, sample: Sequence[str]) -> str:
-        """Have encode_documents use gigatoken where it is installed and gives tiktoken's ids.
-
-        Args:
-            sample: documents like those to come, on which the two are compared. (gigatoken 0.10
-                differs on some 350 letters that are new in Unicode, and on nothing else we know.)
-
-        Returns:
-            What was chosen and why, in one line.
-        """
-        self._gigatoken = None
-        try:
-            from gigatoken import Tokenizer as Gigatoken
-        except ImportError:
-            return "tokenising with tiktoken (gigatoken, faster, comes with: pip install '.[fast]')"
-        # Without its special tokens, which gigatoken would look for in every text.
-        gigatoken = Gigatoken.from_json(to_tokenizer_json(self._vocabulary, special=False))
-        differing = sum(
-            not np.array_equal(ours, theirs)
-            for ours, theirs in zip(
-                self.encode_documents(sample),
-                _encode_with_gigatoken(gigatoken, sample),
-                strict=True,
-            )
-        )
-        chars = sum(map(len, sample))
-        if differing or not chars:
-            return (
-                f"tokenising with tiktoken (gigatoken gives other ids on {differing} of "
-                f"{len(sample)} sample documents, {chars:,} characters)"
-            )
-        self._gigatoken = gigatoken
-        return f"tokenising with gigatoken (tiktoken's ids on a sample of {chars:,} characters)"
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
         """The bytes that the tokens stand for, exactly.
@@ -213,16 +168,6 @@ class Tokenizer:
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _encode_with_gigatoken(gigatoken: Any, texts: Sequence[str]) -> list[np.ndarray]:
-    import awkward  # comes with gigatoken
-
-    if not texts:
-        return []
-    rows = gigatoken.encode_batch(list(texts))
-    borders = np.cumsum(np.asarray(awkward.num(rows)))[:-1]
-    return np.split(np.asarray(awkward.flatten(rows)), borders)
 
 
 def _check_unicode(text: str) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gpt2.common.files import read_bytes
+from gpt2.common.files import atomic_write, read_bytes
 from gpt2.common.json_files import MAX_BYTES, read_json_object
 from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT
 
@@ -63,25 +63,17 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
 
 
 def write_tokenizer_json(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
-    """Write a tokenizer.json, whole or not at all: to this path, or, unless it ends in .json, into
-    the folder of this name."""
+    """Write a tokenizer.json atomically: to `path` if it ends in .json, else into that folder."""
     path = Path(path)
     if path.suffix != ".json":
         path = path / "tokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(to_tokenizer_json(vocabulary))
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        file.write(to_tokenizer_json(vocabulary).encode("utf-8"))
 
 
-def to_tokenizer_json(vocabulary: Vocabulary, *, special: bool = True) -> str:
-    """The text of a tokenizer.json; special=False: no special token is looked for in the text."""
+def to_tokenizer_json(vocabulary: Vocabulary) -> str:
+    """The text of a tokenizer.json."""
     ids = {_spell(token): id for token, id in vocabulary.ids.items()} | vocabulary.special_tokens
     byte_level = {
         "type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True,
@@ -102,7 +94,7 @@ def to_tokenizer_json(vocabulary: Vocabulary, *, special: bool = True) -> str:
     }  # fmt: skip
     tokenizer = {
         "version": "1.0", "truncation": None, "padding": None,
-        "added_tokens": added if special else [], "normalizer": None,
+        "added_tokens": added, "normalizer": None,
         "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
     }  # fmt: skip
     return json.dumps(tokenizer, ensure_ascii=False) + "\n"

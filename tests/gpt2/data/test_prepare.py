@@ -321,9 +321,6 @@ class Bytes:
     def load(cls, path: object) -> "Bytes":
         return cls()
 
-    def use_fastest(self, sample: Sequence[str]) -> str:
-        return "bytes"
-
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         return [np.frombuffer(text.encode(), dtype=np.uint8) for text in texts]
 

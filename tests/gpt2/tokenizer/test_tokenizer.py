@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import json
 import os
-import sys
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -398,46 +396,3 @@ def test_gpt2_in_the_older_style_of_tokenizer_json(
     assert Tokenizer.load(tmp_path).hash == gpt2_tokenizer.hash
     for path in (folder / "encoder.json", folder / "vocab.bpe"):
         assert Tokenizer.load(path).hash == gpt2_tokenizer.hash
-
-
-# The faster engine
-
-
-def test_without_gigatoken_tiktoken_is_used_and_said(
-    saved: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tokenizer = Tokenizer.load(saved)
-    monkeypatch.setitem(sys.modules, "gigatoken", None)
-    assert "pip install" in tokenizer.use_fastest(["text"])
-    assert tokenizer.engine == "tiktoken"
-
-
-@pytest.mark.parametrize("sample", [["some text"], []])
-def test_an_engine_with_other_ids_is_not_used(
-    saved: Path, monkeypatch: pytest.MonkeyPatch, sample: list[str]
-) -> None:
-    """gigatoken stands in here as an engine that finds no tokens at all."""
-    tokenizer = Tokenizer.load(saved)
-    fake = types.ModuleType("gigatoken")
-    fake.Tokenizer = types.SimpleNamespace(from_json=json.loads)  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "gigatoken", fake)
-    monkeypatch.setattr(
-        gpt2.tokenizer.tokenizer,
-        "_encode_with_gigatoken",
-        lambda _, texts: [np.zeros(0)] * len(texts),
-    )
-    assert "tiktoken (gigatoken gives other ids" in tokenizer.use_fastest(sample)
-    assert tokenizer.engine == "tiktoken"
-
-
-def test_gigatoken_gives_the_same_documents(saved: Path, documents: list[str]) -> None:
-    pytest.importorskip("gigatoken", reason="the optional extra `fast` is not installed")
-    tokenizer = Tokenizer.load(saved)
-    texts = ["", *documents, "a<|endoftext|>b", "日本 😀", ""]
-    expected = [ids.tolist() for ids in tokenizer.encode_documents(texts)]
-    assert "gigatoken" in tokenizer.use_fastest(documents)
-    assert tokenizer.engine == "gigatoken"
-    assert [ids.tolist() for ids in tokenizer.encode_documents(texts)] == expected
-    with pytest.raises(ValueError, match="lone surrogate"):
-        tokenizer.encode_documents(["\ud800"])
-    assert tokenizer.encode_documents([]) == []
