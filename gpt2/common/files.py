@@ -1,7 +1,7 @@
-"""Files that are either whole or absent: atomic writes, checksums, and a lock between processes.
+"""Files that are either whole or absent: atomic writes, checksums, a lock between processes.
 
-A reader, or a process that starts after a crash, never sees half a file: everything is written
-under a temporary name in the same folder, flushed to the disk, and only then renamed.
+Everything is written under a temporary name in the same folder, flushed to the disk, and only then
+renamed. So no reader sees half a file, not even after a crash.
 """
 
 import hashlib
@@ -10,11 +10,12 @@ import math
 import os
 import secrets
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 _BLOCK = 1 << 20
 
@@ -70,11 +71,11 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def read_bytes(path: str | Path, *, limit: float = math.inf) -> bytes:
-    """The content of a file that was given to us.
+    """Read a whole file of unknown origin.
 
     Raises:
-        ValueError: there is none (nor is a folder, a device or a pipe one), it cannot be read, or
-            it has more than `limit` bytes.
+        ValueError: the path is no regular file (a folder, a device or a pipe is none), the file
+            cannot be read, or it has more than `limit` bytes.
     """
     path = Path(path)
     if not path.is_file():
@@ -89,7 +90,7 @@ def read_bytes(path: str | Path, *, limit: float = math.inf) -> bytes:
 
 @contextmanager
 def with_file_name(path: str | Path) -> Iterator[None]:
-    """An OSError in the block says which file it was about; by itself, one in reading does not."""
+    """Add the path to an OSError raised in the block: errors of read() and write() carry none."""
     try:
         yield
     except OSError as error:
@@ -116,36 +117,21 @@ def lock(
     """Hold an exclusive lock between processes; the system frees it when its holder dies.
 
     Args:
-        path: the lock file, created when absent and left behind (deleting it would race).
+        path: the lock file, created when absent and left behind.
         waiting: a line to print, once, when another process holds the lock.
         patience: seconds to wait for it.
 
     Raises:
         TimeoutError: the lock was still held after `patience`.
     """
-    end = time.monotonic() + patience
-    with open(path, "a+b") as file:
-        while not _try_lock(file):
-            if time.monotonic() > end:
-                raise TimeoutError(f"{path} is locked by another process")
-            if waiting:
-                print(waiting, flush=True)
-                waiting = None
-            time.sleep(0.1)
-        yield
-
-
-def _try_lock(file: BinaryIO) -> bool:
+    file_lock = FileLock(path)
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            file.seek(0)
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):
-        return False
-    return True
+        file_lock.acquire(blocking=False)
+    except Timeout:
+        if waiting:
+            print(waiting, flush=True)
+        file_lock.acquire(timeout=-1 if patience == math.inf else patience)
+    try:
+        yield
+    finally:
+        file_lock.release()

@@ -1,11 +1,6 @@
 """Data sets on the Hugging Face hub, streamed through the library `datasets` (the extra `hub`)."""
 
 import hashlib
-import json
-import os
-import threading
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -94,7 +89,7 @@ def _reader(
 ) -> Callable[[], Iterator[Piece]]:
     def read() -> Iterator[Piece]:
         load_dataset = _import_datasets(name).load_dataset
-        _ask_revision(name, dataset)  # fails soon, and with advice, where there is no network
+        _ask_revision(name, dataset)  # else a missing network is told late, by `datasets`
         try:
             rows = load_dataset(
                 dataset.repository,
@@ -153,27 +148,17 @@ def _advice(name: str) -> str:
 
 
 def _ask_revision(name: str, dataset: HubDataset) -> str:
-    """The commit a data set's branch is at now; at the same time the check that the hub answers."""
-    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co").rstrip("/")
-    branch = dataset.revision.replace("/", "%2F")
-    url = f"{endpoint}/api/datasets/{dataset.repository}/revision/{branch}"
-    answer: list[str] = []
-    problem: list[Exception] = [TimeoutError(f"no answer within {_PATIENCE:.0f} s")]
+    """The newest commit of a data set's branch. Fails soon, with advice, without a network."""
+    from huggingface_hub import HfApi  # comes with `datasets`
 
-    def ask() -> None:
-        try:
-            with urllib.request.urlopen(url, timeout=_PATIENCE) as response:
-                answer.append(str(json.load(response)["sha"]))
-        except Exception as error:
-            problem.append(error)
-
-    # A thread of its own, as the look-up of a host's name heeds no time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(_PATIENCE)
-    if not answer:
+    api = HfApi()
+    try:
+        info = api.dataset_info(dataset.repository, revision=dataset.revision, timeout=_PATIENCE)
+    # Any of several libraries may fail here; whichever it is, the advice is the same.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
-            f"--data {name}: the hub at {endpoint} cannot give {dataset.repository} "
-            f"({problem[-1]}). {_advice(name)}"
-        )
-    return answer[0]
+            f"--data {name}: the hub at {api.endpoint} cannot give {dataset.repository} "
+            f"({reason}). {_advice(name)}"
+        ) from error
+    return str(info.sha)

@@ -38,24 +38,23 @@ def wikitext_rows(articles: range) -> list[str]:
     return [line if line.strip() else "" for line in lines]
 
 
-def run(command: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own: the hub's address is read when its library is imported."""
-    return subprocess.run(
-        [sys.executable, "-m", "gpt2.data.prepare", *command],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+# In a process of its own: the hub's address is read when its library is imported.
+PREPARE = """
+import sys
+from gpt2.data.prepare import Arguments, Path, main
+
+for name in sys.argv[2:]:
+    main(Arguments(data=name, vocab_size=300, cache_dir=Path(sys.argv[1])))
+"""
 
 
 @pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None,
     reason="needs the library datasets: pip install -e '.[hub]'",
 )
-def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path: Path) -> None:
+def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stories = [f"Story {i}. " * (i % 7 + 1) for i in range(450)]
     repositories = {
         "roneneldan/TinyStories": {
@@ -79,32 +78,44 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path: 
             "plain_text/train/0000.parquet": parquet([f"Page {i}." for i in range(2100)])
         },
     }
-    options = ["--vocab-size", "300", "--cache-dir", str(tmp_path / "cache"), "--data"]
     documents = {}
     with hub(repositories) as (address, _):
-        home = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
-        for name in ("tinystories", "wikitext-2", "openwebtext"):
-            done = run([*options, name], **home)
-            assert done.returncode == 0, done.stderr
-            assert f"revision {COMMIT[:8]}" in done.stdout
-            (folder,) = (tmp_path / "cache").glob(f"{name}-*")
-            infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
-            documents[name] = [info.documents for info in infos]
-            if name == "wikitext-2":
-                assert [info.text_bytes for info in infos] == [
-                    sum(len(WIKITEXT.format(i, i)) for i in range(n)) for n in (9, 2, 1)
-                ]
-            manifest = json.loads((folder / "manifest.json").read_text())
-            assert manifest["source"]["revision"] == COMMIT
+        done = subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                PREPARE,
+                str(tmp_path),
+                "tinystories",
+                "wikitext-2",
+                "openwebtext",
+            ],
+            cwd=ROOT,
+            env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"revision {COMMIT[:8]}") == 3
+    for name in ("tinystories", "wikitext-2", "openwebtext"):
+        (folder,) = tmp_path.glob(f"{name}-*")
+        infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
+        documents[name] = [info.documents for info in infos]
+        if name == "wikitext-2":
+            assert [info.text_bytes for info in infos] == [
+                sum(len(WIKITEXT.format(i, i)) for i in range(n)) for n in (9, 2, 1)
+            ]
+        manifest = json.loads((folder / "manifest.json").read_text())
+        assert manifest["source"]["revision"] == COMMIT
     assert documents == {
         "tinystories": [448, 3, 2],  # 450 stories: one in 200 for test
         "wikitext-2": [9, 2, 1],
         "openwebtext": [2098, 1, 1],
     }
-    # The hub is gone.
-    done = run([*options, "tinystories"], HF_ENDPOINT="http://127.0.0.1:9")
-    assert done.returncode == 0, done.stderr
-    assert "reused" in done.stdout
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    prepared = prepare("tinystories", vocab_size=300, cache_dir=tmp_path)
+    assert any("reused" in note for note in prepared.notes)
 
 
 def test_without_the_library_the_extra_is_named(
@@ -119,6 +130,7 @@ def test_without_the_library_the_extra_is_named(
 def test_without_the_network_the_way_round_is_told_in_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
 ) -> None:
+    pytest.importorskip("huggingface_hub.constants", reason="pip install -e '.[hub]'")
     monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
     with socket.socket() as silent, hub({}) as (empty, _):
         silent.bind(("127.0.0.1", 0))
@@ -131,7 +143,7 @@ def test_without_the_network_the_way_round_is_told_in_time(
             "no such host": "http://hub.invalid",
             "no such data set": empty,
         }[network]
-        monkeypatch.setenv("HF_ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         start = time.monotonic()
         with pytest.raises(ValueError, match=r"cannot give roneneldan/TinyStories.*--data path/to"):
             prepare("tinystories", cache_dir=tmp_path)
