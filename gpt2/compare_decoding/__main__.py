@@ -159,7 +159,8 @@ class Arguments:
     """Continue held-out prompts by every decoding strategy, and measure fluency and diversity."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     prompts: int = 100
     """How many prompts."""
     prompt_tokens: int = 32
@@ -173,13 +174,13 @@ class Arguments:
     copy_tokens: int = 100_000_000
     """Look for copied words in so much of the training text, from its beginning; 0: not at all."""
     out: str | None = None
-    """Folder to write to. None: `decoding` in the run folder."""
+    """Folder to write to. None: `decoding` in the model's folder."""
     seed: int = 1337
     """Seed of the samples, the same for each strategy."""
     batch_size: int = 50
     """Prompts continued at once."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
     cache_dir: str = "data"
@@ -193,9 +194,12 @@ def main(arguments: Arguments) -> None:
 
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     max_tokens = _check(arguments, run.model.config.block_size)
+    if arguments.out is None and run.folder != Path(arguments.run):
+        raise ValueError(f"{run.name} has no folder of yours to write to: choose one with --out")
+    out = Path(arguments.out or run.folder / "decoding")
     prepared = prepare(
-        arguments.data or run.config.data,
-        tokenizer=str(run.folder / "tokenizer.json"),
+        run.choose_data(arguments.data),
+        tokenizer=str(run.folder),
         cache_dir=Path(arguments.cache_dir),
     )
     if arguments.split not in prepared.splits:
@@ -219,7 +223,7 @@ def main(arguments: Arguments) -> None:
     measures = measure(rows, eot_id=run.tokenizer.eot_id, copies=copies)
     findings = analyse(rows, measures)
     about = {
-        "run": run.folder.name,
+        "run": Path(run.name).name,
         "step": run.step,
         "data": prepared.name,
         "split": arguments.split,
@@ -230,7 +234,6 @@ def main(arguments: Arguments) -> None:
         "training_tokens_searched": searched,
         "ngrams_counted": {f"distinct_{n}": ngram_budget(rows.values(), n) for n in (1, 2, 3)},
     }
-    out = Path(arguments.out) if arguments.out else run.folder / "decoding"
     prompt_texts = [
         run.tokenizer.decode(i for i in prompt.ids if i != run.tokenizer.eot_id)
         for prompt in prompts

@@ -110,7 +110,11 @@ def write_report(
     markdown = _markdown(about, prompts, rows, measures, findings)
     with atomic_write(out / "decoding.md") as file:
         file.write(markdown.encode("utf-8"))
-    _save_plot(out, measures, f"{about['run']}, step {about['step']:,}")
+    _save_plot(out, measures, about["run"] + _at_step(about))
+
+
+def _at_step(about: Mapping[str, Any]) -> str:
+    return "" if about["step"] is None else f", step {about['step']:,}"
 
 
 def _cells(m: Measures) -> list[str]:
@@ -132,7 +136,7 @@ def _markdown(
     lines = [
         "# Decoding strategies compared",
         "",
-        f"Run `{about['run']}`, step {about['step']:,}; {about['prompts']} prompts of up to "
+        f"Model `{about['run']}`{_at_step(about)}; {about['prompts']} prompts of up to "
         f"{about['prompt_tokens']} tokens from the {about['split']} split of {about['data']}, each "
         f"continued by at most {about['max_tokens']} tokens; `human` is what "
         f"follows in the text itself, cut to the same length. Seed {about['seed']}; "

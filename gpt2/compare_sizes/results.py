@@ -199,6 +199,7 @@ def _samples(
     folder: Path, prompts: Mapping[str, Sequence[int]], device: str, tokens: int
 ) -> dict[str, str]:
     run = load_run(folder, device=device)
+    assert run.config is not None
     where = next(run.model.parameters()).device
     made = continuations(
         run.model,

@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
@@ -64,8 +65,9 @@ def build_page(run: Run, prompt: str = "") -> "Blocks":
         except ValueError as error:
             return remark(str(error))
 
-    with gr.Blocks(title=f"{run.folder.name}: demo", analytics_enabled=False) as page:
-        gr.HTML(header(run.folder.name, facts(run)), elem_id="facts", apply_default_css=False)
+    name = Path(run.name).name
+    with gr.Blocks(title=f"{name}: demo", analytics_enabled=False) as page:
+        gr.HTML(header(name, facts(run)), elem_id="facts", apply_default_css=False)
         with gr.Row():
             with gr.Column(scale=0, min_width=280):
                 text = gr.Textbox(prompt, label="Prompt", lines=4, max_lines=10, elem_id="prompt")
@@ -137,13 +139,14 @@ class Arguments:
     """Try a trained model in the browser: strategies side by side, and the next token's chances."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     prompt: str = "Once upon a time"
     """What stands in the prompt box at first."""
     port: int = 7860
     """Port of the page on 127.0.0.1."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
@@ -173,7 +176,7 @@ def main(arguments: Arguments) -> None:
         css=CSS,
     )
     where = f"http://{HOST}:{arguments.port}"
-    print(f"{run.folder} step {run.step:,} is at {where} (Ctrl-C ends it)", flush=True)
+    print(f"{run} is at {where} (Ctrl-C ends it)", flush=True)
     page.block_thread()
 
 

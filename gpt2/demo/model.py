@@ -141,9 +141,11 @@ def facts(run: Run) -> dict[str, str]:
         "layers, heads, width": f"{config.n_layer}, {config.n_head}, {config.n_embd}",
         "context": f"{config.block_size:,} tokens",
         "vocabulary": f"{config.vocab_size:,} tokens",
-        "step": f"{run.step:,}",
     }
-    if train.batch_size and train.seq_len and train.grad_accum:
+    if run.step is None:
+        return found
+    found["step"] = f"{run.step:,}"
+    if train and train.batch_size and train.seq_len and train.grad_accum:
         tokens = run.step * train.batch_size * train.seq_len * train.grad_accum
         found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
     result = _result(run)

@@ -39,12 +39,13 @@ class Arguments:
     """Score a run: on a text, or on HellaSwag or LAMBADA. The protocol is printed with it."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it; or demo, the model that ships with this code."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     task: Task = "perplexity"
     """perplexity: of a text, with bits per byte. wikitext: per word, of a text of tokens between
     spaces, such as WikiText. hellaswag, lambada: from --data, else from the Hugging Face hub."""
     data: str | None = None
-    """Text to score: what train.py's --data takes; None: what the run was trained on. For hellaswag
+    """Text to score: what train.py's --data takes; None: what a run was trained on. For hellaswag
     and lambada: a .jsonl or .jsonl.gz file."""
     split: str = "test"
     """train, valid or test. Of a text only."""
@@ -56,7 +57,7 @@ class Arguments:
     limit: int | None = None
     """Score only the first rows, or (with --task perplexity) about so many tokens."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
     batch_size: int = 16
     """Windows, endings or passages per forward pass."""
     device: str = "auto"
@@ -79,7 +80,7 @@ def main(arguments: Arguments) -> None:
         about = {"task": arguments.task, "what": what, "step": run.step}
         print(json.dumps(about | dataclasses.asdict(result)))
         return
-    print(f"{run.folder} step {run.step} on {what}: {result}")
+    print(f"{run} on {what}: {result}")
     if not isinstance(result, Evaluation):  # which says its own
         print(f"protocol: {result.protocol}")
 
@@ -103,7 +104,7 @@ def _score(
     arguments: Arguments, run: "Run"
 ) -> "tuple[str, Evaluation | WordPerplexity | HellaSwag | Lambada]":
     """What was scored, in words, and the result."""
-    data, split = arguments.data or run.config.data, arguments.split
+    split = arguments.split
     common: dict[str, Any] = {
         "batch_size": arguments.batch_size,
         "progress": not arguments.json,
@@ -112,8 +113,8 @@ def _score(
         from gpt2.data.prepare import prepare
 
         prepared = prepare(
-            data,
-            tokenizer=str(run.folder / "tokenizer.json"),
+            run.choose_data(arguments.data),
+            tokenizer=str(run.folder),
             cache_dir=Path(arguments.cache_dir),
         )
         if split not in prepared.splits:
@@ -130,6 +131,7 @@ def _score(
     if arguments.task == "wikitext":
         from gpt2.evaluate.word_perplexity import read_documents, word_perplexity
 
+        data = run.choose_data(arguments.data)
         return f"{data}, {split}", word_perplexity(
             run.model,
             run.tokenizer,

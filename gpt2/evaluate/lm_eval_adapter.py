@@ -191,7 +191,8 @@ class Arguments:
     """Score a run with lm-eval; its tasks are read from the Hugging Face hub."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     tasks: str
     """Names of lm-eval's tasks, with commas between them."""
     num_fewshot: int | None = None
@@ -203,7 +204,7 @@ class Arguments:
     out: str | None = None
     """Write lm-eval's results to this .json file."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
     batch_size: int = 16
     """Sequences per forward pass."""
     device: str = "auto"

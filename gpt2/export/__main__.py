@@ -16,20 +16,21 @@ class Arguments:
     """Write a run in Hugging Face's GPT-2 format."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     out: str
     """Folder to write; must not exist, or be empty."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     """How the weights are stored: fp32 is exact, the others are half its size."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
 
 
 def main(arguments: Arguments) -> None:
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device="cpu")
     size = export(run.model, run.tokenizer, arguments.out, dtype=DTYPES[arguments.dtype])
     print(
-        f"{run.folder} step {run.step} written to {arguments.out} ({size / 1e6:.1f} MB of "
+        f"{run} written to {arguments.out} ({size / 1e6:.1f} MB of "
         f"{arguments.dtype}). transformers.AutoModelForCausalLM.from_pretrained("
         f"{arguments.out!r}) loads it"
     )

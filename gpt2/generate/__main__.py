@@ -34,7 +34,8 @@ class Arguments:
     made together, a batch at a time."""
 
     run: Positional[str]
-    """Run folder, as `python train.py` makes it; or demo, the model that ships with this code."""
+    """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
+    ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """Text to continue; may be given several times. None, or an empty one: a new document."""
     prompt_file: str | None = None
@@ -65,7 +66,7 @@ class Arguments:
     cache: bool = True
     """Keep keys and values, so that a token costs one token. The text is the same without."""
     checkpoint: str = "best"
-    """best, last, or the number of a step."""
+    """Of a run folder: best, last, or the number of a step."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 

@@ -21,13 +21,40 @@ from gpt2.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Run:
-    """A trained model, ready to use (in evaluation mode), and where it comes from."""
+    """A trained model in evaluation mode, its tokenizer, and where they come from.
 
+    Attributes:
+        name: the name that the model was opened by, such as runs/demo or gpt2.
+        folder: the run folder, or the folder with the Hugging Face files.
+        model: on the device that was asked for.
+        tokenizer: the model's.
+        config: the settings of the training run; None for weights that come without them.
+        step: optimizer steps taken; None where it is not recorded.
+    """
+
+    name: str
     folder: Path
-    config: TrainConfig
     model: GPT
     tokenizer: Tokenizer
-    step: int
+    config: TrainConfig | None = None
+    step: int | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.step is None else f"{self.name} step {self.step}"
+
+    def choose_data(self, data: str | None) -> str:
+        """`data`, the value of --data, or by default the data that the run was trained on.
+
+        Raises:
+            ValueError: no --data, and nothing says what the model was trained on.
+        """
+        if data is not None:
+            return data
+        if self.config is None:
+            raise ValueError(
+                f"{self.name} does not record what it was trained on: choose a text with --data"
+            )
+        return self.config.data
 
 
 def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Run:
@@ -61,7 +88,14 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
     where, _ = choose_device(device)
     model = GPT(dataclasses.replace(model_config, **PORTABLE))
     load_weights(model, loaded.model, f"{path}, as {folder / 'config.json'} describes it,")
-    return Run(folder, config, model.to(where).eval(), tokenizer, loaded.state["step"])
+    return Run(
+        name=str(folder),
+        folder=folder,
+        model=model.to(where).eval(),
+        tokenizer=tokenizer,
+        config=config,
+        step=loaded.state["step"],
+    )
 
 
 def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> None:

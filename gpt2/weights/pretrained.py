@@ -26,6 +26,7 @@ from gpt2.weights.hub import NAMES, fetch_description, fetch_weights, repository
 from gpt2.weights.hugging_face import as_stored, config_from_hugging_face, our_name
 from gpt2.weights.tensors import read_tensors, stored_bytes
 
+SHIPPED = Path(__file__).parents[1] / "pretrained_demo"
 # Options that do not change which weights a model has.
 _FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
 # Kept in less than float32, or in more: converted. Quantised weights are not.
@@ -83,8 +84,9 @@ def find_pretrained(path_or_name: str | Path) -> Pretrained:
     """Find a checkpoint and read its description; from the hub, fetch that much.
 
     Args:
-        path_or_name: a folder in Hugging Face's GPT-2 format, a run folder, or a model on the hub:
-            gpt2, gpt2-medium, gpt2-large, gpt2-xl, distilgpt2, or owner/name.
+        path_or_name: a run folder; a folder in Hugging Face's GPT-2 format; "demo", the model that
+            ships with this code; or a model of the hub: gpt2, gpt2-medium, gpt2-large, gpt2-xl,
+            distilgpt2, or owner/name, where there is no folder owner.
 
     Raises:
         ValueError: there is none, or its model is not one that ours can be.
@@ -92,15 +94,19 @@ def find_pretrained(path_or_name: str | Path) -> Pretrained:
     name, folder = str(path_or_name), Path(path_or_name)
     repository, note = None, f"weights: {name}"
     # A folder may be called as a model is (this package is), so it counts only with its content.
-    if not (folder / "config.json").is_file():
+    if not (folder / "config.json").is_file() and name == "demo":
+        folder = SHIPPED
+    elif not (folder / "config.json").is_file():
         repository = repository_of(name)
-        if repository is None or (folder.exists() and name not in NAMES):
+        # runs/dmo is a mistyped path where there is a folder runs, not a model of the hub.
+        is_path = folder.exists() or ("/" in name and folder.parent.exists())
+        if repository is None or (is_path and name not in NAMES):
             raise ValueError(_nothing_at(folder))
         folder, source = fetch_description(repository)
         note += f" ({source})"
     path = folder / "config.json"
     values = read_json_object(path)
-    is_run = "train" in values and "model" in values
+    is_run = "train" in values or "model" in values
     if is_run:
         own = read_config(folder)[1]
         config = dataclasses.replace(own, dropout=0.0, recompute="none", **PORTABLE)
@@ -198,8 +204,8 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
 def _nothing_at(folder: Path) -> str:
     what = "has no config.json" if folder.exists() else "does not exist"
     return (
-        f"{folder} {what}: give a folder in Hugging Face's GPT-2 format, a run folder, or a model "
-        f"of the Hugging Face hub ({', '.join(NAMES)} or owner/name)"
+        f"{folder} {what}: give a folder of a run or in Hugging Face's GPT-2 format, demo, or a "
+        f"model of the Hugging Face hub ({', '.join(NAMES)} or owner/name)"
     )
 
 

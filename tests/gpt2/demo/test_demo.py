@@ -150,7 +150,7 @@ def test_tokens_are_shown_to_the_last_space():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"run": "nowhere"}, "nowhere is not a run folder"),
+        ({"run": "nowhere"}, "nowhere does not exist: give a folder of a run"),
         ({"port": 0}, "--port must be 1 to 65535, got 0"),
         ({"checkpoint": "7"}, "no checkpoint '7'"),
     ],

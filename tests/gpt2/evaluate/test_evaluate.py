@@ -164,7 +164,7 @@ def test_wikitext_has_its_published_number_of_words(real_data, tmp_path, name, s
         ({"task": "wikitext", "limit": 5}, "leave out --limit"),
         ({"batch_size": 0}, "--batch-size must be at least 1, got 0"),
         ({"limit": 0}, "--limit must be at least 1, got 0"),
-        ({}, "nowhere is not a run folder"),
+        ({}, "nowhere does not exist: give a folder of a run"),
     ],
 )
 def test_options_that_would_not_be_heeded_are_refused(options, message):
