@@ -1,16 +1,21 @@
 """The error budget: how wrong a kernel may be, with no tolerance chosen by hand.
 
-A quantity is computed three times: by the kernel, by the plain PyTorch reference in the same dtype,
-and by the reference in float64. With M the largest magnitude of the exact value, u the unit
-roundoff of the quantity's dtype (half the gap from 1 to the next number) and s half the gap between
-its smallest numbers, which are subnormal and evenly spaced,
+Each output, and the gradient of each input that requires one, is computed three times: by the
+kernel, by a reference in plain PyTorch in the same dtype ("plain"), and by that reference in
+float64 ("exact"). It is right if
 
-    max |kernel - float64|  <=  2 * (max |plain - float64| + max(u * M, s))
+    max |kernel - exact|  <=  2 * (max |plain - exact| + max(u * M, s))
 
-so a kernel may lose twice what plain PyTorch loses, plus one rounding. The rule holds for outputs
-and for the gradient of every input that asks for one, at any scale of the data and in any dtype.
+where M is the largest magnitude of the exact value, u the unit roundoff of the dtype (half the gap
+from 1 to the next number) and s half the gap between its smallest numbers, which are subnormal and
+evenly spaced. So a kernel may lose twice what plain PyTorch loses, plus one rounding. The rule
+holds at any scale of the data and in any dtype.
+
+`compare` asserts it for one kernel. `Referee` measures several implementations against one
+reference, and `judge` a single tensor that was computed elsewhere.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,11 +24,12 @@ import torch
 from torch import Tensor
 
 Function = Callable[..., Tensor | tuple[Tensor, ...]]
+Upstream = Sequence[Tensor | None]
 
 
 @dataclass(frozen=True)
 class Quantity:
-    """One output or gradient of a comparison: its error and the error that it was allowed."""
+    """An output or gradient: its error, and the error that the budget allows."""
 
     name: str
     error: float
@@ -31,121 +37,197 @@ class Quantity:
 
     @property
     def within(self) -> bool:
-        return self.error <= self.allowed  # False for NaN
+        """True if the budget is kept. An error of NaN does not keep it."""
+        return self.error <= self.allowed
 
     def __str__(self) -> str:
         return f"{self.name}: error {self.error:.3e}, allowed {self.allowed:.3e}"
 
 
 def compare(
-    kernel: Function,
-    reference: Function,
-    inputs: Mapping[str, Any],
-    *,
-    upstream: Sequence[Tensor | None] | None = None,
-    cancelled: Mapping[str, float | Tensor] | None = None,
-    samples: int = 1,
-    in_range_only: bool = False,
+    kernel: Function, reference: Function, inputs: Mapping[str, Any], **options: Any
 ) -> dict[str, Quantity]:
     """Assert that the outputs and every gradient of `kernel` keep within the error budget.
 
-    Both functions are called with `inputs` as keyword arguments and return a tensor or a tuple of
-    tensors. The kernel gets the very tensors (strides, storage and all); the reference gets copies,
-    in their dtype and in float64. What is not a floating-point tensor goes to all three as it is.
-
     Args:
-        kernel: what is tested.
-        reference: plain PyTorch; computes in the dtype that it is given.
-        inputs: argument name -> value. Gradients are compared for the tensors that require one.
-        upstream: the gradient of each output, any layout; None for an output whose gradient is not
-            propagated. Default: standard normal for each differentiable output.
-        cancelled: name -> magnitude of the float32 numbers whose difference the kernel forms on the
-            way, where plain PyTorch takes another way, for all or for each of the elements; one
-            float32 rounding at that magnitude is allowed on top. Needed where the difference can be
-            exactly zero.
-        samples: how often the error of plain PyTorch is measured: on the inputs, and if that error
-            does not allow the kernel's, on copies in which each tensor is multiplied by a number
-            below 1. What cancels still cancels, while roundings fall differently; the largest error
-            counts. For quantities of few elements, which PyTorch may get right by luck.
-        in_range_only: hold the kernel to nothing where numbers leave the range of their dtype: in
-            elements where the plain result or the exact one is not finite, or where `cancelled` is
-            within a factor 4 of float32's largest number, so that it depends on the order of a sum
-            whether it overflows. And an infinity of the kernel's counts as the largest number.
+        kernel: the implementation under test.
+        reference, inputs, options: as in `Referee`.
 
     Returns:
         The quantities by name: `out` (or `out0`, `out1`...), then `d<input>`.
+
+    Raises:
+        AssertionError: an error exceeds its budget, or a name or shape differs.
     """
-    got, upstream = _compute(kernel, inputs, upstream)
-
-    def referee(dtype: torch.dtype | None, sample: int = 0) -> dict[str, Tensor]:
-        copies = {
-            name: _copy(_shrunk(value, sample, place), dtype)
-            for place, (name, value) in enumerate(inputs.items())
-        }
-        pulled = [_shrunk(grad, sample, ~place) for place, grad in enumerate(upstream)]
-        return quantities(reference, copies, pulled)
-
-    plain, exact = referee(None), referee(torch.float64)
-    assert got.keys() == exact.keys(), f"gradients differ: {[*got]} against {[*exact]}"
-    losses = {
-        name: _measure(
-            got[name], plain[name], exact[name], (cancelled or {}).get(name, 0.0), in_range_only
-        )
-        for name in got
-    }
-    for sample in range(samples):
-        if sample > 0:
-            rough, fine = referee(None, sample), referee(torch.float64, sample)
-            for name, loss in losses.items():
-                again = _largest(rough[name].double() - fine[name], loss.counted)
-                loss.plain = max(loss.plain, again)
-        report = {name: loss.quantity(name) for name, loss in losses.items()}
-        if all(quantity.within for quantity in report.values()):
-            break
-    failures = [str(quantity) for quantity in report.values() if not quantity.within]
+    found = Referee(reference, inputs, **options).judge(kernel)
+    failures = [str(quantity) for quantity in found.values() if not quantity.within]
     assert not failures, "; ".join(failures)
-    return report
+    return found
 
 
-def judge(name: str, got: Tensor, plain: Tensor, exact: Tensor, cancelled: float = 0.0) -> Quantity:
-    """The error of `got`, and what it was allowed given the plain result and the exact one."""
-    return _measure(got, plain, exact, cancelled, False).quantity(name)
+def judge(
+    name: str,
+    got: Tensor,
+    plain: Tensor,
+    exact: Tensor,
+    cancelled: float = 0.0,
+    *,
+    norm: float = math.inf,
+) -> Quantity:
+    """Measure one tensor against the plain result, which has its dtype, and the exact one.
+
+    Args:
+        name: the name of the quantity.
+        got, plain, exact: tensors of one shape.
+        cancelled: as in `Referee`.
+        norm: order of the vector norm that is "max |.|" in the formula; 2 for the length of a
+            large gradient.
+    """
+    return _Budget.of(plain, exact, cancelled, norm=norm).quantity(name, got)
+
+
+class Referee:
+    """Measure implementations of one function, on the same inputs, against its reference.
+
+    All functions take `inputs` as keyword arguments and return a tensor or a tuple of tensors. An
+    implementation is given the very tensors (strides, storage and all); the reference is given
+    copies, in their dtype and in float64, and is computed once. Whatever is not a floating-point
+    tensor is given to all of them as it is.
+
+    Args:
+        reference: plain PyTorch that computes in the dtype it is given.
+        inputs: argument name -> value. Gradients are compared for the tensors that require one.
+        upstream: the gradient of each output, in any layout; None for an output whose gradient is
+            not propagated. By default they are drawn from a normal distribution.
+        gradients: compare gradients too, not only outputs.
+        cancelled: name of a quantity -> magnitude of the float32 numbers that the kernel subtracts
+            from each other on the way, where plain PyTorch computes in another order; one number,
+            or one for each element. One float32 rounding at that magnitude is allowed on top.
+            Needed where the difference can be exactly zero.
+        samples: how often the error of plain PyTorch is measured, at most. If its error on the
+            inputs does not allow that of the kernel, it is measured again on copies in which every
+            tensor is multiplied by a number below 1, and the largest error counts: the same terms
+            cancel, but roundings fall differently. For quantities of few elements, which PyTorch
+            may compute exactly by luck.
+        in_range_only: do not compare elements that leave the range of their dtype: where the plain
+            or the exact result is not finite, or where `cancelled` is within a factor of 4 of the
+            largest float32, so that the order of a sum decides whether it overflows. An infinity
+            computed by the kernel counts as the largest number of its dtype.
+    """
+
+    def __init__(
+        self,
+        reference: Function,
+        inputs: Mapping[str, Any],
+        *,
+        upstream: Upstream | None = None,
+        gradients: bool = True,
+        cancelled: Mapping[str, float | Tensor] | None = None,
+        samples: int = 1,
+        in_range_only: bool = False,
+    ) -> None:
+        self._reference, self._inputs = reference, inputs
+        self._upstream, self._gradients = upstream, gradients
+        self._cancelled, self._in_range_only = cancelled or {}, in_range_only
+        self._samples = samples
+        self._budgets: dict[str, _Budget] = {}
+
+    def judge(self, function: Function) -> dict[str, Quantity]:
+        """Run an implementation and measure each of its outputs and gradients.
+
+        Returns:
+            The quantities by name: `out` (or `out0`, `out1`...), then `d<input>`.
+
+        Raises:
+            AssertionError: a name or shape differs from the reference's.
+        """
+        got, self._upstream = _compute(function, self._inputs, self._upstream, self._gradients)
+        if not self._budgets:
+            plain, exact = self._references(0)
+            self._budgets = {
+                name: _Budget.of(
+                    plain[name], exact[name], self._cancelled.get(name, 0.0),
+                    in_range_only=self._in_range_only,
+                )
+                for name in exact
+            }  # fmt: skip
+        names = [*self._budgets]
+        assert got.keys() == self._budgets.keys(), f"got {[*got]}, the reference gives {names}"
+        for sample in range(self._samples):
+            if sample > 0:
+                plain, exact = self._references(sample)
+                for name, budget in self._budgets.items():
+                    budget.measure_again(plain[name], exact[name])
+            found = {name: self._budgets[name].quantity(name, got[name]) for name in got}
+            if all(quantity.within for quantity in found.values()):
+                break
+        return found
+
+    def _references(self, sample: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The plain and the exact quantities of a sample; sample 0 is the inputs themselves."""
+
+        def reference(dtype: torch.dtype | None) -> dict[str, Tensor]:
+            copies = {
+                name: _copy(_scaled(value, sample, number), dtype)
+                for number, (name, value) in enumerate(self._inputs.items())
+            }
+            upstream = [_scaled(x, sample, ~i) for i, x in enumerate(self._upstream or ())]
+            return _compute(self._reference, copies, upstream, self._gradients)[0]
+
+        return reference(None), reference(torch.float64)
 
 
 @dataclass
-class _Loss:
-    """What is lost against the exact result: by the kernel, by plain PyTorch, by one rounding."""
+class _Budget:
+    """The exact value of a quantity, and the error that is allowed."""
 
-    kernel: float
-    plain: float
+    exact: Tensor
+    plain_error: float
     rounding: float
-    counted: Any
-    """Index of the elements that count."""
+    compared: Any
+    """Index of the elements that are compared."""
+    norm: float
+    clamped: bool
+    """An infinity counts as the largest number."""
 
-    def quantity(self, name: str) -> Quantity:
-        return Quantity(name, self.kernel, 2 * (self.plain + self.rounding))
+    @classmethod
+    def of(
+        cls,
+        plain: Tensor,
+        exact: Tensor,
+        cancelled: float | Tensor,
+        *,
+        norm: float = math.inf,
+        in_range_only: bool = False,
+    ) -> "_Budget":
+        size = torch.as_tensor(cancelled, device=exact.device).expand(exact.shape)
+        compared: Any = ...
+        if in_range_only:
+            compared = size < torch.finfo(torch.float32).max / 4
+            compared &= plain.isfinite() & exact.isfinite()
+        rounding = _rounding(plain.dtype, _size(exact[compared], norm))
+        rounding += _rounding(torch.float32, _size(size[compared], norm))
+        budget = cls(exact, 0.0, rounding, compared, norm, in_range_only)
+        budget.measure_again(plain, exact)
+        return budget
+
+    def measure_again(self, plain: Tensor, exact: Tensor) -> None:
+        error = _size((plain.double() - exact)[self.compared], self.norm)
+        self.plain_error = max(self.plain_error, error)
+
+    def quantity(self, name: str, got: Tensor) -> Quantity:
+        assert got.shape == self.exact.shape, (
+            f"{name}: shape {tuple(got.shape)}, the reference gives {tuple(self.exact.shape)}"
+        )
+        if self.clamped:
+            got = got.clamp(torch.finfo(got.dtype).min, torch.finfo(got.dtype).max)
+        error = _size((got.double() - self.exact)[self.compared], self.norm)
+        return Quantity(name, error, 2 * (self.plain_error + self.rounding))
 
 
-def _measure(
-    got: Tensor, plain: Tensor, exact: Tensor, cancelled: float | Tensor, in_range_only: bool
-) -> _Loss:
-    assert got.shape == exact.shape, f"shape {tuple(got.shape)} != {tuple(exact.shape)}"
-    size = torch.as_tensor(cancelled, device=exact.device).expand(exact.shape)
-    counted: Any = ...
-    if in_range_only:
-        counted = size < torch.finfo(torch.float32).max / 4
-        counted &= plain.isfinite() & exact.isfinite()
-        got = got.clamp(torch.finfo(got.dtype).min, torch.finfo(got.dtype).max)
-    rounding = _rounding(plain.dtype, _largest(exact, counted))
-    rounding += _rounding(torch.float32, _largest(size, counted))
-    lost = _largest(plain.double() - exact, counted)
-    return _Loss(_largest(got.double() - exact, counted), lost, rounding, counted)
-
-
-def _largest(x: Tensor, counted: Any) -> float:
-    """The largest magnitude among the elements that count, 0 of nothing."""
-    x = x.detach().abs()[counted]
-    return float(x.max()) if x.numel() else 0.0
+def _size(x: Tensor, norm: float) -> float:
+    """The vector norm of a tensor of any shape; 0 if it is empty."""
+    return float(torch.linalg.vector_norm(x.detach().double(), norm)) if x.numel() else 0.0
 
 
 def _rounding(dtype: torch.dtype, magnitude: float) -> float:
@@ -156,12 +238,12 @@ def _rounding(dtype: torch.dtype, magnitude: float) -> float:
     return max(magnitude, info.smallest_normal) * info.eps / 2
 
 
-def _shrunk(value: Any, sample: int, place: int) -> Any:
-    """Sample 0 is the value itself; in others, floating-point tensors are 0.7 to 1 times theirs."""
+def _scaled(value: Any, sample: int, number: int) -> Any:
+    """The value itself in sample 0; in others, a floating-point tensor times 0.7 to 1."""
     if sample == 0 or not isinstance(value, Tensor) or not value.is_floating_point():
         return value
     # Multiples of the golden ratio: no two samples, and no two tensors of one, are alike.
-    factor = 1 - 0.3 * ((sample * 0.6180339887 + place * 0.7548776662) % 1)
+    factor = 1 - 0.3 * ((sample * 0.6180339887 + number * 0.7548776662) % 1)
     return (value.detach() * factor).requires_grad_(value.requires_grad)
 
 
@@ -174,19 +256,19 @@ def _copy(value: Any, dtype: torch.dtype | None) -> Any:
 
 
 def quantities(
-    function: Function, inputs: Mapping[str, Any], upstream: Sequence[Tensor | None] | None = None
+    function: Function, inputs: Mapping[str, Any], upstream: Upstream | None = None
 ) -> dict[str, Tensor]:
-    """The outputs of `function`, and the gradients of what requires one, by their names.
+    """Compute the outputs of `function`, and the gradients of the inputs that require one, by name.
 
-    Args, and names of what is returned: as those of `compare`.
+    Args, and the names of what is returned: as in `Referee`.
     """
-    return _compute(function, inputs, upstream)[0]
+    return _compute(function, inputs, upstream, True)[0]
 
 
 def _compute(
-    function: Function, inputs: Mapping[str, Any], upstream: Sequence[Tensor | None] | None
-) -> tuple[dict[str, Tensor], Sequence[Tensor | None]]:
-    """`quantities`, and the gradients of the outputs that were used."""
+    function: Function, inputs: Mapping[str, Any], upstream: Upstream | None, gradients: bool
+) -> tuple[dict[str, Tensor], Upstream]:
+    """The quantities, and the gradients of the outputs that were used."""
     leaves = {
         name: value.detach().requires_grad_(value.requires_grad)
         if isinstance(value, Tensor) and value.is_floating_point()
@@ -202,7 +284,7 @@ def _compute(
     wanted = {
         name: leaf
         for name, leaf in leaves.items()
-        if isinstance(leaf, Tensor) and leaf.requires_grad
+        if gradients and isinstance(leaf, Tensor) and leaf.requires_grad
     }
     pulled = [
         (out, grad if grad.dtype == out.dtype else grad.to(out.dtype))
@@ -210,8 +292,8 @@ def _compute(
         if grad is not None and out.requires_grad
     ]
     if wanted and pulled:
-        gradients = torch.autograd.grad(
+        values = torch.autograd.grad(
             [out for out, _ in pulled], list(wanted.values()), [grad for _, grad in pulled]
         )
-        found |= {f"d{name}": grad for name, grad in zip(wanted, gradients, strict=True)}
+        found |= {f"d{name}": value for name, value in zip(wanted, values, strict=True)}
     return found, upstream
