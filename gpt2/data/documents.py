@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from gpt2.tokenizer.bpe import END_OF_TEXT
 from gpt2.tokenizer.pretokens import cut
 
-END_OF_TEXT = "<|endoftext|>"
 PIECE_CHARS = 1 << 18
 _RUN_CHARS = 1 << 19  # the longest piece
 _TAIL_CHARS = 1 << 12  # never cut off running text: it may hold half of a marker or a title

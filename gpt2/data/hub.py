@@ -10,6 +10,7 @@ from typing import Any
 from gpt2.common.files import write_json
 from gpt2.common.json_files import read_json_object, typed
 from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
+from gpt2.tokenizer.pretokens import in_batches
 
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
 
@@ -117,17 +118,9 @@ def _reader(
 def _blocks(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
     """Join WikiText's rows into blocks. The hub's copy has an empty row where the original has a
     blank line, which is a space and a newline."""
-    block: list[str] = []
-    size = 0
-    for line in lines:
-        block.append(line or " \n")
-        size += len(block[-1])
-        if size >= PIECE_CHARS:
-            text = "".join(block)
-            yield text, len(text.encode("utf-8"))
-            block, size = [], 0
-    text = "".join(block)
-    yield text, len(text.encode("utf-8"))
+    for batch in in_batches((line or " \n" for line in lines), PIECE_CHARS):
+        text = "".join(batch)
+        yield text, len(text.encode("utf-8"))
 
 
 def _import_datasets(name: str) -> Any:

@@ -1,9 +1,9 @@
 """A preparation: of which text, with which tokenizer, in which folder, and who may work on it now.
 
-Of the processes that prepare one text in one cache folder, one holds the lock: it trains the
-tokenizer, prepares the whole, or merges the parts. A process that makes a part holds that lock for
-its start only, and from then on the lock of its part; who holds the first lock can wait until no
-part is at work.
+Of the processes that prepare one text in one cache folder, one holds the lock while it trains the
+tokenizer, prepares everything, or merges the parts. A process that makes a part holds that lock
+only at its start, and from then on the lock of its part. So the holder of the first lock can wait
+until no part is being made.
 """
 
 import json
@@ -11,39 +11,71 @@ import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2.common.files import atomic_write, lock, remove_leftovers
 from gpt2.data.documents import Source
 from gpt2.data.manifest import MANIFEST
-from gpt2.data.splits import SplitPlan, split_pieces
-from gpt2.data.tokenise import Part
+from gpt2.data.sources import open_source
+from gpt2.data.splits import SplitPlan, plan_splits, split_pieces
 from gpt2.tokenizer import Tokenizer
 
+# Bytes of text in a shard: some 30 million tokens, which are held in memory, and which a kill can
+# cost.
+SHARD_BYTES = 1 << 27
 _TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
-_ORIGIN = "origin.json"  # beside a tokenizer trained here: of which text it is
+_ORIGIN = "origin.json"  # beside a tokenizer trained here: names its text
 
 
 @dataclass(frozen=True)
+class Part:
+    """One part of the work, number 1 to `of`."""
+
+    number: int
+    of: int
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    def takes(self, shard: int) -> bool:
+        """Return whether this part makes the shard: the parts take turns."""
+        return shard % self.of == self.number - 1
+
+
+WHOLE = Part(1, 1)
+
+
+@dataclass
 class Job:
-    """What is to be prepared, with what, and where.
+    """A preparation: its options, its source, and its locks.
 
     Attributes:
-        data: the source as the user named it.
-        source: the same, opened.
-        tokenizer: what `Tokenizer.load` takes; None is one trained on the source.
-        vocab_size: size of that one.
+        data: a built-in name (`gpt2.data.sources.BUILT_IN`), a file, a folder or a pattern.
+        tokenizer: anything that `Tokenizer.load` takes. None trains one on the training text.
+        vocab_size: size of a tokenizer trained here.
         cache_dir: folder for everything written.
         progress: show progress bars.
+        shard_bytes: bytes of text after which a shard ends; the same for all parts.
+        source: the opened text.
+        notes: lines worth printing, collected on the way.
+
+    Raises:
+        ValueError: `data` names nothing that can be read.
     """
 
     data: str
-    source: Source
-    tokenizer: str | None
-    vocab_size: int
-    cache_dir: Path
-    progress: bool
+    tokenizer: str | None = None
+    vocab_size: int = 32000
+    cache_dir: Path = Path("data")
+    progress: bool = True
+    shard_bytes: int = SHARD_BYTES
+    source: Source = field(init=False)
+    notes: list[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.source = open_source(self.data, cache_dir=self.cache_dir)
+        self.notes = list(self.source.notes)
 
     @property
     def identity(self) -> str:
@@ -51,7 +83,7 @@ class Job:
 
     @property
     def own_tokenizer(self) -> Path:
-        """Where a tokenizer trained on this source is kept."""
+        """The file of a tokenizer trained on this source."""
         return self.cache_dir / "tokenizers" / f"{self.identity}-{self.vocab_size}/tokenizer.json"
 
     def folder(self, tokenizer: Tokenizer) -> Path:
@@ -67,7 +99,7 @@ class Job:
         return shlex.join([*command, "--cache-dir", str(self.cache_dir), *words])
 
     def load_tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, unless it is still to be trained.
+        """Load the tokenizer. Returns None if it is still to be trained.
 
         Raises:
             ValueError: it cannot be used, or was trained on another text.
@@ -78,7 +110,7 @@ class Job:
             return None
         tokenizer = Tokenizer.load(self.own_tokenizer)
         origin = self.own_tokenizer.with_name(_ORIGIN)
-        # Where there is none, an older version of this program trained it.
+        # An older version of this program wrote none.
         if origin.exists() and origin.read_bytes() != self._origin(tokenizer):
             raise ValueError(
                 f"{self.own_tokenizer} is not the tokenizer that was trained on "
@@ -100,14 +132,15 @@ class Job:
         return (tokenizer, folder) if (folder / MANIFEST).exists() else None
 
     def lock(self) -> AbstractContextManager[None]:
-        """Held by who trains the tokenizer, prepares the whole, merges, or begins a part."""
+        """Lock held while training the tokenizer, preparing all shards, merging, or starting a
+        part."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.data}: another process is preparing it; waiting for it to finish"
         return lock(self.cache_dir / f".{self.identity}.lock", waiting=waiting)
 
     @contextmanager
     def part_lock(self, folder: Path, part: Part) -> Iterator[None]:
-        """Held by who makes a part; taken while `lock` is held.
+        """Lock held while making a part; taken under `lock`.
 
         Raises:
             ValueError: another process is making this part.
@@ -124,7 +157,7 @@ class Job:
 
     @contextmanager
     def no_parts_at_work(self, folder: Path) -> Iterator[None]:
-        """Wait for those who make a part of `folder`, and let none begin; `lock` is held."""
+        """Wait until no part of `folder` is being made, and let none begin; taken under `lock`."""
         with ExitStack() as held:
             for path in sorted(self.cache_dir.glob(f".{folder.name}.part-*.lock")):
                 name = path.stem.removeprefix(f".{folder.name}.")
@@ -132,8 +165,18 @@ class Job:
                 held.enter_context(lock(path, waiting=waiting))
             yield
 
-    def train_tokenizer(self, plan: SplitPlan, notes: list[str]) -> Tokenizer:
-        """Train a tokenizer on the training text and keep it; `lock` is held."""
+    def begin(self) -> tuple[SplitPlan, Tokenizer, Path]:
+        """Plan the splits, load or train the tokenizer, make the folder; called under `lock`."""
+        plan = plan_splits(self.source)
+        if plan.note:
+            self.notes.append(plan.note)
+        tokenizer = self.load_tokenizer() or self._train_tokenizer(plan)
+        folder = self.folder(tokenizer)
+        folder.mkdir(exist_ok=True)
+        return plan, tokenizer, folder
+
+    def _train_tokenizer(self, plan: SplitPlan) -> Tokenizer:
+        """Train a tokenizer on the training text and keep it."""
         if "train" not in self.source.splits:
             raise ValueError(
                 f"{self.source.name} has no training text (its files are named for "
@@ -158,7 +201,7 @@ class Job:
         with atomic_write(self.own_tokenizer.with_name(_ORIGIN)) as file:
             file.write(self._origin(tokenizer))
         tokenizer.save(self.own_tokenizer)
-        notes.append(
+        self.notes.append(
             f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in "
             f"{time.perf_counter() - start:.1f} s on {characters / 1e6:,.1f} million characters of "
             f"the training text, kept as {self.own_tokenizer}"

@@ -1,6 +1,6 @@
-"""The manifest of a prepared folder: what is in it, from what it was made; written last.
+"""The manifest of a prepared folder: its shards, and what they were made from; written last.
 
-A folder without one is work in progress. The shards it lists are plain names in the same folder.
+A folder without one is work in progress. Shards are listed as plain file names in that folder.
 """
 
 import itertools
@@ -15,7 +15,6 @@ from gpt2.common.files import write_json
 from gpt2.common.json_files import read_json_object
 from gpt2.data.documents import SPLITS, Source
 from gpt2.data.shards import SHARD_NAME, ShardError, ShardInfo, TokenStream, read_header, shard_name
-from gpt2.data.splits import SplitPlan
 from gpt2.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -26,28 +25,27 @@ _VERIFY_BYTES = 1 << 30  # ids up to this size are verified whenever they are op
 def write_manifest(
     folder: Path,
     source: Source,
-    plan: SplitPlan,
+    held_out: str,
     tokenizer: Tokenizer,
     shards: dict[str, list[ShardInfo]],
 ) -> None:
-    """Declare `folder` finished: its shards are those in `shards`, numbered in order."""
+    """Declare `folder` finished: its shards are those in `shards`, numbered in order.
+
+    `held_out` says how splits were taken out of the training text; it is empty if none were.
+    """
     manifest: dict[str, Any] = {
         "format": _FORMAT,
         "source": {"name": source.name, "fingerprint": source.fingerprint, **source.details},
-        "held_out": plan.note or "nothing: the source names its splits",
+        "held_out": held_out or "nothing: the source names its splits",
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
         "splits": {
             split: {
                 "tokens": sum(info.tokens for info in infos),
-                "documents": sum(info.documents for info in infos),
-                "text_bytes": sum(info.text_bytes for info in infos),
+                "documents": sum(info.counts.documents for info in infos),
+                "text_bytes": sum(info.counts.text_bytes for info in infos),
                 "shards": [
-                    {
-                        "file": shard_name(split, number),
-                        "tokens": info.tokens,
-                        "sha256": info.sha256,
-                    }
-                    for number, info in enumerate(infos)
+                    {"file": shard_name(split, i), "tokens": info.tokens, "sha256": info.sha256}
+                    for i, info in enumerate(infos)
                 ],
             }
             for split, infos in shards.items()
@@ -64,17 +62,45 @@ def open_splits(
     source: Source | None = None,
     verify: bool | None = None,
 ) -> dict[str, TokenStream]:
-    """Map the shards of a finished folder, checked against its manifest.
+    """Map the shards of a finished folder into memory, checked against its manifest.
 
     Args:
         folder: holds the manifest.
         tokenizer: must be the one that wrote the ids.
-        source: when given, it must be the one whose text they are.
-        verify: check the SHA-256 of all ids too; None does so when they are at most 1 GiB.
+        source: if given, must be the one whose text the ids hold.
+        verify: also check the SHA-256 of all ids. None does so when they are at most 1 GiB.
 
     Raises:
         ShardError: manifest or shard missing, damaged, or of another tokenizer; says which.
     """
+    listed = _read_listed(folder, source)
+    headers = {name: read_header(folder / name) for name in itertools.chain(*listed.values())}
+    for name, sha256 in itertools.chain.from_iterable(files.items() for files in listed.values()):
+        if headers[name].sha256 != sha256:
+            raise ShardError(
+                f"token shard {folder / name} is not the one that {folder / MANIFEST} lists. "
+                f"Delete the folder {folder} and run again."
+            )
+    if verify is None:
+        verify = sum(header.payload_bytes for header in headers.values()) <= _VERIFY_BYTES
+    streams = {
+        split: TokenStream(
+            [folder / name for name in listed[split]], tokenizer_hash=tokenizer.hash, verify=verify
+        )
+        for split in SPLITS
+        if split in listed
+    }
+    for split, stream in streams.items():
+        if stream.vocab_size != tokenizer.vocab_size:
+            raise ShardError(
+                f"the shards of {split} in {folder} are of {stream.vocab_size:,} tokens, and the "
+                f"tokenizer has {tokenizer.vocab_size:,}. Delete the folder {folder} and run again."
+            )
+    return streams
+
+
+def _read_listed(folder: Path, source: Source | None) -> dict[str, dict[str, str]]:
+    """The SHA-256 of each split's shards by file name, from the manifest."""
     path = folder / MANIFEST
     try:
         manifest = read_json_object(path)
@@ -82,12 +108,12 @@ def open_splits(
             form = reprlib.repr(manifest["format"])
             raise ValueError(f"format {form}; this program reads {_FORMAT}")
         listed = {
-            split: [(str(shard["file"]), str(shard["sha256"])) for shard in entry["shards"]]
+            split: {str(shard["file"]): str(shard["sha256"]) for shard in entry["shards"]}
             for split, entry in manifest["splits"].items()
         }
         if source and manifest["source"]["fingerprint"] != source.fingerprint:
             raise ValueError(f"it was made of another text than {source.name} is")
-        for name, _ in itertools.chain(*listed.values()):
+        for name in itertools.chain(*listed.values()):
             if not SHARD_NAME.fullmatch(name):
                 raise ValueError(f"shard name {name!r:.100}")
         if not all(listed.values()):
@@ -97,27 +123,4 @@ def open_splits(
             f"{path} cannot be used ({error}). Delete the folder {folder} and run again: it is "
             "prepared anew from the source text."
         ) from error
-    shards = {split: [folder / name for name, _ in files] for split, files in listed.items()}
-    if verify is None:
-        everything = sum(
-            read_header(path).payload_bytes for path in itertools.chain(*shards.values())
-        )
-        verify = everything <= _VERIFY_BYTES
-    for name, sha256 in itertools.chain(*listed.values()):
-        if read_header(folder / name).sha256 != sha256:
-            raise ShardError(
-                f"token shard {folder / name} is not the one that {path} lists. "
-                f"Delete the folder {folder} and run again."
-            )
-    streams = {
-        split: TokenStream(shards[split], tokenizer_hash=tokenizer.hash, verify=verify)
-        for split in SPLITS
-        if split in shards
-    }
-    for split, stream in streams.items():
-        if stream.vocab_size != tokenizer.vocab_size:
-            raise ShardError(
-                f"the shards of {split} in {folder} are of {stream.vocab_size:,} tokens, and the "
-                f"tokenizer has {tokenizer.vocab_size:,}. Delete the folder {folder} and run again."
-            )
-    return streams
+    return listed

@@ -1,27 +1,27 @@
-"""A preparation divided over processes and machines: its parts, and what each says of itself.
+"""A preparation divided over processes and machines: its parts, their manifests, their merging.
 
-What is divided is shards. Of n parts, part i makes every n-th shard, from the i-th on, and reads
-past the text of the others. Where a shard begins and ends depends on the text alone, so
+Of n parts, part i makes every n-th shard, from the i-th on, and reads past the text of the others.
+Where a shard begins and ends depends on the text alone, so
 
 - a part need not know how much text there is: a gzip file or a stream tells only at its end;
 - shards have their final names from the start, and those of n parts together are, byte for byte,
   those that one process makes: a merge moves nothing, and shards of another n are as good;
 - costly and cheap text (other languages, code) fall to all parts alike.
 
-Ranges of files or bytes would be skipped faster, but which split a document belongs to, and where
-in a gzip file it begins, is known only after reading all before it. Reading is cheap beside
+Ranges of files or bytes could be skipped faster, but to which split a document belongs, and where
+it begins in a gzip file, is known only after reading everything before it. Reading is cheap beside
 tokenising with tiktoken.
 
-A part ends with its manifest, part-003-of-008.json beside the shards: those it made, and how much
-text went by in all. From these manifests a merge (gpt2/data/parts.py) sees, without a look at the
-text, that nothing is missing.
+A part ends with its manifest, part-003-of-008.json beside the shards. It lists the shards made and
+counts the text of all parts. From these manifests a merge knows, without reading the text, whether
+anything is missing.
 """
 
 import dataclasses
 import re
 import reprlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,23 +30,31 @@ from tqdm import tqdm
 
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.data.documents import SPLITS, Source
-from gpt2.data.shards import SHARD_NAME, ShardError, ShardInfo, shard_name, verify_shard
-from gpt2.data.splits import SplitPlan
-from gpt2.data.tokenise import Part, SplitShards
+from gpt2.data.documents import SPLITS
+from gpt2.data.job import Job, Part
+from gpt2.data.shards import (
+    NO_TEXT,
+    SHARD_NAME,
+    Counts,
+    ShardError,
+    ShardInfo,
+    shard_name,
+    verify_shard,
+)
+from gpt2.data.tokenise import SplitShards
 from gpt2.tokenizer import Tokenizer
 
 _FORMAT = 1
 _SPEC = re.compile(r"(\d{1,9})/(\d{1,9})", re.ASCII)
 _NAME = re.compile(r"part-(\d{3}|[1-9]\d{3,8})-of-(\d{3}|[1-9]\d{3,8})\.json", re.ASCII)
-COUNTS = ("shards", "pieces", "documents", "text_bytes")
+_SHOWN = 8  # commands in a message, at most
 
 
 def parse_part(spec: str) -> Part:
-    """The part that `--shard I/N` names, counted from 1.
+    """Parse `--shard I/N`, counted from 1.
 
     Raises:
-        ValueError: it names none.
+        ValueError: there is no such part.
     """
     match = _SPEC.fullmatch(spec)
     number, of = (int(match[1]), int(match[2])) if match else (0, 0)
@@ -60,15 +68,14 @@ def parse_part(spec: str) -> Part:
 
 @dataclass(frozen=True)
 class PartManifest:
-    """What a part made, and of what.
+    """The content of a part's manifest.
 
     Attributes:
-        part, of: its number, and how many there are.
+        part, of: the part's number, and how many there are.
         fingerprint: of the source.
         tokenizer: the tokenizer's hash.
         held_out: how splits were taken out of the training text, in words.
-        totals: for each split the "shards", "pieces", "documents" and "text_bytes" that it has, of
-            all parts.
+        totals: the text of each split, all parts together.
         sha256: of the ids of each shard that this part made, by file name.
     """
 
@@ -77,234 +84,211 @@ class PartManifest:
     fingerprint: str
     tokenizer: str
     held_out: str
-    totals: Mapping[str, Mapping[str, int]]
+    totals: Mapping[str, Counts]
     sha256: Mapping[str, str]
 
-
-def write_part(
-    folder: Path,
-    part: Part,
-    source: Source,
-    plan: SplitPlan,
-    tokenizer: Tokenizer,
-    splits: Mapping[str, SplitShards],
-) -> None:
-    """Declare a part finished, which made the shards in `splits`."""
-    manifest = PartManifest(
-        part.number,
-        part.of,
-        source.fingerprint,
-        tokenizer.hash,
-        plan.note,
-        {split: {key: getattr(work, key) for key in COUNTS} for split, work in splits.items()},
-        {
-            shard_name(split, number): info.sha256
-            for split, work in splits.items()
-            for number, info in work.made.items()
-        },
-    )
-    write_json(folder / part_name(part), {"format": _FORMAT, **dataclasses.asdict(manifest)})
+    def __post_init__(self) -> None:
+        if not all(SHARD_NAME.fullmatch(name) for name in self.sha256):
+            raise ValueError("not all shards have a shard's name")
+        for split, counts in self.totals.items():
+            if split not in SPLITS or min(vars(counts).values()) < 0 or not counts.shards:
+                raise ValueError(f"totals of {split!r:.20}: {reprlib.repr(counts)}")
 
 
-def part_is_done(folder: Path, part: Part, source: Source, tokenizer: Tokenizer) -> bool:
-    """Whether a part is finished, and all that it made is still there and sound."""
-    if not (folder / part_name(part)).exists():
-        return False
-    try:
-        manifest = read_part(folder, part, source, tokenizer)
-        for name, sha256 in manifest.sha256.items():
-            verify_listed(folder / name, sha256, tokenizer)
-    except ValueError:
-        return False
-    return True
+@dataclass(frozen=True)
+class Parts:
+    """The parts of one preparation, as their manifests tell.
 
-
-def count_parts(folder: Path, of: int) -> int:
-    """How many of `of` parts are finished."""
-    return sum(part.of == of for part in find_parts(folder))
-
-
-def remove_part_manifests(folder: Path) -> None:
-    """Delete what has become useless with the manifest of a finished folder."""
-    for part in find_parts(folder):
-        (folder / part_name(part)).unlink(missing_ok=True)
-
-
-def part_name(part: Part) -> str:
-    """The file name of a part's manifest."""
-    return f"part-{part.number:03d}-of-{part.of:03d}.json"
-
-
-def find_parts(folder: Path) -> list[Part]:
-    """The parts whose manifests lie in a folder, in order."""
-    matches = (_NAME.fullmatch(path.name) for path in folder.glob("part-*.json"))
-    parts = [Part(int(match[1]), int(match[2])) for match in matches if match]
-    parts = [part for part in parts if 1 <= part.number <= part.of]
-    return sorted(parts, key=lambda part: (part.of, part.number))
-
-
-def verify_listed(path: Path, sha256: str, tokenizer: Tokenizer) -> ShardInfo:
-    """Check a shard that a part's manifest lists; raise `ShardError` when it is not that one."""
-    info = verify_shard(path)
-    if (info.sha256, info.tokenizer_hash) != (sha256, tokenizer.hash):
-        raise ShardError(f"token shard {path} is not the one that its part lists")
-    return info
-
-
-def read_part(folder: Path, part: Part, source: Source, tokenizer: Tokenizer) -> PartManifest:
-    """Read a part's manifest; a ValueError says why it is of no use."""
-    try:
-        content = read_json_object(folder / part_name(part))
-        if content.pop("format", None) != _FORMAT:
-            raise ValueError(f"it has another format; this program reads {_FORMAT}")
-        manifest = from_json(PartManifest, content)
-        _check_names(manifest)
-    except ValueError as error:
-        raise ValueError(f"it is damaged ({error})") from error
-    if (manifest.part, manifest.of) != (part.number, part.of):
-        raise ValueError(f"it is of part {manifest.part}/{manifest.of}, under another name")
-    if manifest.fingerprint != source.fingerprint:
-        raise ValueError(f"it is of another text ({manifest.fingerprint[:8]})")
-    if manifest.tokenizer != tokenizer.hash:
-        raise ValueError(
-            f"it was made with tokenizer {manifest.tokenizer[:8]}, not {tokenizer.hash[:8]}"
-        )
-    if not set(source.splits) <= set(manifest.totals):
-        raise ValueError(f"it has only the splits {', '.join(manifest.totals)}")
-    return manifest
-
-
-def _check_names(manifest: PartManifest) -> None:
-    if not all(SHARD_NAME.fullmatch(name) for name in manifest.sha256):
-        raise ValueError("not all shards have a shard's name")
-    for split, counts in manifest.totals.items():
-        known = split in SPLITS and set(counts) == set(COUNTS)
-        if not (known and min(counts.values()) >= 0 and counts["shards"]):
-            raise ValueError(f"totals of {split!r:.20}: {reprlib.repr(counts)}")
-
-
-_SHOWN = 8  # commands in a message, at most
-
-
-def merge_parts(
-    folder: Path,
-    source: Source,
-    tokenizer: Tokenizer,
-    *,
-    command: Callable[..., str],
-    progress: bool,
-) -> tuple[SplitPlan, dict[str, list[ShardInfo]]]:
-    """What the parts in `folder` add up to, every shard's checksum compared.
-
-    Args:
-        folder: holds shards and part manifests.
-        source: what they must have been made of.
-        tokenizer: what they must have been made with.
-        command: the command line of the preparation with these words added, for messages.
-        progress: show a progress bar.
-
-    Returns:
-        How the splits came about (in words only), and the shards of each, in order.
-
-    Raises:
-        ValueError: a part is missing, damaged, or of another text, tokenizer or number of parts;
-            says which one, and what to do.
+    Attributes:
+        job: the preparation; all parts must be made from its source.
+        tokenizer: the tokenizer that all parts must be made with.
+        folder: holds shards and manifests.
     """
-    parts = _complete_set(folder, command)
-    manifests: dict[Part, PartManifest] = {}
-    for part in parts:
+
+    job: Job
+    tokenizer: Tokenizer
+    folder: Path
+
+    def path(self, part: Part) -> Path:
+        """The manifest of a part."""
+        return self.folder / f"part-{part.number:03d}-of-{part.of:03d}.json"
+
+    def find(self) -> list[Part]:
+        """The parts that are finished, in order."""
+        matches = (_NAME.fullmatch(path.name) for path in self.folder.glob("part-*.json"))
+        parts = [Part(int(match[1]), int(match[2])) for match in matches if match]
+        parts = [part for part in parts if 1 <= part.number <= part.of]
+        return sorted(parts, key=lambda part: (part.of, part.number))
+
+    def remove_manifests(self) -> None:
+        """Delete the manifests of all parts: that of the finished folder replaces them."""
+        for part in self.find():
+            self.path(part).unlink(missing_ok=True)
+
+    def finish(self, part: Part, held_out: str, splits: Mapping[str, SplitShards]) -> None:
+        """Declare a part finished, which made the shards in `splits`."""
+        manifest = PartManifest(
+            part.number,
+            part.of,
+            self.job.source.fingerprint,
+            self.tokenizer.hash,
+            held_out,
+            {split: shards.counts for split, shards in splits.items()},
+            {
+                shard_name(split, number): info.sha256
+                for split, shards in splits.items()
+                for number, info in shards.made.items()
+            },
+        )
+        write_json(self.path(part), {"format": _FORMAT, **dataclasses.asdict(manifest)})
+
+    def is_done(self, part: Part) -> bool:
+        """Return whether a part is finished and all its shards are still there and sound."""
+        if not self.path(part).exists():
+            return False
         try:
-            manifests[part] = read_part(folder, part, source, tokenizer)
-        except ValueError as error:
-            raise ValueError(
-                f"{folder / part_name(part)} cannot be merged: {error}. Make this part again: "
-                f"{command('--shard', str(part))}"
-            ) from error
-    names, makers = _shard_makers(folder, manifests)
-    first = manifests[parts[0]]
-    shards: dict[str, list[ShardInfo]] = {split: [] for split in first.totals}
-    with tqdm(names, desc="verifying", unit="shard", disable=not progress) as bar:
-        for split, name in bar:
-            part = makers[name]
+            for name, sha256 in self._read(part).sha256.items():
+                self._verify(name, sha256)
+        except ValueError:
+            return False
+        return True
+
+    def merge(self) -> tuple[str, dict[str, list[ShardInfo]]]:
+        """Put the parts together and verify the checksum of every shard.
+
+        Returns:
+            How splits were taken out of the training text, in words, and the shards of each split,
+            in order.
+
+        Raises:
+            ValueError: a part is missing, damaged, or of another text, tokenizer or number of
+                parts. Says which one, and what to do.
+        """
+        manifests: dict[Part, PartManifest] = {}
+        for part in self._complete_set():
             try:
-                info = verify_listed(folder / name, manifests[part].sha256[name], tokenizer)
-            except ShardError as error:
-                raise ShardError(
-                    f"{folder / name}, which part {part} made, is missing or damaged. Copy it "
-                    f"again from where it was made, or make it again: "
-                    f"{command('--shard', str(part))}"
+                manifests[part] = self._read(part)
+            except ValueError as error:
+                raise ValueError(
+                    f"{self.path(part)} cannot be merged: {error}. Make this part again: "
+                    f"{self._command(part)}"
                 ) from error
-            shards[split].append(info)
-    for split, infos in shards.items():
-        for key in COUNTS[1:]:
-            if sum(getattr(info, key) for info in infos) != first.totals[split][key]:
-                raise _do_not_add_up(folder, f"the {key} of the {split} split")
-    return SplitPlan(note=first.held_out), shards
+        self._check_sum(manifests)
+        makers = {name: part for part, manifest in manifests.items() for name in manifest.sha256}
+        first = next(iter(manifests.values()))
+        shards: dict[str, list[ShardInfo]] = {split: [] for split in first.totals}
+        with tqdm(_names(first), "verifying", unit="shard", disable=not self.job.progress) as bar:
+            for split, name in bar:
+                part = makers[name]
+                try:
+                    shards[split].append(self._verify(name, manifests[part].sha256[name]))
+                except ShardError as error:
+                    raise ShardError(
+                        f"{self.folder / name}, which part {part} made, is missing or damaged. "
+                        "Copy it again from where it was made, or make it again: "
+                        f"{self._command(part)}"
+                    ) from error
+        for split, counts in first.totals.items():
+            found = sum((info.counts for info in shards[split]), NO_TEXT)
+            for key, count in vars(counts).items():
+                if vars(found)[key] != count:
+                    raise self._do_not_add_up(f"the {key} of the {split} split")
+        return first.held_out, shards
 
+    def _read(self, part: Part) -> PartManifest:
+        """Read a part's manifest; a ValueError says why it is of no use."""
+        try:
+            content = read_json_object(self.path(part))
+            if content.pop("format", None) != _FORMAT:
+                raise ValueError(f"it has another format; this program reads {_FORMAT}")
+            manifest = from_json(PartManifest, content)
+        except ValueError as error:
+            raise ValueError(f"it is damaged ({error})") from error
+        if (manifest.part, manifest.of) != (part.number, part.of):
+            raise ValueError(f"it is of part {manifest.part}/{manifest.of}, under another name")
+        if manifest.fingerprint != self.job.source.fingerprint:
+            raise ValueError(f"it is of another text ({manifest.fingerprint[:8]})")
+        if manifest.tokenizer != self.tokenizer.hash:
+            raise ValueError(
+                f"it was made with tokenizer {manifest.tokenizer[:8]}, not "
+                f"{self.tokenizer.hash[:8]}"
+            )
+        if not set(self.job.source.splits) <= set(manifest.totals):
+            raise ValueError(f"it has only the splits {', '.join(manifest.totals)}")
+        return manifest
 
-def _complete_set(folder: Path, command: Callable[..., str]) -> list[Part]:
-    """The parts in a folder, which must be all of one n."""
-    parts = find_parts(folder)
-    divisions = Counter(part.of for part in parts)
-    if len(divisions) > 1:
-        found = ", ".join(f"{n} part-*-of-{of:03d}.json" for of, n in divisions.items())
-        raise ValueError(
-            f"{folder} has parts of more than one number of parts: {found}. Delete those files but "
-            "the ones of one number. The shards may stay: each fits any number of parts"
+    def _verify(self, name: str, sha256: str) -> ShardInfo:
+        """Check a shard that a manifest lists; raise `ShardError` when it is not that one."""
+        info = verify_shard(self.folder / name)
+        if (info.sha256, info.tokenizer_hash) != (sha256, self.tokenizer.hash):
+            raise ShardError(f"token shard {self.folder / name} is not the one that its part lists")
+        return info
+
+    def _complete_set(self) -> list[Part]:
+        """The parts in the folder, which must be all of one n."""
+        parts, folder = self.find(), self.folder
+        divisions = Counter(part.of for part in parts)
+        if len(divisions) > 1:
+            found = ", ".join(f"{n} part-*-of-{of:03d}.json" for of, n in divisions.items())
+            raise ValueError(
+                f"{folder} has parts of more than one number of parts: {found}. Delete those files "
+                "but the ones of one number. The shards may stay: each fits any number of parts"
+            )
+        prefix = folder.name.rpartition("-")[0]
+        others = {path.parent.name for path in folder.parent.glob(f"{prefix}-*/part-*.json")}
+        others.discard(folder.name)
+        hint = ""
+        if others:
+            hint = f" Parts made with another tokenizer do not count: {', '.join(sorted(others))}."
+        if not parts:
+            raise ValueError(
+                f"{folder} has no part-*.json to merge. Make parts with: "
+                f"{self._command('I/N')}, or copy there what other machines made.{hint}"
+            )
+        of = parts[0].of
+        if len(parts) < of:
+            have = {part.number for part in parts}
+            missing = (number for number in range(1, of + 1) if number not in have)
+            commands = [self._command(Part(number, of)) for number in islice(missing, _SHOWN)]
+            if more := of - len(parts) - len(commands):
+                commands.append(f"and {more:,} more")
+            raise ValueError(
+                f"{folder} has {len(parts):,} of {of:,} parts.{hint} Copy there the part-*.json "
+                "and *.bin of the others from where they were made, or make them:\n  "
+                + "\n  ".join(commands)
+            )
+        return parts
+
+    def _check_sum(self, manifests: Mapping[Part, PartManifest]) -> None:
+        """Check that the manifests agree, and together list each shard once."""
+        first, *rest = manifests.values()
+        for other in rest:
+            if (other.totals, other.held_out) != (first.totals, first.held_out):
+                raise self._do_not_add_up(
+                    f"part {first.part} counted {first.totals}, part {other.part} {other.totals}"
+                )
+        listed = [name for manifest in manifests.values() for name in manifest.sha256]
+        expected = sum(counts.shards for counts in first.totals.values())
+        if not len(listed) == expected == len(set(listed)):
+            raise self._do_not_add_up(f"{len(listed):,} shards are listed, {expected:,} expected")
+        if set(listed) != {name for _, name in _names(first)}:
+            raise self._do_not_add_up("shards are missing")
+
+    def _command(self, part: Part | str) -> str:
+        return self.job.command("--shard", str(part))
+
+    def _do_not_add_up(self, what: str) -> ValueError:
+        return ValueError(
+            f"the parts in {self.folder} do not add up ({what}): they were made of other text, or "
+            "by other versions of this program or its libraries. Delete the folder and make all "
+            "parts again"
         )
-    prefix = folder.name.rpartition("-")[0]
-    others = {path.parent.name for path in folder.parent.glob(f"{prefix}-*/part-*.json")}
-    others.discard(folder.name)
-    hint = ""
-    if others:
-        hint = f" Parts made with another tokenizer do not count: {', '.join(sorted(others))}."
-    if not parts:
-        raise ValueError(
-            f"{folder} has no part-*.json to merge. Make parts with: "
-            f"{command('--shard', 'I/N')}, or copy there what other machines made.{hint}"
-        )
-    of = parts[0].of
-    if len(parts) < of:
-        have = set(parts)
-        missing = (part for part in (Part(i + 1, of) for i in range(of)) if part not in have)
-        commands = [command("--shard", str(part)) for part in islice(missing, _SHOWN)]
-        more = of - len(parts) - len(commands)
-        if more:
-            commands.append(f"and {more:,} more")
-        raise ValueError(
-            f"{folder} has {len(parts):,} of {of:,} parts.{hint} Copy there the part-*.json and "
-            "*.bin of the others from where they were made, or make them:\n  "
-            + "\n  ".join(commands)
-        )
-    return parts
 
 
-def _shard_makers(
-    folder: Path, manifests: Mapping[Part, PartManifest]
-) -> tuple[list[tuple[str, str]], dict[str, Part]]:
-    """All shards, (split, file name) in order, and who made each; none may be missing or double."""
-    first, *rest = manifests.values()
-    for other in rest:
-        if (other.totals, other.held_out) != (first.totals, first.held_out):
-            what = f"part {first.part} counted {first.totals}, part {other.part} {other.totals}"
-            raise _do_not_add_up(folder, what)
-    makers = {name: part for part, manifest in manifests.items() for name in manifest.sha256}
-    listed = sum(len(manifest.sha256) for manifest in manifests.values())
-    expected = sum(counts["shards"] for counts in first.totals.values())
-    if not listed == expected == len(makers):
-        raise _do_not_add_up(folder, f"{listed:,} shards are listed, {expected:,} expected")
-    names = [
+def _names(manifest: PartManifest) -> list[tuple[str, str]]:
+    """All shards of all parts as (split, file name), in order."""
+    return [
         (split, shard_name(split, number))
-        for split, counts in first.totals.items()
-        for number in range(counts["shards"])
+        for split, counts in manifest.totals.items()
+        for number in range(counts.shards)
     ]
-    if {name for _, name in names} != makers.keys():
-        raise _do_not_add_up(folder, "shards are missing")
-    return names, makers
-
-
-def _do_not_add_up(folder: Path, what: str) -> ValueError:
-    return ValueError(
-        f"the parts in {folder} do not add up ({what}): they were made of other text, or by other "
-        "versions of this program or its libraries. Delete the folder and make all parts again"
-    )

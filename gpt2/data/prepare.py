@@ -2,45 +2,30 @@
 
     python -m gpt2.data.prepare --data my.txt --vocab-size 8000
 
-A prepared folder lies in the cache folder under a name made of the source, its fingerprint and the
-tokenizer's, and holds numbered shards, tokenizer.json and, written last, manifest.json. Without the
+The name of a prepared folder in the cache folder is made of the source, its fingerprint and the
+tokenizer's. It holds numbered shards, tokenizer.json and, written last, manifest.json. Without the
 manifest the folder is work in progress: its whole shards are kept and the rest is made again.
-Source and tokenizer fix every byte of it, so work that is interrupted, or done twice, comes out the
-same. So does work that is divided, over processes or machines that have the same text:
+Source and tokenizer fix every byte, so work that was interrupted or done twice comes out the same.
+So does work that is divided over processes, or over machines that have the same text:
 
     python -m gpt2.data.prepare --data corpus --tokenizer t --shard 1/2     # on one
     python -m gpt2.data.prepare --data corpus --tokenizer t --shard 2/2     # on the other
     python -m gpt2.data.prepare --data corpus --tokenizer t --merge         # files in one folder
 
-How it is divided, and why so, is told in gpt2/data/parts.py.
+gpt2/data/parts.py tells how the work is divided, and why so.
 """
 
-import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2.common.files import remove_leftovers
-from gpt2.data.documents import Source
-from gpt2.data.job import Job
+from gpt2.data.job import SHARD_BYTES, WHOLE, Job, Part
 from gpt2.data.manifest import MANIFEST, open_splits, write_manifest
-from gpt2.data.parts import (
-    count_parts,
-    merge_parts,
-    parse_part,
-    part_is_done,
-    remove_part_manifests,
-    write_part,
-)
+from gpt2.data.parts import Parts, parse_part
 from gpt2.data.shards import TokenStream
-from gpt2.data.sources import open_source
-from gpt2.data.splits import SplitPlan, plan_splits
-from gpt2.data.tokenise import WHOLE, Part, SplitShards, write_splits
+from gpt2.data.tokenise import write_splits
 from gpt2.tokenizer import Tokenizer
-
-# Of text: some 30 million tokens, which are held in memory, and which a kill can cost.
-SHARD_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
@@ -48,11 +33,11 @@ class Prepared:
     """Tokenised data, ready to train on.
 
     Attributes:
-        tokenizer: the tokenizer whose ids the splits hold.
+        tokenizer: the tokenizer that wrote the ids.
         splits: "train", "valid", "test"; no "train" where all files are named for the others.
-        folder: where the data lies.
+        folder: holds the data.
         name: the source's short name.
-        fingerprint: of the source; hex digits that change with its text.
+        fingerprint: hex digits of the source that change with its text.
         notes: lines worth printing.
     """
 
@@ -74,54 +59,37 @@ def prepare(
     verify: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Prepared:
-    """Prepare a data set, or open what was prepared before from the same text and tokenizer.
+    """Prepare a data set, or open one that was prepared before from the same text and tokenizer.
 
     Args:
-        data: a built-in name (`gpt2.data.sources.BUILT_IN`), a file, a folder or a pattern.
-        tokenizer: what `Tokenizer.load` takes; None trains one on the training text.
-        vocab_size: size of a tokenizer trained here.
-        cache_dir: folder for everything written.
-        progress: show progress bars.
+        data, tokenizer, vocab_size, cache_dir, progress, shard_bytes: see `gpt2.data.job.Job`.
         verify: check the SHA-256 of every shard; None does so up to 1 GiB. Headers and lengths
             are checked always.
-        shard_bytes: bytes of text after which a shard ends.
 
     Raises:
         ValueError: the text cannot be read, or is too short to have all three splits; or, as
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
-    source = open_source(data, cache_dir=cache_dir)
-    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
-    notes = list(source.notes)
+    job = Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes)
+    return _prepare(job, verify)
+
+
+def _prepare(job: Job, verify: bool | None) -> Prepared:
     found = job.find()
     if found is None:
         with job.lock():
-            # Who held the lock before may have made just this.
-            found = job.find() or _build(job, notes, shard_bytes)
+            # The process that held the lock before may have made just this.
+            found = job.find() or _build(job)
     else:
-        notes.append(f"reused {found[1]}")
-    return _open(source, found, notes, verify=verify)
+        job.notes.append(f"reused {found[1]}")
+    return _open(job, *found, verify=verify)
 
 
-def prepare_part(
-    data: str,
-    part: Part,
-    *,
-    tokenizer: str | None = None,
-    vocab_size: int = 32000,
-    cache_dir: Path = Path("data"),
-    progress: bool = True,
-    shard_bytes: int = SHARD_BYTES,
-) -> tuple[str, ...]:
+def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
     """Make the shards of one part; processes with other parts may be at work in the same folder.
 
-    All parts must see the same text and have the same tokenizer. Where none is named, and none of
-    this text is in the cache folder, the first process trains it and the others wait.
-
-    Args:
-        part: which share of the work, of how many.
-        data, tokenizer, vocab_size, cache_dir, progress, shard_bytes: as of `prepare`; the same for
-            all parts.
+    All parts must see the same text and have the same tokenizer. If none is named, and none of this
+    text is in the cache folder, the first process trains it and the others wait.
 
     Returns:
         Lines worth printing.
@@ -129,135 +97,81 @@ def prepare_part(
     Raises:
         ValueError: as `prepare`; or another process is making this part.
     """
-    source = open_source(data, cache_dir=cache_dir)
-    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
-    notes = list(source.notes)
     with ExitStack() as held:
         with job.lock():
             if found := job.find():
-                return (*notes, f"{found[1]} is finished: there is nothing left to do")
-            plan = _plan(source, notes)
-            chosen = job.load_tokenizer() or job.train_tokenizer(plan, notes)
-            folder = job.folder(chosen)
-            folder.mkdir(exist_ok=True)
-            chosen.save(folder / "tokenizer.json")
+                return (*job.notes, f"{found[1]} is finished: there is nothing left to do")
+            plan, tokenizer, folder = job.begin()
+            tokenizer.save(folder / "tokenizer.json")
             held.enter_context(job.part_lock(folder, part))
-        if part_is_done(folder, part, source, chosen):
-            notes.append(f"part {part} is in {folder} already")
+        parts = Parts(job, tokenizer, folder)
+        if parts.is_done(part):
+            job.notes.append(f"part {part} is in {folder} already")
         else:
-            splits = _tokenise(job, plan, chosen, folder, notes, part, shard_bytes)
-            write_part(folder, part, source, plan, chosen, splits)
-    notes.append(
-        f"{count_parts(folder, part.of)} of {part.of} parts are in {folder}. Other machines need "
+            parts.finish(part, plan.note, write_splits(job, plan, tokenizer, folder, part))
+    finished = sum(other.of == part.of for other in parts.find())
+    job.notes.append(
+        f"{finished} of {part.of} parts are in {folder}. Other machines need "
         "its tokenizer.json (--tokenizer), and what they make is copied into it. When all parts "
         f"are there: {job.command('--merge')}"
     )
-    return tuple(notes)
+    return tuple(job.notes)
 
 
-def merge(
-    data: str,
-    *,
-    tokenizer: str | None = None,
-    vocab_size: int = 32000,
-    cache_dir: Path = Path("data"),
-    progress: bool = True,
-) -> Prepared:
+def merge(job: Job) -> Prepared:
     """Make a prepared folder of parts, all of whose files lie in it; every shard is verified.
-
-    Args:
-        data, tokenizer, vocab_size, cache_dir, progress: as of `prepare_part`.
 
     Raises:
         ValueError: a part is missing, damaged or does not fit; says which, and what to do.
     """
-    source = open_source(data, cache_dir=cache_dir)
-    job = Job(data, source, tokenizer, vocab_size, cache_dir, progress)
-    notes = list(source.notes)
     with job.lock():
-        chosen = job.load_tokenizer()
-        if chosen is None:
+        tokenizer = job.load_tokenizer()
+        if tokenizer is None:
             raise ValueError(
                 f"--merge needs the tokenizer of the parts, and {job.own_tokenizer} is not there. "
                 "Name it: --tokenizer path/to/tokenizer.json"
             )
-        folder = job.folder(chosen)
+        folder = job.folder(tokenizer)
+        parts = Parts(job, tokenizer, folder)
         with job.no_parts_at_work(folder):
             if not (folder / MANIFEST).exists():
-                plan, shards = merge_parts(
-                    folder, source, chosen, command=job.command, progress=progress
-                )
-                chosen.save(folder / "tokenizer.json")
-                write_manifest(folder, source, plan, chosen, shards)
-            remove_part_manifests(folder)
+                held_out, shards = parts.merge()
+                tokenizer.save(folder / "tokenizer.json")
+                write_manifest(folder, job.source, held_out, tokenizer, shards)
+            parts.remove_manifests()
             remove_leftovers(folder)
-    notes.append(f"merged in {folder}")
-    return _open(source, (chosen, folder), notes, verify=False)
+    job.notes.append(f"merged in {folder}")
+    return _open(job, tokenizer, folder, verify=False)
 
 
-def _build(job: Job, notes: list[str], shard_bytes: int) -> tuple[Tokenizer, Path]:
+def _build(job: Job) -> tuple[Tokenizer, Path]:
     """Do the work, or the rest of it; the manifest comes last. The caller holds the lock."""
-    plan = _plan(job.source, notes)
-    tokenizer = job.load_tokenizer() or job.train_tokenizer(plan, notes)
-    folder = job.folder(tokenizer)
-    folder.mkdir(exist_ok=True)
+    plan, tokenizer, folder = job.begin()
     with job.no_parts_at_work(folder):
         remove_leftovers(folder)
-        splits = _tokenise(job, plan, tokenizer, folder, notes, WHOLE, shard_bytes)
+        splits = write_splits(job, plan, tokenizer, folder, WHOLE)
         tokenizer.save(folder / "tokenizer.json")
         shards = {split: list(work.made.values()) for split, work in splits.items()}
-        write_manifest(folder, job.source, plan, tokenizer, shards)
-        remove_part_manifests(folder)
+        write_manifest(folder, job.source, plan.note, tokenizer, shards)
+        Parts(job, tokenizer, folder).remove_manifests()
     return tokenizer, folder
 
 
-def _plan(source: Source, notes: list[str]) -> SplitPlan:
-    plan = plan_splits(source)
-    if plan.note:
-        notes.append(plan.note)
-    return plan
-
-
-def _tokenise(
-    job: Job,
-    plan: SplitPlan,
-    tokenizer: Tokenizer,
-    folder: Path,
-    notes: list[str],
-    part: Part,
-    shard_bytes: int,
-) -> dict[str, SplitShards]:
-    start = time.perf_counter()
-    splits = write_splits(
-        job.source,
-        plan,
-        tokenizer,
-        folder,
-        part=part,
-        shard_bytes=shard_bytes,
-        progress=job.progress,
-    )
-    notes.append(f"tokenised into {folder} in {time.perf_counter() - start:.1f} s")
-    return splits
-
-
-def _open(
-    source: Source, found: tuple[Tokenizer, Path], notes: list[str], *, verify: bool | None
-) -> Prepared:
-    tokenizer, folder = found
+def _open(job: Job, tokenizer: Tokenizer, folder: Path, *, verify: bool | None) -> Prepared:
+    source = job.source
     splits = open_splits(folder, tokenizer, source=source, verify=verify)
     for split, stream in splits.items():
-        notes.append(
+        job.notes.append(
             f"{split}: {len(stream):,} tokens, {stream.n_documents:,} documents, "
             f"{stream.n_bytes / len(stream):.2f} bytes/token"
         )
-    return Prepared(tokenizer, splits, folder, source.name, source.fingerprint, tuple(notes))
+    return Prepared(tokenizer, splits, folder, source.name, source.fingerprint, tuple(job.notes))
 
 
 @dataclass(frozen=True)
 class Arguments:
     """Tokenise a corpus ahead of training: at one go, or in parts by several processes or machines
-    (--shard), whose work is then put together (--merge)."""
+    (--shard), which are then put together (--merge)."""
 
     data: str = "python-docs"
     """python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern."""
@@ -283,17 +197,12 @@ def main(arguments: Arguments) -> None:
         raise ValueError("give --shard or --merge: parts are merged when all are made")
     if arguments.verify and (arguments.merge or arguments.shard is not None):
         raise ValueError("--merge verifies every shard, and --shard those it finds: no --verify")
-    where: dict[str, Any] = {
-        "tokenizer": arguments.tokenizer,
-        "vocab_size": arguments.vocab_size,
-        "cache_dir": arguments.cache_dir,
-    }
-    if arguments.shard is not None:
-        notes = prepare_part(arguments.data, parse_part(arguments.shard), **where)
-    elif arguments.merge:
-        notes = merge(arguments.data, **where).notes
+    part = None if arguments.shard is None else parse_part(arguments.shard)
+    job = Job(arguments.data, arguments.tokenizer, arguments.vocab_size, arguments.cache_dir)
+    if part:
+        notes = prepare_part(job, part)
     else:
-        notes = prepare(arguments.data, verify=arguments.verify or None, **where).notes
+        notes = (merge(job) if arguments.merge else _prepare(job, arguments.verify or None)).notes
     print("\n".join(notes))
 
 

@@ -1,9 +1,9 @@
-"""Tokens on disk: shards with a checked header, memory-mapped and seen as one long sequence.
+"""Tokens on disk: shards with a checked header, memory-mapped and read as one long sequence.
 
-A shard is a header of 256 bytes, then the token ids, little-endian, uint16 where the vocabulary
-fits and uint32 where it does not. The header says all that is needed to judge the shard on its own:
-what it is, how long it must be, which tokenizer wrote it, the SHA-256 of its ids, and how much text
-it holds, so that an interrupted preparation keeps it.
+A shard is a header of 256 bytes followed by the token ids: little-endian, uint16 where the
+vocabulary fits into it and uint32 where it does not. The header is enough to judge the shard on its
+own: its length, the tokenizer that wrote it, the SHA-256 of its ids, and how much text it holds. So
+an interrupted preparation can keep it.
 """
 
 import hashlib
@@ -27,28 +27,52 @@ SHARD_NAME = re.compile(r"(train|valid|test)-[0-9]{5}\.bin")  # no path leads ou
 
 
 class ShardError(ValueError):
-    """A shard that is missing, truncated, damaged, or written by another tokenizer."""
+    """A shard is missing, truncated, damaged, or written by another tokenizer."""
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Amounts of text: of a piece, a shard or a split.
+
+    Attributes:
+        shards: number of shards.
+        pieces: number of pieces (see `gpt2.data.documents.Piece`).
+        documents: number of documents that end in the text.
+        text_bytes: its bytes in UTF-8.
+    """
+
+    shards: int
+    pieces: int
+    documents: int
+    text_bytes: int
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(
+            self.shards + other.shards,
+            self.pieces + other.pieces,
+            self.documents + other.documents,
+            self.text_bytes + other.text_bytes,
+        )
+
+
+NO_TEXT = Counts(0, 0, 0, 0)
 
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard's header holds.
+    """The contents of a shard's header.
 
     Attributes:
         vocab_size: every id is below it.
         tokens: number of ids.
-        documents: documents that end in this shard.
-        text_bytes: bytes of the text behind the ids, as UTF-8.
-        pieces: pieces of text (see `gpt2.data.sources.Piece`) behind the ids.
-        tokenizer_hash: hex digits naming the tokenizer.
+        counts: the text behind the ids, of one shard.
+        tokenizer_hash: hex digits that identify the tokenizer.
         sha256: hex digest of the ids as stored.
     """
 
     vocab_size: int
     tokens: int
-    documents: int
-    text_bytes: int
-    pieces: int
+    counts: Counts
     tokenizer_hash: str
     sha256: str
 
@@ -73,41 +97,32 @@ def id_dtype(vocab_size: int) -> np.dtype:
 
 def write_shard(
     path: Path,
-    parts: Sequence[NDArray[np.unsignedinteger]],
+    ids: NDArray[np.unsignedinteger],
     *,
     vocab_size: int,
     tokenizer_hash: str,
-    documents: int,
-    text_bytes: int,
-    pieces: int,
+    counts: Counts,
 ) -> ShardInfo:
-    """Write the ids in `parts` (each 1-D, of `id_dtype(vocab_size)`) as one shard, atomically."""
-    dtype = id_dtype(vocab_size)
-    digest = hashlib.sha256()
-    for part in parts:
-        assert part.dtype == dtype
-        assert part.ndim == 1
-        digest.update(np.ascontiguousarray(part).data)
-    tokens = sum(len(part) for part in parts)
-    info = ShardInfo(
-        vocab_size, tokens, documents, text_bytes, pieces, tokenizer_hash, digest.hexdigest()
-    )
+    """Write `ids` (1-D, contiguous, of `id_dtype(vocab_size)`) as one shard, atomically."""
+    assert ids.ndim == 1
+    assert ids.dtype == id_dtype(vocab_size)
+    digest = hashlib.sha256(ids.data)
+    info = ShardInfo(vocab_size, len(ids), counts, tokenizer_hash, digest.hexdigest())
     header = _HEADER.pack(
         MAGIC,
         VERSION,
-        dtype.itemsize,
+        ids.dtype.itemsize,
         vocab_size,
-        tokens,
-        documents,
-        text_bytes,
-        pieces,
+        len(ids),
+        counts.documents,
+        counts.text_bytes,
+        counts.pieces,
         tokenizer_hash.encode("ascii"),
         digest.digest(),
     )
     with atomic_write(path) as file:
         file.write(header.ljust(HEADER_BYTES, b"\0"))
-        for part in parts:
-            file.write(np.ascontiguousarray(part).data)
+        file.write(ids.data)
     return info
 
 
@@ -130,19 +145,13 @@ def read_header(path: Path) -> ShardInfo:
     )
     if version != VERSION:
         raise _bad(path, f"has format version {version}; this program reads {VERSION}")
-    info = ShardInfo(
-        vocab_size,
-        tokens,
-        documents,
-        text_bytes,
-        pieces,
-        tokenizer.rstrip(b"\0").decode("ascii", "replace"),
-        digest.hex(),
-    )
+    tokenizer_hash = tokenizer.rstrip(b"\0").decode("ascii", "replace")
+    counts = Counts(1, pieces, documents, text_bytes)
+    info = ShardInfo(vocab_size, tokens, counts, tokenizer_hash, digest.hex())
     if itemsize != info.dtype.itemsize:
         raise _bad(path, "has a damaged header (item size and vocabulary disagree)")
-    if size != HEADER_BYTES + info.payload_bytes:
-        expected = HEADER_BYTES + info.payload_bytes
+    expected = HEADER_BYTES + info.payload_bytes
+    if size != expected:
         raise _bad(path, f"has {size:,} bytes, and its header says {expected:,}: cut short")
     return info
 
@@ -163,11 +172,10 @@ def _bad(path: Path, problem: str) -> ShardError:
 
 
 class TokenStream:
-    """The tokens of one split, read-only: memory-mapped shards seen as one sequence.
+    """The tokens of one split, read-only: memory-mapped shards read as one sequence.
 
     Documents follow each other, each closed by the end-of-text id. Memory use does not grow with
-    the length: pages are loaded as they are read, and the system drops them when it needs the
-    space.
+    the length: the system loads pages as they are read and drops them when it needs the space.
 
     Args:
         paths: the shards, in order.
@@ -200,8 +208,8 @@ class TokenStream:
         self.paths = tuple(paths)
         self.vocab_size = infos[0].vocab_size
         self.tokenizer_hash = expected
-        self.n_bytes = sum(info.text_bytes for info in infos)
-        self.n_documents = sum(info.documents for info in infos)
+        self.n_bytes = sum(info.counts.text_bytes for info in infos)
+        self.n_documents = sum(info.counts.documents for info in infos)
         self._shards = [
             np.memmap(path, dtype=info.dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
             for path, info in zip(paths, infos, strict=True)

@@ -16,12 +16,14 @@ import struct
 import subprocess
 import sys
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import regex
+
+T = TypeVar("T")
 
 # The published pattern, changed to backtrack as little as it can with the same matches.
 SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -66,13 +68,17 @@ def cut(text: str, size: int) -> Iterator[str]:
     yield text[start:]
 
 
-def in_batches(texts: Iterable[str], size: int) -> Iterator[list[str]]:
-    """The texts in lists, in order, each of `size` characters or up to one text more."""
-    batch: list[str] = []
+def in_batches(
+    items: Iterable[T],
+    size: int,
+    length: Callable[[T], int] = len,  # type: ignore[assignment]
+) -> Iterator[list[T]]:
+    """Group items into lists, in order, each of `size` in all or one item more."""
+    batch: list[T] = []
     room = size
-    for text in texts:
-        batch.append(text)
-        room -= len(text)
+    for item in items:
+        batch.append(item)
+        room -= length(item)
         if room <= 0:
             yield batch
             batch, room = [], size

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from gpt2.config import TrainConfig
+from gpt2.data.job import Job, Part
 from gpt2.data.prepare import prepare_part
-from gpt2.data.tokenise import Part
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.vocabulary import END_OF_TEXT, _spell, read_vocabulary
@@ -106,7 +106,8 @@ def parts() -> dict[str, bytes]:
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
         for number in (1, 2):
-            prepare_part("stories.txt", Part(number, 2), vocab_size=264, progress=False)
+            job = Job("stories.txt", vocab_size=264, progress=False)
+            prepare_part(job, Part(number, 2))
         return _contents(folder)
 
 

@@ -14,7 +14,7 @@ from gpt2.compare_decoding.text_metrics import (
     self_bleu,
     words,
 )
-from gpt2.data.shards import TokenStream, write_shard
+from gpt2.data.shards import Counts, TokenStream, write_shard
 from gpt2.tokenizer import Tokenizer
 
 
@@ -79,12 +79,10 @@ def _stream(folder, tokenizer, documents) -> TokenStream:
     path = folder / "train-00000.bin"
     write_shard(
         path,
-        [np.array(ids, dtype="<u2")],
+        np.array(ids, dtype="<u2"),
         vocab_size=tokenizer.vocab_size,
         tokenizer_hash=tokenizer.hash,
-        documents=len(documents),
-        text_bytes=1,
-        pieces=len(documents),
+        counts=Counts(1, len(documents), len(documents), 1),
     )
     return TokenStream([path])
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.batches import Batches
-from gpt2.data.shards import TokenStream, write_shard
+from gpt2.data.shards import Counts, TokenStream, write_shard
 
 
 def stream_of(folder: Path, n_tokens: int) -> TokenStream:
@@ -18,15 +18,8 @@ def stream_of(folder: Path, n_tokens: int) -> TokenStream:
     paths = []
     for i, part in enumerate(np.array_split(np.arange(n_tokens, dtype="<u2"), 2)):
         paths.append(folder / f"{i}.bin")
-        write_shard(
-            paths[-1],
-            [part],
-            vocab_size=1 << 16,
-            tokenizer_hash="ab",
-            documents=1,
-            text_bytes=1,
-            pieces=1,
-        )
+        counts = Counts(1, 1, 1, 1)
+        write_shard(paths[-1], part, vocab_size=1 << 16, tokenizer_hash="ab", counts=counts)
     return TokenStream(paths)
 
 

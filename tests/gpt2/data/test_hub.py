@@ -101,9 +101,9 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(
     for name in ("tinystories", "wikitext-2", "openwebtext"):
         (folder,) = tmp_path.glob(f"{name}-*")
         infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
-        documents[name] = [info.documents for info in infos]
+        documents[name] = [info.counts.documents for info in infos]
         if name == "wikitext-2":
-            assert [info.text_bytes for info in infos] == [
+            assert [info.counts.text_bytes for info in infos] == [
                 sum(len(WIKITEXT.format(i, i)) for i in range(n)) for n in (9, 2, 1)
             ]
         manifest = json.loads((folder / "manifest.json").read_text())

@@ -1,7 +1,4 @@
-"""gpt2.data.prepare: text to shards once, whole or resumable, and the same every time.
-
-A1-A4 and B11: a corpus, a tokenizer trained on it and kept, ids on disk.
-"""
+"""gpt2.data.prepare: text to shards once, whole or resumable, and the same every time."""
 
 import gzip
 import json
@@ -19,20 +16,11 @@ import numpy as np
 import pytest
 
 from gpt2.data import job, manifest
-from gpt2.data import prepare as module
 from gpt2.data.documents import END_OF_TEXT
-from gpt2.data.prepare import prepare
+from gpt2.data.prepare import Prepared, prepare
 from gpt2.data.shards import HEADER_BYTES, ShardError, TokenStream
 from gpt2.tokenizer import Tokenizer
-
-ROOT = Path(__file__).parents[3]
-
-
-def stories(n: int) -> list[str]:
-    things = ["dog", "red kite", "1,024 ants", "caf\u00e9", "\u732b", "old\n\nhouse"]
-    return [
-        f"Story {i}: the {things[i % 6]} met the {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
-    ]
+from tests.gpt2.data.corpora import NEVER, ROOT, all_files, flip, kill, start, stories
 
 
 @pytest.fixture
@@ -43,15 +31,10 @@ def corpus(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    Tokenizer.train(stories(60), 320).save(path)
-    return path
-
-
-def all_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+@pytest.fixture
+def options(tmp_path: Path, tokenizer_file: Path) -> dict[str, Any]:
+    cache_dir = tmp_path / "cache"
+    return {"tokenizer": str(tokenizer_file), "cache_dir": cache_dir, "progress": False}
 
 
 def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
@@ -65,11 +48,7 @@ def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
 @pytest.mark.parametrize("shard_bytes", [1 << 25, 700])
 def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_bytes: int) -> None:
     prepared = prepare(
-        str(corpus),
-        vocab_size=400,
-        cache_dir=tmp_path / "cache",
-        progress=False,
-        shard_bytes=shard_bytes,
+        str(corpus), vocab_size=400, cache_dir=tmp_path, progress=False, shard_bytes=shard_bytes
     )
     tokenizer = prepared.tokenizer
     assert list(prepared.splits) == ["train", "valid", "test"]
@@ -88,7 +67,6 @@ def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_
 
 @pytest.mark.parametrize("named", [True, False])
 def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path: Path, named: bool) -> None:
-    """A3, A4: held-out text is not looked at; the tokenizer is kept."""
     if named:
         (tmp_path / "train.txt").write_text("abababab\n" * 50)
         (tmp_path / "valid.txt").write_text("xyxyxyxy\n" * 50)
@@ -109,7 +87,7 @@ def test_the_second_run_reads_nothing_but_the_shards(
     options: dict[str, Any] = {"vocab_size": 300, "cache_dir": tmp_path / "cache"}
     first = prepare(str(corpus), progress=False, **options)
     before = all_files(first.folder)
-    monkeypatch.setattr(module, "plan_splits", None)
+    monkeypatch.setattr(job, "plan_splits", None)
     monkeypatch.setattr(Tokenizer, "train", None)
     second = prepare(str(corpus), **options)
     assert second.folder == first.folder
@@ -120,25 +98,24 @@ def test_the_second_run_reads_nothing_but_the_shards(
 
 
 def test_another_text_or_tokenizer_is_prepared_anew(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path
+    corpus: Path, tokenizer_file: Path, options: dict[str, Any]
 ) -> None:
-    cache_dir = tmp_path / "cache"
-    folders = [prepare(str(corpus), vocab_size=300, cache_dir=cache_dir, progress=False).folder]
-    for name in (str(tokenizer_file), str(tokenizer_file.parent)):
-        folders.append(prepare(str(corpus), tokenizer=name, cache_dir=cache_dir).folder)
+    own = options | {"tokenizer": None, "vocab_size": 300}
+    folders = [
+        prepare(str(corpus), **given).folder
+        for given in (own, options, options | {"tokenizer": str(tokenizer_file.parent)})
+    ]
     corpus.write_text(corpus.read_text(encoding="utf-8") + "More.", encoding="utf-8")
-    folders.append(prepare(str(corpus), vocab_size=300, cache_dir=cache_dir).folder)
+    folders.append(prepare(str(corpus), **own).folder)
     assert folders[1] == folders[2]
     assert len(set(folders)) == 3
 
 
-def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, options: dict[str, Any]) -> None:
     text = "".join(f"Line {i}  of\t a long \n\n\n book.\n" for i in range(30_000))
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text(text if split == "train" else "Short.")
-    prepared = prepare(
-        str(tmp_path / "*.txt"), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache"
-    )
+    prepared = prepare(str(tmp_path / "*.txt"), **options)
     stream = prepared.splits["train"]
     expected = [*prepared.tokenizer.encode(text), prepared.tokenizer.eot_id]
     assert len(text) > 3 << 18
@@ -146,62 +123,37 @@ def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, tokenizer_fil
     assert stream.n_documents == 1
 
 
-def test_files_for_evaluation_alone_need_a_tokenizer(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_files_for_evaluation_alone_need_a_tokenizer(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     path = tmp_path / "my.test.txt"
     path.write_text("Only this.")
     with pytest.raises(
         ValueError, match=r"no training text \(its files are named for test\).*--tok"
     ):
-        prepare(str(path), cache_dir=tmp_path / "cache")
-    prepared = prepare(str(path), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache")
-    assert list(prepared.splits) == ["test"]
+        prepare(str(path), **options | {"tokenizer": None})
+    assert list(prepare(str(path), **options).splits) == ["test"]
 
 
-def test_too_little_text_for_three_splits_is_said(tmp_path: Path, tokenizer_file: Path) -> None:
+def test_too_little_text_for_three_splits_is_said(tmp_path: Path, options: dict[str, Any]) -> None:
     path = tmp_path / "a.txt"
     path.write_text("Hello.")
     with pytest.raises(ValueError, match=r"a is too short: nothing is left for the valid split"):
-        prepare(str(path), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache")
+        prepare(str(path), **options)
 
 
 # Interruption
 
 
-KILLED_AT = """
-import os, signal, sys
-from pathlib import Path
-import gpt2.common.files
-from gpt2.data.prepare import prepare
-
-at, data, tokenizer, cache_dir = int(sys.argv[1]), *sys.argv[2:]
-rename = os.replace
-def replace(*names):
-    global at
-    at -= 1
-    if at == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
-    rename(*names)
-gpt2.common.files.os.replace = replace
-prepare(data, tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False, shard_bytes=700)
-"""
-
-
-def start(at: int, data: Path, tokenizer: Path, cache_dir: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", KILLED_AT, str(at), str(data), str(tokenizer), str(cache_dir)]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path
+    tmp_path: Path, corpus: Path, tokenizer_file: Path, options: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
-    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", shard_bytes=700, **options)
+    options["shard_bytes"] = 700
+    whole = prepare(str(corpus), **options | {"cache_dir": tmp_path / "whole"})
     kept: dict[Path, int] = {}
-    for at in (3, 2, 5):  # the first to be renamed is the index of checksums
-        process = start(at, corpus, tokenizer_file, tmp_path / "cache")
-        process.communicate(timeout=60)
-        assert process.returncode == -signal.SIGKILL
+    for at in (2, 3, 6):  # the second and third delete first what the one before left
+        kill("whole", at, corpus, tokenizer_file, tmp_path / "cache", 700)
         (folder,) = (tmp_path / "cache").glob("stories-*")
         assert not (folder / "manifest.json").exists()
         assert list(folder.glob(".*.tmp"))  # the shard at work
@@ -209,67 +161,52 @@ def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
         assert kept.items() < shards.items()
         kept = shards
     assert len(kept) == 1 + 1 + 4
-    resumed = prepare(str(corpus), cache_dir=tmp_path / "cache", shard_bytes=700, **options)
+    resumed = prepare(str(corpus), **options)
     assert all_files(resumed.folder) == all_files(whole.folder)
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
 def test_a_damaged_shard_of_an_interrupted_run_is_made_again(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path
+    corpus: Path, options: dict[str, Any]
 ) -> None:
-    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "progress": False}
-    options |= {"cache_dir": tmp_path / "cache", "shard_bytes": 700}
+    options["shard_bytes"] = 700
     folder = prepare(str(corpus), **options).folder
     whole = all_files(folder)
     (folder / "manifest.json").unlink()
-    shard = folder / "train-00002.bin"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\xff")
+    flip(folder / "train-00002.bin", -1)
     prepare(str(corpus), **options)
     assert all_files(folder) == whole
 
 
-def test_two_at_once_do_the_work_once(tmp_path: Path, corpus: Path, tokenizer_file: Path) -> None:
-    never = 1 << 30
-    both = [start(never, corpus, tokenizer_file, tmp_path / "cache") for _ in range(2)]
+def test_two_at_once_do_the_work_once(
+    tmp_path: Path, corpus: Path, tokenizer_file: Path, options: dict[str, Any]
+) -> None:
+    words = ("whole", NEVER, corpus, tokenizer_file, tmp_path / "cache", 700)
+    both = [start(*words), start(*words)]
     for process in both:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    options: dict[str, Any] = {"tokenizer": str(tokenizer_file), "shard_bytes": 700}
-    whole = prepare(str(corpus), cache_dir=tmp_path / "whole", progress=False, **options)
+    alone = prepare(str(corpus), **options | {"cache_dir": tmp_path / "alone", "shard_bytes": 700})
     (folder,) = (tmp_path / "cache").glob("stories-*")
-    assert all_files(folder) == all_files(whole.folder)
+    assert all_files(folder) == all_files(alone.folder)
 
 
 # Damage to what is prepared
 
 
 @pytest.fixture
-def done(tmp_path: Path, corpus: Path, tokenizer_file: Path) -> tuple[Path, Any]:
+def done(corpus: Path, options: dict[str, Any]) -> tuple[Path, Any]:
     """A prepared folder, and a function that opens it again."""
 
-    def again(**options: Any) -> module.Prepared:
-        return prepare(
-            str(corpus), tokenizer=str(tokenizer_file), cache_dir=tmp_path / "cache", **options
-        )
+    def again(**more: Any) -> Prepared:
+        return prepare(str(corpus), **options, **more)
 
-    return again(progress=False).folder, again
+    return again().folder, again
 
 
-def flip(path: Path, offset: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(content)
-
-
-def test_a_truncated_shard_is_named_with_the_remedy(done: tuple[Path, Any]) -> None:
-    folder, again = done
-    shard = folder / "valid-00000.bin"
-    shard.write_bytes(shard.read_bytes()[:-2])
-    with pytest.raises(ShardError, match=rf"valid-00000\.bin .*Delete the folder {folder} and run"):
-        again()
-
-
-def test_a_changed_shard_is_named(done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_changed_shard_is_named_with_the_remedy(
+    done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, again = done
     flip(folder / "test-00000.bin", HEADER_BYTES + 5)
     with pytest.raises(ShardError, match=r"test-00000\.bin fails its SHA-256"):
@@ -279,6 +216,10 @@ def test_a_changed_shard_is_named(done: tuple[Path, Any], monkeypatch: pytest.Mo
     again()  # as for data too large to be read through at each start
     with pytest.raises(ShardError, match="SHA-256"):
         again(verify=True)
+    shard = folder / "valid-00000.bin"
+    shard.write_bytes(shard.read_bytes()[:-2])
+    with pytest.raises(ShardError, match=rf"valid-00000\.bin .*Delete the folder {folder} and run"):
+        again()
 
 
 def test_shards_exchanged_are_found(done: tuple[Path, Any]) -> None:
@@ -290,23 +231,19 @@ def test_shards_exchanged_are_found(done: tuple[Path, Any]) -> None:
         again()
 
 
-@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", "train-00000.bin/..", "train"])
-def test_a_manifest_leads_to_no_file_outside(done: tuple[Path, Any], name: str) -> None:
+def test_a_damaged_manifest_is_named_and_leads_to_no_file_outside(done: tuple[Path, Any]) -> None:
     folder, again = done
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
-    content["splits"]["train"]["shards"][0]["file"] = name
-    path.write_text(json.dumps(content))
-    with pytest.raises(ShardError, match=r"manifest\.json cannot be used \(shard name"):
-        again()
-
-
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 2}', '{"format": 1}'])
-def test_a_damaged_manifest_is_named(done: tuple[Path, Any], content: str) -> None:
-    folder, again = done
-    (folder / "manifest.json").write_text(content)
-    with pytest.raises(ShardError, match=r"manifest\.json cannot be used .*Delete the folder"):
-        again()
+    for name in ("../secret.bin", "/etc/passwd", "train-00000.bin/..", "train"):
+        content["splits"]["train"]["shards"][0]["file"] = name
+        path.write_text(json.dumps(content))
+        with pytest.raises(ShardError, match=r"manifest\.json cannot be used \(shard name"):
+            again()
+    for text in ("", "{", "[]", '{"format": 2}', '{"format": 1}'):
+        path.write_text(text)
+        with pytest.raises(ShardError, match=r"manifest\.json cannot be used .*Delete the folder"):
+            again()
 
 
 # Size
@@ -365,14 +302,14 @@ def test_the_command_prepares_and_reports(tmp_path: Path, corpus: Path) -> None:
 
 
 def test_real_text_has_the_published_token_counts(tmp_path: Path, real_data: Path) -> None:
-    """A1, B2: counts of GPT-2's tokenizer on the whole files, and one end-of-text a document."""
+    """Counts of GPT-2's tokenizer on whole files, and one end-of-text a document."""
     gpt2 = str(real_data / "gpt2-bpe")
     options: dict[str, Any] = {"tokenizer": gpt2, "cache_dir": tmp_path, "progress": False}
-    wikitext = prepare(str(real_data / "wikitext-2"), **options)
-    counts = [len(stream) for stream in wikitext.splits.values()]
-    assert counts == [2_448_382 + 600, 258_659 + 60, 295_877 + 60]
+    wikitext = prepare(str(real_data / "wikitext-2/wiki.*[td].tokens.gz"), **options)
+    counts = {split: len(stream) for split, stream in wikitext.splits.items()}
+    assert counts == {"valid": 258_659 + 60, "test": 295_877 + 60}
     # In tinystories each marker stands in a line, whose two line ends belong to it here.
-    prepared = prepare(str(real_data / "tinystories"), **options)
+    prepared = prepare(str(real_data / "tinystories/tinystories-valid.txt.gz"), **options)
     stream = prepared.splits["valid"]
     path = real_data / "tinystories" / "tinystories-valid.txt.gz"
     text = gzip.decompress(path.read_bytes()).decode()

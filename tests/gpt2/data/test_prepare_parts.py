@@ -18,23 +18,17 @@ from typing import Any
 import pytest
 import tyro
 
-from gpt2.data import prepare as module
+from gpt2.data import documents
+from gpt2.data import prepare as prepare_module
 from gpt2.data.documents import END_OF_TEXT
+from gpt2.data.job import Job, Part
 from gpt2.data.parts import parse_part
 from gpt2.data.prepare import Arguments, main, merge, prepare, prepare_part
 from gpt2.data.shards import HEADER_BYTES, ShardError
-from gpt2.data.tokenise import Part
 from gpt2.tokenizer import Tokenizer
+from tests.gpt2.data.corpora import ROOT, all_files, flip, kill, stories
 
-ROOT = Path(__file__).parents[3]
 SHARD_BYTES = 1500
-
-
-def stories(n: int) -> list[str]:
-    things = ["dog", "red kite", "1,024 ants", "caf\u00e9", "\u732b", "old\n\nhouse"]
-    return [
-        f"Story {i}: the {things[i % 6]} and {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
-    ]
 
 
 def by_document(folder: Path) -> Path:
@@ -43,13 +37,13 @@ def by_document(folder: Path) -> Path:
     (folder / "a.txt").write_text(f"\n{END_OF_TEXT}\n".join(texts[:50]), encoding="utf-8")
     rows = [json.dumps({"text": text}) + "\n" for text in texts[50:]]
     (folder / "b.jsonl").write_text("".join(rows[:40]))
-    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(rows[40:]).encode()))
+    (folder / "c.jsonl.gz").write_bytes(gzip.compress("".join(rows[40:]).encode(), mtime=0))
     return folder
 
 
 def by_position(folder: Path) -> Path:
     """One book, cut by position; its pieces are of different parts."""
-    text = "".join(f"Line {i}  of\ta caf\u00e9 \n\n book.\n" for i in range(30_000))
+    text = "".join(f"Line {i}  of\ta caf\u00e9 \n\n book.\n" for i in range(3_000))
     (folder / "book.txt").write_text(text, encoding="utf-8")
     return folder
 
@@ -60,16 +54,6 @@ def by_name(folder: Path) -> Path:
         text = f"\n{END_OF_TEXT}\n".join(stories(3 * i + 1))
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     return folder
-
-
-def all_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def flip(path: Path, offset: int = HEADER_BYTES + 7) -> None:
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 1
-    path.write_bytes(content)
 
 
 @dataclass(frozen=True)
@@ -83,8 +67,12 @@ class Place:
 
     @property
     def options(self) -> dict[str, Any]:
-        tokenizer = str(self.tokenizer)
-        return {"tokenizer": tokenizer, "cache_dir": self.cache_dir, "progress": False}
+        options = {"tokenizer": str(self.tokenizer), "cache_dir": self.cache_dir}
+        return {**options, "progress": False, "shard_bytes": self.shard_bytes}
+
+    @property
+    def job(self) -> Job:
+        return Job(str(self.data), **self.options)
 
     @property
     def folder(self) -> Path:
@@ -94,29 +82,23 @@ class Place:
         return folder
 
     def make(self, number: int, of: int) -> tuple[str, ...]:
-        part = Part(number, of)
-        return prepare_part(str(self.data), part, shard_bytes=self.shard_bytes, **self.options)
+        return prepare_part(self.job, Part(number, of))
 
     def merge(self) -> dict[str, bytes]:
-        return all_files(merge(str(self.data), **self.options).folder)
+        return all_files(merge(self.job).folder)
 
     def prepare(self) -> dict[str, bytes]:
-        prepared = prepare(str(self.data), shard_bytes=self.shard_bytes, **self.options)
-        return all_files(prepared.folder)
+        return all_files(prepare(str(self.data), **self.options).folder)
 
     def alone(self) -> dict[str, bytes]:
         """What one process makes, elsewhere."""
         return replace(self, cache_dir=self.cache_dir.with_name("alone")).prepare()
 
+    def kill(self, what: object, at: int) -> None:
+        kill(what, at, self.data, self.tokenizer, self.cache_dir, self.shard_bytes)
+
     def times(self) -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}
-
-
-@pytest.fixture(scope="module")
-def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
-    Tokenizer.train(stories(60), 320).save(path)
-    return path
 
 
 @pytest.fixture
@@ -125,13 +107,25 @@ def place(tmp_path: Path, tokenizer_file: Path) -> Place:
     return Place(by_document(tmp_path / "corpus"), tokenizer_file, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("write", [by_document, by_position, by_name])
-@pytest.mark.parametrize("of", [1, 2, 3, 100])
+@pytest.mark.parametrize(
+    ("write", "of"),
+    [
+        *((by_document, of) for of in (1, 2, 3)),
+        *((by_position, of) for of in (2, 7)),  # 7: some have no shard to make
+        *((by_name, of) for of in (3, 15)),
+    ],
+)
 def test_parts_merged_are_byte_for_byte_what_one_process_makes(
-    tmp_path: Path, tokenizer_file: Path, write: Callable[[Path], Path], of: int
+    tmp_path: Path,
+    tokenizer_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], Path],
+    of: int,
 ) -> None:
+    if write is by_position:  # of several pieces
+        monkeypatch.setattr(documents, "PIECE_CHARS", 1 << 12)
     (tmp_path / "text").mkdir()
-    size = 100_000 if write is by_position else SHARD_BYTES
+    size = 20_000 if write is by_position else SHARD_BYTES
     place = Place(write(tmp_path / "text"), tokenizer_file, tmp_path / "cache", size)
     for number in [*range(of, 0, -2), *range(of - 1, 0, -2)]:
         place.make(number, of)
@@ -141,6 +135,7 @@ def test_parts_merged_are_byte_for_byte_what_one_process_makes(
     assert max(made) - min(made) <= 1  # each does its share
     assert place.merge() == place.alone()
     assert len(place.times()) == sum(made) > 3
+    assert min(made) == 0 or of < 7
     reused = prepare(str(place.data), **place.options)
     assert f"reused {place.folder}" in reused.notes
 
@@ -163,74 +158,39 @@ def test_parts_of_two_machines_are_merged_when_copied_together(
 
 def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place: Place) -> None:
     """As a user starts them: at once, with no tokenizer."""
-    options: dict[str, Any] = {"vocab_size": 300, "cache_dir": place.cache_dir}
+    own = {"cache_dir": place.cache_dir, "vocab_size": 300, "progress": False}
     command = [sys.executable, "-m", "gpt2.data.prepare", "--data", str(place.data)]
-    command += ["--vocab-size", "300", "--cache-dir", str(place.cache_dir)]
+    command += ["--vocab-size", "300", "--cache-dir", str(place.cache_dir), "--shard"]
     pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [
-        subprocess.Popen([*command, "--shard", f"{i}/3"], cwd=ROOT, **pipes) for i in (1, 2, 3)
-    ]
+    processes = [subprocess.Popen([*command, f"{i}/2"], cwd=ROOT, **pipes) for i in (1, 2)]
     said = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0, 0], said
+    assert [process.returncode for process in processes] == [0, 0], said
     assert sum("trained in" in output for output, _ in said) == 1
-    assert all(f"part {i}/3: 100%" in errors for i, (_, errors) in enumerate(said, start=1))
-    merging = subprocess.run([*command, "--merge"], cwd=ROOT, check=True, **pipes)
-    assert "merged in" in merging.stdout
-    merged = prepare(str(place.data), **options)
-    alone = prepare(str(place.data), **options | {"cache_dir": place.cache_dir / "alone"})
+    assert all(f"part {i}/2: 100%" in errors for i, (_, errors) in enumerate(said, start=1))
+    merged = merge(Job(str(place.data), **own))
+    assert any("merged in" in note for note in merged.notes)
+    alone = prepare(str(place.data), **own | {"cache_dir": place.cache_dir / "alone"})
     assert all_files(merged.folder) == all_files(alone.folder)
 
 
 # Interruption
 
 
-KILLED_AT = """
-import os, signal, sys
-from pathlib import Path
-import gpt2.common.files
-from gpt2.data.prepare import Part, merge, prepare_part
-
-what, at, data, tokenizer, cache_dir = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
-def killing(call):
-    def killing(*names, **options):
-        global at
-        at -= not Path(names[-1]).name.startswith((".tok", "tok", "checksums"))
-        if at == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        call(*names, **options)
-    return killing
-gpt2.common.files.os.replace = killing(os.replace)
-Path.unlink = killing(Path.unlink)
-options = {"tokenizer": tokenizer, "cache_dir": Path(cache_dir), "progress": False}
-if what == "merge":
-    merge(data, **options)
-else:
-    prepare_part(data, Part(int(what), 2), shard_bytes=1500, **options)
-"""
-
-
-def kill(what: object, at: int, place: Place) -> None:
-    words = [what, at, place.data, place.tokenizer, place.cache_dir]
-    command = [sys.executable, "-c", KILLED_AT, *map(str, words)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == -signal.SIGKILL, done.stderr
-
-
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_killed_parts_and_merges_lose_no_shard(place: Place) -> None:
     kept: dict[str, int] = {}
-    for part, at in ((1, 4), (2, 3), (1, 2)):
-        kill(part, at, place)
+    for part, at in ((1, 4), (1, 2)):
+        place.kill(part, at)
         assert list(place.folder.glob(".*.tmp"))  # the shard at work
         assert not list(place.folder.glob("part-*.json"))
         assert kept.items() < place.times().items()
         kept = place.times()
-    assert len(kept) == 3 + 2 + 1
+    assert len(kept) == 3 + 1
     for number in (1, 2):
         place.make(number, 2)
     assert len(list(place.folder.glob("part-*.json"))) == 2
-    for at in (1, 2, 2, 2):  # at the manifest, each part's manifest, a leftover
-        kill("merge", at, place)
+    for at in (1, 2, 2):  # at the manifest, then at each part's
+        place.kill("merge", at)
     assert place.merge() == place.alone()
     assert kept.items() < place.times().items()
 
@@ -241,12 +201,12 @@ def test_a_part_that_is_done_reads_no_text_and_one_that_is_damaged_is_mended(
     place.make(1, 2)
     before = all_files(place.folder)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_splits", None)
+        patch.setattr(prepare_module, "write_splits", None)
         assert any("already" in note for note in place.make(1, 2))
     shard = next(place.folder.glob("train-*.bin"))
     for damage in (
         Path.unlink,
-        flip,
+        lambda path: flip(path, HEADER_BYTES + 7),
         lambda path: flip(path.with_name("part-001-of-002.json"), 40),
     ):
         damage(shard)
@@ -276,22 +236,22 @@ def test_shards_that_were_cut_otherwise_are_refused(place: Place) -> None:
 def test_a_part_is_made_by_one_process_beside_the_others_and_merged_when_it_ends(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_splits = module.write_splits
+    write_splits = prepare_module.write_splits
     waits = threading.Event()
     monkeypatch.setattr("gpt2.common.files.print", lambda *_, **__: waits.set(), raising=False)
     merged: list[dict[str, bytes]] = []
     merging = threading.Thread(target=lambda: merged.append(place.merge()), daemon=True)
 
-    def while_the_first_is_made(*arguments: Any, **named: Any) -> Any:
-        if named["part"].number == 1:
+    def while_the_first_is_made(*arguments: Any) -> Any:
+        if arguments[-1].number == 1:
             with pytest.raises(ValueError, match="--shard 1/2: another process is making this pa"):
                 place.make(1, 2)
             place.make(2, 2)
             merging.start()
             assert waits.wait(timeout=60)
-        return write_splits(*arguments, **named)
+        return write_splits(*arguments)
 
-    monkeypatch.setattr(module, "write_splits", while_the_first_is_made)
+    monkeypatch.setattr(prepare_module, "write_splits", while_the_first_is_made)
     place.make(1, 2)
     merging.join(timeout=60)
     monkeypatch.undo()
@@ -330,8 +290,6 @@ def test_the_command_refuses_what_makes_no_sense(
 def test_missing_parts_are_named_with_the_commands_that_make_them(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = functools.partial(prepare_part, shard_bytes=SHARD_BYTES)
-    monkeypatch.setattr(module, "prepare_part", here)
     place.make(2, 4)
     for name in ("part-005-of-004.json", "part-0001-of-004.json", "part-000-of-000.json"):
         (place.folder / name).touch()
@@ -342,7 +300,9 @@ def test_missing_parts_are_named_with_the_commands_that_make_them(
     for command in commands:
         python, m, name, *words = shlex.split(command)
         assert (python, m, name) == ("python", "-m", "gpt2.data.prepare")
-        main(tyro.cli(Arguments, args=words))
+        with monkeypatch.context() as patch:
+            patch.setattr(prepare_module, "Job", functools.partial(Job, shard_bytes=SHARD_BYTES))
+            main(tyro.cli(Arguments, args=words))
     assert place.alone().items() <= place.merge().items()
 
 
@@ -396,7 +356,10 @@ def without_the_first_shard(folder: Path) -> None:
     ("damage", "message"),
     [
         (lambda folder: next(folder.glob("train-*.bin")).unlink(), r"part [12]/2 made, is missing"),
-        (lambda folder: flip(next(folder.glob("test-*.bin"))), r"part [12]/2 made, is missing"),
+        (
+            lambda folder: flip(next(folder.glob("test-*.bin")), -1),
+            r"part [12]/2 made, is missing",
+        ),
         (
             lambda folder: flip(next(folder.glob("valid-*.bin")), 32),  # its header's documents
             r"do not add up \(the documents of the valid split\)",
@@ -442,9 +405,11 @@ def test_parts_that_were_cut_otherwise_do_not_add_up(tmp_path: Path, place: Plac
 
 
 def test_real_text_in_parts(tmp_path: Path, real_data: Path) -> None:
-    place = Place(real_data / "wikitext-2", real_data / "gpt2-bpe", tmp_path, 1 << 20)
-    for number in (1, 2, 3):
-        place.make(number, 3)
-    splits = merge(str(place.data), **place.options).splits
-    counts = [len(stream) for stream in splits.values()]
-    assert counts == [2_448_382 + 600, 258_659 + 60, 295_877 + 60]
+    place = Place(
+        real_data / "wikitext-2/wiki.*[td].tokens.gz", real_data / "gpt2-bpe", tmp_path, 1 << 18
+    )
+    for number in (1, 2):
+        place.make(number, 2)
+    splits = merge(place.job).splits
+    counts = {split: len(stream) for split, stream in splits.items()}
+    assert counts == {"valid": 258_659 + 60, "test": 295_877 + 60}
