@@ -13,7 +13,7 @@ from kernels._attention import operators as _attention_ops
 from kernels._attention.tiles import Tile, Tiles
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 

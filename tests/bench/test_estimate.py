@@ -19,7 +19,7 @@ from gpt2.model import GPT
 from gpt2.training.estimate import flops_per_token
 from kernels._common.launch import INTERPRETED
 from tests.kernels.fused import one_multiprocessor
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 T = TypeVar("T")
 LAYERS = (

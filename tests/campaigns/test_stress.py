@@ -27,7 +27,7 @@ from tests.campaigns.stress.draw import KINDS, Draw
 from tests.campaigns.stress.memory import Memory
 from tests.kernels import test_attention_mutations as attention_faults
 from tests.kernels import test_fused_mutations as fused_faults
-from tests.mutations import Mutation, expect_caught
+from tests.kernels.mutations import Mutation, expect_caught
 
 SEED = 0
 # A few seconds for each operator.

@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2.config import PORTABLE, GPTConfig
 from gpt2.model import GPT
 from kernels.testing import judge
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 FUSED = dict.fromkeys(PORTABLE, "triton")
 OPTIONS = {

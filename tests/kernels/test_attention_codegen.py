@@ -7,7 +7,7 @@ import torch
 
 from kernels._attention.operators import attention_bwd, attention_fwd
 from kernels._attention.tiles import SHORT, Tiles, choose_tiles
-from tests.codegen import SHARED_LIMIT, TENSOR_CORE, Code, Job, compile_jobs
+from tests.kernels.codegen import SHARED_LIMIT, TENSOR_CORE, Code, Job, compile_jobs
 
 HERE = "tests.kernels.test_attention_codegen"
 TARGETS = list(TENSOR_CORE)

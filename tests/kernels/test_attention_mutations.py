@@ -9,7 +9,7 @@ import kernels._attention.kernels
 import kernels._attention.operators
 import kernels.attention
 from tests.kernels import test_attention as checks
-from tests.mutations import Mutation, expect_caught
+from tests.kernels.mutations import Mutation, expect_caught
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels._attention.tiles import choose_tiles
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked
-from tests.work_counts import Work, count_work
+from tests.kernels.work_counts import Work, count_work
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter")
 

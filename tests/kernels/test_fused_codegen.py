@@ -18,7 +18,7 @@ from kernels._norm.operators import (
     plan_rows,
 )
 from kernels.cross_entropy import LOADS, launch_cross_entropy
-from tests.codegen import SHARED_LIMIT, Code, Job, compile_jobs
+from tests.kernels.codegen import SHARED_LIMIT, Code, Job, compile_jobs
 
 HERE = "tests.kernels.test_fused_codegen"
 TARGETS = list(SHARED_LIMIT)

@@ -25,7 +25,7 @@ from tests.kernels import (
     test_rms_norm,
     test_swiglu,
 )
-from tests.mutations import Mutation, expect_caught
+from tests.kernels.mutations import Mutation, expect_caught
 
 pytestmark = [*fused.MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 

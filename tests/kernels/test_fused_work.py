@@ -18,7 +18,7 @@ from kernels.linear_cross_entropy import linear_cross_entropy
 from kernels.rms_norm import add_rms_norm, rms_norm
 from kernels.swiglu import swiglu, swiglu_packed
 from tests.kernels.fused import MARKS, one_multiprocessor
-from tests.work_counts import Work, count_work
+from tests.kernels.work_counts import Work, count_work
 
 pytestmark = [
     *MARKS,

@@ -21,7 +21,7 @@ from tests.kernels.fused import (
     one_multiprocessor,
     randn,
 )
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 pytestmark = MARKS
 

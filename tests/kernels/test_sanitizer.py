@@ -39,7 +39,7 @@ def sanitizer() -> str | None:
 
 def kernel_names() -> list[str]:
     """The names of all Triton kernels of the project."""
-    sources = sorted((ROOT / "kernels").glob("*.py"))
+    sources = sorted((ROOT / "kernels").rglob("*.py"))
     text = "".join(source.read_text(encoding="utf-8") for source in sources)
     return re.findall(r"@triton\.jit.*\ndef (\w+_kernel)\(", text)
 
@@ -159,6 +159,6 @@ def test_every_kernel_is_named() -> None:
     names = kernel_names()
     assert len(names) == len(set(names))
     launched = set()
-    for source in (ROOT / "kernels").glob("*.py"):
+    for source in (ROOT / "kernels").rglob("*.py"):
         launched |= set(re.findall(r"\b(\w+_kernel)\[", source.read_text(encoding="utf-8")))
     assert launched == set(names)

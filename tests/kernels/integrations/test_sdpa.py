@@ -13,7 +13,7 @@ import kernels.integrations.sdpa as hook
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention
 from kernels.testing import compare
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 DTYPE = torch.float32 if INTERPRETED else torch.bfloat16
 

@@ -27,7 +27,7 @@ sys.path.insert(0, sys.argv[1])
 from safetensors.torch import save_file
 
 from kernels.integrations.transformers import patch_transformers_gpt2, unpatch_transformers_gpt2
-from tests.work_counts import count_work
+from tests.kernels.work_counts import count_work
 
 OUT = Path(sys.argv[2])
 PARTS = ("attention", "norms", "mlp", "loss")

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 SHARED_LIMIT = {
     "sm_75": 64 << 10,
@@ -111,7 +111,7 @@ def compile_jobs(jobs: Sequence[Job]) -> dict[Job, list[Code]]:
 def _compile_in_child(jobs: list[Job]) -> list[list[Code]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     child = subprocess.run(
-        [sys.executable, "-m", "tests.codegen"],
+        [sys.executable, "-m", "tests.kernels.codegen"],
         input=json.dumps([asdict(job) for job in jobs]),
         cwd=ROOT,
         env=environment,
