@@ -6,16 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2.common.files import atomic_write, write_json
-from gpt2.compare_decoding.measures import HUMAN, Continuations, Measures
+from gpt2.compare_decoding.measures import Continuations, Measures
+from gpt2.compare_decoding.plot import plot
 from gpt2.generate.sampling import Sampling
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import Bbox
 
 DEFINITIONS = {
     "perplexity": "the model's own, of the continuation given its prompt, at temperature 1, over "
@@ -32,11 +28,6 @@ DEFINITIONS = {
     "copied_8": "share of runs of 8 words that stand in the training text",
 }
 _EXAMPLES = 3
-# Okabe and Ito's palette, which stays distinct for colour-blind readers.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8C510A", "#5E4FA2")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
-
-
 # Header and format of each measure, in the order of the table.
 _COLUMNS = {
     "perplexity": ("perplexity", "{:.1f}"),
@@ -54,7 +45,7 @@ _COLUMNS = {
 def table(measures: Mapping[str, Measures]) -> str:
     """The measures in columns, for a terminal."""
     rows = [["", *(header for header, _ in _COLUMNS.values())]]
-    rows += [[name, *_cells(m)] for name, m in measures.items()]
+    rows += [[name, *cells(m)] for name, m in measures.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
         "  ".join(
@@ -117,10 +108,11 @@ def _at_step(about: Mapping[str, Any]) -> str:
     return "" if about["step"] is None else f", step {about['step']:,}"
 
 
-def _cells(m: Measures) -> list[str]:
-    values = dataclasses.asdict(m)
+def cells(measures: Measures, *, missing: str = "-") -> list[str]:
+    """The measures as text, in the order of the table; `missing` stands for nan."""
+    values = dataclasses.asdict(measures)
     return [
-        "-" if math.isnan(values[field]) else form.format(values[field])
+        missing if math.isnan(values[field]) else form.format(values[field])
         for field, (_, form) in _COLUMNS.items()
     ]
 
@@ -145,7 +137,7 @@ def _markdown(
         "",
         f"| strategy | {' | '.join(headers)} |",
         f"| --- |{' ---: |' * len(headers)}",
-        *(f"| {name} | {' | '.join(_cells(m))} |" for name, m in measures.items()),
+        *(f"| {name} | {' | '.join(cells(m))} |" for name, m in measures.items()),
         "",
         *(f"- {finding}" for finding in findings),
         "",
@@ -181,82 +173,11 @@ def _save_plot(out: Path, measures: Mapping[str, Measures], title: str) -> None:
     matplotlib.rcParams["svg.hashsalt"] = "decoding"  # the same file for the same figures
     from matplotlib import pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.8), layout="constrained")
-    plot(figure, axes, measures)
+    figure, axes = plt.subplots(figsize=(7.2, 4), layout="constrained")
+    plot(axes, measures)
     axes.set_title(title)
+    axes.grid(alpha=0.25, lw=0.5)
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic_write(out / f"decoding.{kind}") as file:
             figure.savefig(file, format=kind, dpi=150, metadata=metadata)
     plt.close(figure)
-
-
-def plot(figure: "Figure", axes: "Axes", measures: Mapping[str, Measures]) -> None:
-    """Fluency against diversity: perplexity (log scale) and distinct-2, a point for each row."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    human = measures[HUMAN]
-    axes.axvline(human.perplexity, color="0.6", lw=0.8, ls="--", zorder=0)
-    axes.axhline(human.distinct_2, color="0.6", lw=0.8, ls="--", zorder=0)
-    points = []
-    for i, (name, m) in enumerate((n, m) for n, m in measures.items() if n != HUMAN):
-        colour = _COLOURS[i % len(_COLOURS)]
-        marker = _MARKERS[i % len(_MARKERS)]
-        axes.plot(m.perplexity, m.distinct_2, marker, color=colour, ms=9, mec="white", mew=0.8)
-        points.append((name, m))
-    axes.plot(human.perplexity, human.distinct_2, "*", color="black", ms=15, mec="white")
-    points.append((HUMAN, human))
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set(
-        xlabel="perplexity of the continuation under the model (log scale; lower: more expected)",
-        ylabel="distinct-2 (higher: more diverse)",
-    )
-    axes.margins(0.18, 0.12)
-    axes.grid(alpha=0.25, which="both", lw=0.5)
-    _label(figure, axes, points)
-
-
-def _label(figure: "Figure", axes: "Axes", points: Sequence[tuple[str, Measures]]) -> None:
-    """Write the names beside the points, each where it covers no other name or point."""
-    from matplotlib.patheffects import withStroke
-
-    places = [
-        (9, 0, "left", "center"),
-        (-9, 0, "right", "center"),
-        (0, 9, "center", "bottom"),
-        (0, -9, "center", "top"),
-        (8, 8, "left", "bottom"),
-        (-8, -8, "right", "top"),
-        (8, -8, "left", "top"),
-        (-8, 8, "right", "bottom"),
-    ]
-    figure.draw_without_rendering()
-    taken: list[Bbox] = []
-    inside = axes.get_window_extent()
-    spots = [axes.transData.transform((m.perplexity, m.distinct_2)) for _, m in points]
-    for (name, m), own in zip(points, spots, strict=True):
-        best, fewest = None, math.inf
-        for dx, dy, ha, va in places:
-            label = axes.annotate(
-                name,
-                (m.perplexity, m.distinct_2),
-                xytext=(dx, dy),
-                textcoords="offset points",
-                ha=ha,
-                va=va,
-                fontsize=9.5,
-                path_effects=[withStroke(linewidth=3, foreground="white")],
-            )
-            box = label.get_window_extent().padded(2)
-            covered = sum(box.overlaps(other) for other in taken)
-            covered += sum(box.contains(*spot) for spot in spots if spot is not own)
-            covered += not (inside.contains(box.x0, box.y0) and inside.contains(box.x1, box.y1))
-            if covered < fewest:
-                if best is not None:
-                    best.remove()
-                best, fewest, best_box = label, covered, box
-            else:
-                label.remove()
-        taken.append(best_box)

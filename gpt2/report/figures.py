@@ -6,15 +6,15 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+from gpt2.compare_decoding.measures import HUMAN
+from gpt2.compare_decoding.plot import COLOURS, MARKERS, label_few, plot
 from gpt2.report.result_files import Decoding, Size, Sizes
 from gpt2.report.sources import RunFacts, same_tokenizer
 
 Curve = list[tuple[float, float, float]]  # tokens, FLOPs, loss
 
-# Okabe and Ito's palette, told apart with any colour vision.
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#5B6470"
-COLORS = (BLUE, ORANGE, GREEN, PURPLE, "#E69F00", "#56B4E9", "#8C510A")
-MARKERS = "osD^vPXh"
+_BLUE, _ORANGE, _GREEN, _PURPLE, *_ = COLOURS
+_GREY = "#5B6470"
 _STYLE: Any = {
     "font.family": "serif",
     "font.serif": ["cmr10"],
@@ -26,7 +26,7 @@ _STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.linewidth": 0.6,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": _GREY,
     "axes.grid": True,
     "grid.alpha": 0.25,
     "grid.linewidth": 0.5,
@@ -59,15 +59,15 @@ def loss_figure(run: RunFacts) -> bytes:
     with _figure(1, 2, height=2.5, width_ratios=[2.2, 1]) as ((left, right), done):
         unit, name = _unit(run.tokens)
         scale = run.tokens_per_step / unit
-        left.plot(*_scaled(run.train_curve, scale), color=BLUE, lw=1, label="training")
+        left.plot(*_scaled(run.train_curve, scale), color=_BLUE, lw=1, label="training")
         left.plot(
-            *_scaled(run.val_curve, scale), color=ORANGE, marker="o", ms=3, label="validation"
+            *_scaled(run.val_curve, scale), color=_ORANGE, marker="o", ms=3, label="validation"
         )
         left.set_ylim(top=_frame_top(run))
-        left.axhline(run.test.loss, color=GREEN, ls="--", lw=1, label=f"test, {run.test.loss:.3f}")
+        left.axhline(run.test.loss, color=_GREEN, ls="--", lw=1, label=f"test, {run.test.loss:.3f}")
         left.set(xlabel=f"tokens seen{name}", ylabel="cross-entropy (nats per token)")
         left.legend()
-        right.plot(*_scaled(run.lr_curve, scale), color=PURPLE)
+        right.plot(*_scaled(run.lr_curve, scale), color=_PURPLE)
         right.set(xlabel=f"tokens seen{name}", ylabel="learning rate", ylim=(0, None))
     return done.getvalue()
 
@@ -94,7 +94,7 @@ def curves_figure(curves: Mapping[str, Curve]) -> bytes:
     """
     with _figure(1, 2, height=2.1) as ((left, right), done):
         unit, name = _unit(max(tokens for curve in curves.values() for tokens, _, _ in curve))
-        looks = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
+        looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))
         for (label, curve), (color, marker) in zip(curves.items(), looks, strict=False):
             tokens, flops, losses = zip(*curve, strict=True)
             look = {"color": color, "marker": marker, "ms": 3, "label": label}
@@ -102,7 +102,7 @@ def curves_figure(curves: Mapping[str, Curve]) -> bytes:
             right.plot(flops, losses, **look)
         left.set(xlabel=f"tokens seen{name}", ylabel="validation loss (nats per token)")
         right.set(xlabel="floating point operations", xscale="log")
-        _label_few(right.xaxis)
+        label_few(right.xaxis)
         left.legend()
     return done.getvalue()
 
@@ -119,35 +119,9 @@ def _size_curve(size: Size) -> Curve:
 
 def decoding_figure(decoding: Decoding) -> bytes:
     """Perplexity and distinct-2 of each strategy, and of the human text."""
-    human = decoding.human
     with _figure(1, 1, height=2.3) as (axes, done):
-        axes.axvline(human.perplexity, color=GREY, lw=0.8, ls="--", zorder=0)
-        axes.axhline(human.distinct_2, color=GREY, lw=0.8, ls="--", zorder=0)
-        axes.plot(human.perplexity, human.distinct_2, "*", color="black", ms=11, label="human")
-        looks = zip(itertools.cycle(COLORS), itertools.cycle(MARKERS))
-        for (name, m), (color, marker) in zip(decoding.strategies.items(), looks, strict=False):
-            axes.plot(m.perplexity, m.distinct_2, marker, color=color, ms=6, label=name)
-        axes.set(
-            xlabel="perplexity under the model (lower: more expected)",
-            ylabel="distinct-2 (higher: more varied)",
-            xscale="log",
-        )
-        _label_few(axes.xaxis)
-        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
+        plot(axes, {HUMAN: decoding.human, **decoding.strategies})
     return done.getvalue()
-
-
-def _label_few(axis: Any) -> None:
-    """Labels at powers of ten, on a short logarithmic axis also at 2 and 5 times these."""
-    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
-
-    low, high = axis.get_view_interval()
-    small = FuncFormatter(lambda value, _: f"{value:,g}")
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=8))
-    axis.set_major_formatter(
-        small if low >= 0.1 and high < 1e5 else LogFormatterSciNotation(minor_thresholds=(9, 9))
-    )
-    axis.set_minor_locator(NullLocator())
 
 
 def _scaled(curve: list[tuple[int, float]], scale: float) -> tuple[list[float], list[float]]:
@@ -155,6 +129,7 @@ def _scaled(curve: list[tuple[int, float]], scale: float) -> tuple[list[float], 
 
 
 def _unit(tokens: float) -> tuple[float, str]:
+    """The unit that an axis of so many tokens is in, and its name in parentheses."""
     for unit, name in ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands")):
         if tokens >= unit:
             return unit, f" ({name})"

@@ -1,20 +1,20 @@
 """Strengths, weaknesses and possible improvements of a run, each stated from its numbers.
 
-A check looks at one thing and yields what it found; in which list depends on the number alone.
+A check looks at one thing and yields what it found; the number alone decides what kind that is.
 """
 
 import itertools
 import math
 import statistics
 from collections.abc import Iterator
+from typing import NamedTuple
 
+from gpt2.compare_decoding.text_metrics import repetition, words
 from gpt2.report.result_files import Bench, Decoding, Sizes
-from gpt2.report.samples import sample_facts
 from gpt2.report.sources import RunFacts
-from gpt2.report.text import Spans, duration, in_words, rich
+from gpt2.report.text import duration, in_words
 
 STRENGTH, WEAKNESS, IMPROVEMENT = "Strengths", "Weaknesses", "Possible improvements"
-Findings = Iterator[tuple[str, Spans]]
 
 _TOKENS_PER_PARAMETER = 20  # compute-optimal, about (Hoffmann et al. 2022)
 _EPOCHS = 4  # repeated text is about as good as new up to here (Muennighoff et al. 2023)
@@ -27,24 +27,38 @@ _ENOUGH_WORDS = 20  # in a sample, for its shares to mean something
 _HEAVY = 0.5  # share of the parameters
 
 
+class Finding(NamedTuple):
+    """A sentence of the discussion.
+
+    Attributes:
+        kind: STRENGTH, WEAKNESS or IMPROVEMENT.
+        text: with its full stop, unless a source follows.
+        source: the key in references.bib of the work that it rests on.
+    """
+
+    kind: str
+    text: str
+    source: str | None = None
+
+
+Findings = Iterator[Finding]
+
+
 def discuss(
     run: RunFacts,
     decoding: Decoding | None = None,
     sizes: Sizes | None = None,
     bench: Bench | None = None,
-) -> dict[str, list[Spans]]:
+) -> list[Finding]:
     """What the numbers of a run say for it, against it, and about what to try next."""
-    found: dict[str, list[Spans]] = {STRENGTH: [], WEAKNESS: [], IMPROVEMENT: []}
     checks = (_compression, _fit, _waste, _convergence, _balance, _text, _shift, _stability)
-    findings = [check(run) for check in (*checks, _reach, _embedding)]
-    findings.append(_repetition(run) if decoding is None else _strategies(decoding))
+    found = [check(run) for check in (*checks, _reach, _embedding)]
+    found.append(_repetition(run) if decoding is None else _strategies(decoding))
     if sizes is not None:
-        findings.append(_scaling(sizes))
+        found.append(_scaling(sizes))
     if bench is not None:
-        findings.append(_speed(bench))
-    for kind, sentence in itertools.chain(*findings):
-        found[kind].append(sentence)
-    return found
+        found.append(_speed(bench))
+    return list(itertools.chain(*found))
 
 
 def train_loss(run: RunFacts) -> float:
@@ -54,69 +68,56 @@ def train_loss(run: RunFacts) -> float:
     return sum(last) / len(last) if last else run.train_curve[-1][1]
 
 
+def embedding_share(run: RunFacts) -> float:
+    """Share of the parameters in the token embedding, and in the head where it has its own."""
+    return _embedding_parameters(run) / run.parameters
+
+
+def _embedding_parameters(run: RunFacts) -> int:
+    return run.model.vocab_size * run.model.n_embd * (1 if run.model.tie else 2)
+
+
 def _compression(run: RunFacts) -> Findings:
     test, vocab = run.test, run.model.vocab_size
-    yield (
+    yield Finding(
         STRENGTH if test.loss < math.log(vocab) else WEAKNESS,
-        rich(
-            "On unseen text the model is as uncertain as among {ppl:.1f} equally likely tokens, "
-            "out of {vocab:,}; as a compressor it would bring that text to {share:.0%} of its size "
-            "({bits:.3f} of 8 bits per byte).",
-            ppl=test.perplexity,
-            vocab=vocab,
-            share=test.bits_per_byte / 8,
-            bits=test.bits_per_byte,
-        ),
+        f"On unseen text the model is as uncertain as among {test.perplexity:.1f} equally likely "
+        f"tokens, out of {vocab:,}; as a compressor it would bring that text to "
+        f"{test.bits_per_byte / 8:.0%} of its size ({test.bits_per_byte:.3f} of 8 bits per byte).",
     )
 
 
 def _fit(run: RunFacts) -> Findings:
     train = train_loss(run)
     gap = run.val_loss - train
-    numbers = {"gap": abs(gap), "val": run.val_loss, "train": train}
     if gap <= _SMALL_GAP:
-        yield (
+        yield Finding(
             STRENGTH,
-            rich(
-                "No sign of overfitting: the validation loss, {val:.3f}, is {gap:.3f} nats {side} "
-                "the training loss of the last steps, {train:.3f}.",
-                side="above" if gap > 0 else "below",
-                **numbers,
-            ),
+            f"No sign of overfitting: the validation loss, {run.val_loss:.3f}, is {abs(gap):.3f} "
+            f"nats {'above' if gap > 0 else 'below'} the training loss of the last steps, "
+            f"{train:.3f}.",
         )
     elif gap >= _LARGE_GAP:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "The validation loss, {val:.3f}, is {gap:.3f} nats above the training loss of the "
-                "last steps, {train:.3f}: the model fits its training text better than others.",
-                **numbers,
-            ),
+            f"The validation loss, {run.val_loss:.3f}, is {gap:.3f} nats above the training loss "
+            f"of the last steps, {train:.3f}: the model fits its training text better than others.",
         )
-        yield (
+        yield Finding(
             IMPROVEMENT,
-            rich(
-                "Against the gap of {gap:.3f} nats to the training loss: more varied text, or "
-                "dropout, which was {dropout:g}.",
-                gap=gap,
-                dropout=run.model.dropout,
-            ),
+            f"Against the gap of {gap:.3f} nats to the training loss: more varied text, or "
+            f"dropout, which was {run.model.dropout:g}.",
         )
 
 
 def _waste(run: RunFacts) -> Findings:
     rise = run.val_curve[-1][1] - run.val_loss
     if rise > _NOTABLE:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "Overfitting: the validation loss was lowest at step {step:,} and rose by "
-                "{rise:.3f} nats until step {steps:,}, so {wasted:.0%} of the steps were wasted.",
-                step=run.step,
-                rise=rise,
-                steps=run.steps,
-                wasted=1 - run.step / run.steps,
-            ),
+            f"Overfitting: the validation loss was lowest at step {run.step:,} and rose by "
+            f"{rise:.3f} nats until step {run.steps:,}, so {1 - run.step / run.steps:.0%} of the "
+            "steps were wasted.",
         )
 
 
@@ -125,159 +126,138 @@ def _convergence(run: RunFacts) -> Findings:
     if not early:
         return
     fall = early[-1] - run.val_curve[-1][1]
-    numbers = {"steps": run.steps, "fall": abs(fall)}
     if fall > _NOTABLE:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "The run ended before it converged: over the last fifth of its {steps:,} steps the "
-                "validation loss still fell by {fall:.3f} nats, in part with the learning rate.",
-                **numbers,
-            ),
+            f"The run ended before it converged: over the last fifth of its {run.steps:,} steps "
+            f"the validation loss still fell by {fall:.3f} nats, in part with the learning rate.",
         )
     elif fall >= -_NOTABLE:
-        yield (
+        yield Finding(
             STRENGTH,
-            rich(
-                "The run has converged under its schedule: the validation loss changed by "
-                "{fall:.3f} nats over the last fifth of its {steps:,} steps.",
-                **numbers,
-            ),
+            "The run has converged under its schedule: the validation loss changed by "
+            f"{abs(fall):.3f} nats over the last fifth of its {run.steps:,} steps.",
         )
 
 
 def _balance(run: RunFacts) -> Findings:
-    rule, ratio = _TOKENS_PER_PARAMETER, run.tokens / run.parameters
-    if ratio >= rule:
-        yield (
+    ratio = run.tokens / run.parameters
+    if ratio >= _TOKENS_PER_PARAMETER:
+        yield Finding(
             STRENGTH,
-            rich(
-                "The model has seen {ratio:.1f} tokens per parameter, not fewer than the {rule} or "
-                "so that are compute-optimal (Hoffmann et al. 2022).",
-                ratio=ratio,
-                rule=rule,
-            ),
+            f"The model has seen {ratio:.1f} tokens per parameter, not fewer than the "
+            f"{_TOKENS_PER_PARAMETER} or so that are compute-optimal",
+            source="hoffmann2022",
         )
         return
-    missing = rule * run.parameters - run.tokens
-    yield (
+    missing = _TOKENS_PER_PARAMETER * run.parameters - run.tokens
+    yield Finding(
         WEAKNESS,
-        rich(
-            "The model has seen {ratio:.2f} tokens per parameter and is undertrained for its size: "
-            "about {rule} are compute-optimal (Hoffmann et al. 2022).",
-            ratio=ratio,
-            rule=rule,
-        ),
+        f"The model has seen {ratio:.2f} tokens per parameter and is undertrained for its size: "
+        f"about {_TOKENS_PER_PARAMETER} are compute-optimal",
+        source="hoffmann2022",
     )
-    yield (
+    yield Finding(
         IMPROVEMENT,
-        rich(
-            "Train longer: {missing} more tokens ({steps:,} steps, {time} at the speed measured) "
-            "make {rule} per parameter.",
-            missing=in_words(missing),
-            steps=math.ceil(missing / run.tokens_per_step),
-            time=duration(missing / run.tokens_per_s),
-            rule=rule,
-        ),
+        f"Train longer: {in_words(missing)} more tokens "
+        f"({math.ceil(missing / run.tokens_per_step):,} steps, "
+        f"{duration(missing / run.tokens_per_s)} at the speed measured) make "
+        f"{_TOKENS_PER_PARAMETER} per parameter.",
     )
 
 
 def _text(run: RunFacts) -> Findings:
     if run.data is None:
         return
-    text = run.data.splits["train"].tokens
-    epochs = run.tokens / text
-    numbers = {"text": in_words(text), "seen": in_words(run.tokens)}
+    tokens = run.data.splits["train"].tokens
+    epochs = run.tokens / tokens
+    text, seen = in_words(tokens), in_words(run.tokens)
     if epochs < 1:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "Only {share:.0%} of the training text was read: {seen} of {text} tokens.",
-                share=epochs,
-                **numbers,
-            ),
+            f"Only {epochs:.0%} of the training text was read: {seen} of {text} tokens.",
         )
     elif epochs > _EPOCHS:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "Each training token was read {epochs:.1f} times; beyond about {limit} times "
-                "little is gained (Muennighoff et al. 2023).",
-                epochs=epochs,
-                limit=_EPOCHS,
-            ),
+            f"Each training token was read {epochs:.1f} times; beyond about {_EPOCHS} times "
+            "little is gained",
+            source="muennighoff2023",
         )
-        yield (
-            IMPROVEMENT,
-            rich("More text: {text} tokens are few for a run of {seen}.", **numbers),
-        )
+        yield Finding(IMPROVEMENT, f"More text: {text} tokens are few for a run of {seen}.")
 
 
 def _shift(run: RunFacts) -> Findings:
     difference = run.test.loss - run.val_loss
     if abs(difference) > _LARGE_GAP:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "The held-out splits differ: the test loss is {difference:.3f} nats {side} the "
-                "validation loss, so that one figure says little about text of another kind.",
-                difference=abs(difference),
-                side="above" if difference > 0 else "below",
-            ),
+            f"The held-out splits differ: the test loss is {abs(difference):.3f} nats "
+            f"{'above' if difference > 0 else 'below'} the validation loss, so that one figure "
+            "says little about text of another kind.",
         )
 
 
 def _stability(run: RunFacts) -> Findings:
+    clip = run.train.clip
     if run.skipped:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "{skipped:,} of {steps:,} steps were skipped, as their loss or gradient was not "
-                "finite.",
-                skipped=run.skipped,
-                steps=run.steps,
-            ),
+            f"{run.skipped:,} of {run.steps:,} steps were skipped, as their loss or gradient was "
+            "not finite.",
         )
-    elif run.train.clip and run.grad_norms:
-        yield (
+    elif clip and run.grad_norms:
+        clipped = sum(norm > clip for norm in run.grad_norms)
+        yield Finding(
             STRENGTH,
-            rich(
-                "Training was stable: none of {steps:,} steps was skipped, and {clipped:,} of "
-                "{logged:,} logged gradients were longer than {clip:g} and clipped to it.",
-                steps=run.steps,
-                clipped=sum(norm > run.train.clip for norm in run.grad_norms),
-                logged=len(run.grad_norms),
-                clip=run.train.clip,
-            ),
+            f"Training was stable: none of {run.steps:,} steps was skipped, and {clipped:,} of "
+            f"{len(run.grad_norms):,} logged gradients were longer than {clip:g} and clipped to "
+            "it.",
+        )
+
+
+def _reach(run: RunFacts) -> Findings:
+    test = run.test
+    yield Finding(
+        WEAKNESS,
+        f"The model was trained and scored on windows of {test.context:,} tokens, about "
+        f"{test.context * test.bytes / test.tokens:,.0f} bytes of this text: it has learned "
+        "nothing about what connects longer stretches.",
+    )
+
+
+def _embedding(run: RunFacts) -> Findings:
+    share, vocab = embedding_share(run), run.model.vocab_size
+    if share > _HEAVY:
+        rest = run.parameters - _embedding_parameters(run)
+        yield Finding(
+            WEAKNESS,
+            f"{share:.0%} of the parameters are the embedding and the head of {vocab:,} tokens; "
+            f"only {in_words(rest)} are in the layers.",
+        )
+        yield Finding(
+            IMPROVEMENT,
+            f"A smaller vocabulary than {vocab:,}, or more layers, to lower the share of "
+            f"{share:.0%} that the embedding has.",
         )
 
 
 def _repetition(run: RunFacts) -> Findings:
-    samples = {name: sample_facts(run.prompt, text) for name, text in run.samples.items()}
-    samples = {name: facts for name, facts in samples.items() if facts.words >= _ENOUGH_WORDS}
-    if not samples:
+    samples = {name: words(text) for name, text in run.samples.items()}
+    repeated = {n: repetition([text]) for n, text in samples.items() if len(text) >= _ENOUGH_WORDS}
+    if not repeated:
         return
-    worst = max(samples, key=lambda name: samples[name].repeated)
-    best = min(samples, key=lambda name: samples[name].repeated)
-    sentence = (
-        "{name} decoding {verb}: {repeated:.0%} of the phrases of 4 words in its sample of {words} "
-        "words have occurred before in it."
-    )
+    worst, best = max(repeated, key=repeated.__getitem__), min(repeated, key=repeated.__getitem__)
     for name, kind, verb, holds in (
-        (worst, WEAKNESS, "loops", samples[worst].repeated > _LOOPING),
-        (best, STRENGTH, "does not loop", samples[best].repeated < _FLUENT),
+        (worst, WEAKNESS, "loops", repeated[worst] > _LOOPING),
+        (best, STRENGTH, "does not loop", repeated[best] < _FLUENT),
     ):
         if holds:
-            facts = samples[name]
-            yield (
+            yield Finding(
                 kind,
-                rich(
-                    sentence,
-                    name=name[:1].upper() + name[1:],
-                    verb=verb,
-                    repeated=facts.repeated,
-                    words=facts.words,
-                ),
+                f"{name[:1].upper() + name[1:]} decoding {verb}: {repeated[name]:.0%} of the "
+                f"phrases of 4 words in its sample of {len(samples[name])} words have occurred "
+                "before in it.",
             )
 
 
@@ -285,122 +265,55 @@ def _strategies(decoding: Decoding) -> Findings:
     rows, human = decoding.strategies, decoding.human
     worst = max(rows, key=lambda name: rows[name].repetition_4)
     if rows[worst].repetition_4 - human.repetition_4 > _FLUENT:
-        yield (
+        yield Finding(
             WEAKNESS,
-            rich(
-                "Looping, worst in {name}: {own:.1%} of its runs of 4 words stood earlier in the "
-                "same text, in the human continuations {human:.1%} ({prompts} prompts).",
-                name=worst,
-                own=rows[worst].repetition_4,
-                human=human.repetition_4,
-                prompts=decoding.prompts,
-            ),
+            f"Looping, worst in {worst}: {rows[worst].repetition_4:.1%} of its runs of 4 words "
+            f"stood earlier in the same text, in the human continuations {human.repetition_4:.1%} "
+            f"({decoding.prompts} prompts).",
         )
     nearest = min(rows, key=lambda name: abs(rows[name].distinct_2 - human.distinct_2))
-    yield (
-        STRENGTH if abs(rows[nearest].distinct_2 - human.distinct_2) < _CLOSE else WEAKNESS,
-        rich(
-            "The strategy nearest to human diversity is {name}: {own:.1%} of its pairs of words "
-            "are different, of the authors' {human:.1%}.",
-            name=nearest,
-            own=rows[nearest].distinct_2,
-            human=human.distinct_2,
-        ),
-    )
+    difference = abs(rows[nearest].distinct_2 - human.distinct_2)
+    if not math.isnan(difference):
+        yield Finding(
+            STRENGTH if difference < _CLOSE else WEAKNESS,
+            f"The strategy nearest to human diversity is {nearest}: "
+            f"{rows[nearest].distinct_2:.1%} of its pairs of words are different, of the authors' "
+            f"{human.distinct_2:.1%}.",
+        )
     most = max(rows, key=lambda name: rows[name].copied_8)
     if not math.isnan(rows[most].copied_8):
-        yield (
+        yield Finding(
             STRENGTH if rows[most].copied_8 <= max(_COPIED, human.copied_8) else WEAKNESS,
-            rich(
-                "At most {own:.2%} of the runs of 8 words in its texts ({name}) are copied from "
-                "the training text; of the authors' own {human:.2%} stand there.",
-                own=rows[most].copied_8,
-                name=most,
-                human=human.copied_8,
-            ),
+            f"At most {rows[most].copied_8:.2%} of the runs of 8 words in its texts ({most}) are "
+            f"copied from the training text; of the authors' own {human.copied_8:.2%} stand there.",
         )
 
 
 def _scaling(sizes: Sizes) -> Findings:
     best = min(sizes.rows, key=lambda size: size.test_loss)
     largest = max(sizes.rows, key=lambda size: size.parameters)
+    count, parameters = len(sizes.rows), in_words(best.parameters)
     if best is largest:
-        yield (
+        yield Finding(
             IMPROVEMENT,
-            rich(
-                "A larger model: of the {count} sizes compared the largest, {name} with "
-                "{parameters} parameters, has the lowest test loss, {loss:.3f}.",
-                count=len(sizes.rows),
-                name=best.name,
-                parameters=in_words(best.parameters),
-                loss=best.test_loss,
-            ),
+            f"A larger model: of the {count} sizes compared the largest, {best.name} with "
+            f"{parameters} parameters, has the lowest test loss, {best.test_loss:.3f}.",
         )
     else:
-        yield (
+        yield Finding(
             IMPROVEMENT,
-            rich(
-                "For {tokens} tokens a model of the size {name}, {parameters} parameters: of the "
-                "{count} sizes compared it has the lowest test loss, {loss:.3f}.",
-                tokens=in_words(sizes.tokens),
-                name=best.name,
-                parameters=in_words(best.parameters),
-                count=len(sizes.rows),
-                loss=best.test_loss,
-            ),
+            f"For {in_words(sizes.tokens)} tokens a model of the size {best.name}, {parameters} "
+            f"parameters: of the {count} sizes compared it has the lowest test loss, "
+            f"{best.test_loss:.3f}.",
         )
 
 
 def _speed(bench: Bench) -> Findings:
     speedups = [contest.speedup for contest in bench.contests]
     median = statistics.median(speedups)
-    yield (
+    yield Finding(
         STRENGTH if median > 1 else WEAKNESS,
-        rich(
-            "On {device} our kernels take {time:.2f} times the time of the fastest other (median "
-            "of {cases} cases; they are faster in {wins}).",
-            device=bench.device,
-            time=1 / median,
-            cases=len(speedups),
-            wins=sum(speedup > 1 for speedup in speedups),
-        ),
+        f"On {bench.device} our kernels take {1 / median:.2f} times the time of the fastest other "
+        f"(median of {len(speedups)} cases; they are faster in "
+        f"{sum(speedup > 1 for speedup in speedups)}).",
     )
-
-
-def _reach(run: RunFacts) -> Findings:
-    test = run.test
-    yield (
-        WEAKNESS,
-        rich(
-            "The model was trained and scored on windows of {context:,} tokens, about {bytes:,.0f} "
-            "bytes of this text: it has learned nothing about what connects longer stretches.",
-            context=test.context,
-            bytes=test.context * test.bytes / test.tokens,
-        ),
-    )
-
-
-def _embedding(run: RunFacts) -> Findings:
-    config = run.model
-    tables = config.vocab_size * config.n_embd * (1 if config.tie else 2)
-    share = tables / run.parameters
-    if share > _HEAVY:
-        yield (
-            WEAKNESS,
-            rich(
-                "{share:.0%} of the parameters are the embedding and the head of {vocab:,} tokens; "
-                "only {rest} are in the layers.",
-                share=share,
-                vocab=config.vocab_size,
-                rest=in_words(run.parameters - tables),
-            ),
-        )
-        yield (
-            IMPROVEMENT,
-            rich(
-                "A smaller vocabulary than {vocab:,}, or more layers, to lower the share of "
-                "{share:.0%} that the embedding has.",
-                vocab=config.vocab_size,
-                share=share,
-            ),
-        )

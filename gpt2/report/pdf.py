@@ -1,43 +1,39 @@
-"""The content of a report through Typst: PDF/A-2b of at most five pages, the same bytes each time.
+"""A report's facts through report.typ: PDF/A-2b of at most five pages, the same bytes each time.
 
-The text is handed over as JSON, so that nothing in it is markup. Only the fonts inside Typst are
-used, and PDF/A refuses a character that none of them has: such characters are found out before and
-shown as their code points.
+The facts are handed over as JSON, so that nothing in them is markup. Only the fonts inside Typst
+are used, and PDF/A refuses a character that none of them has: such characters are found out before
+and shown as their code points.
 """
 
 import copy
+import datetime
 import json
 import re
+import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 MAX_PAGES = 5
-_SHORTEST, _LONGEST = 80, 4000  # characters of a sample: what must remain, about a page
-_TEMPLATE = Path(__file__).with_name("report.typ")
+_FILES = [Path(__file__).with_name(name) for name in ("report.typ", "references.bib")]
 _FONT = "New Computer Modern"
 _ESCAPE = "\x1b"  # encloses a code point; never part of a text that was made printable
 _INVISIBLE = ("C", "Zl", "Zp")  # categories of control, format, unassigned and separator characters
 _LONG_WORD = re.compile(r"(\S{40,})")
+# Type size (points), margin (cm), characters of a sample at most; the first that fits is taken.
+_SHORTEST = 80
+_LAYOUTS = [(10, 2.4, 4000), (9.5, 2.2, 4000)] + [
+    (9, 1.9, shown) for shown in (4000, 2800, 2000, 1400, 1000, 700, 500, 350, 250, 150, _SHORTEST)
+]
 
 
-class Layout(NamedTuple):
-    """Type size in points, margins in centimetres."""
-
-    size: float
-    margin: float
-
-
-_LAYOUTS = (Layout(10, 2.4), Layout(9.5, 2.2), Layout(9, 1.9))  # the first that fits is taken
-
-
-def typeset(content: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes, int]:
+def typeset(facts: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes, int]:
     """Typeset a report.
 
     Args:
-        content: see content.py.
+        facts: see facts.py.
         figures: file name -> SVG.
 
     Returns:
@@ -48,27 +44,29 @@ def typeset(content: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[byte
             samples are cut short.
     """
     typst = _typst()
-    missing = _missing_characters(typst, content)
+    missing = _missing_characters(typst, facts)
+    finished = datetime.datetime.fromisoformat(facts["finished"])
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        (root / "report.typ").write_text(_TEMPLATE.read_text(encoding="utf-8"), encoding="utf-8")
+        for path in _FILES:
+            shutil.copy(path, root)
         for name, svg in figures.items():
             (root / name).write_bytes(svg)
-
-        def compiler(layout: Layout, shown: int) -> Any:
-            page = _printable(shorten(content, shown, missing), missing)
-            page |= {"size": layout.size, "margin": layout.margin}
-            (root / "content.json").write_text(json.dumps(page), encoding="utf-8")
-            return typst.Compiler(root / "report.typ", root=root, ignore_system_fonts=True)
-
-        def pages(layout: Layout, shown: int) -> int:
-            return int(compiler(layout, shown).query("<pages>", field="value", one=True))
-
-        layout, shown, count = _best_fit(content, pages)
-        pdf = compiler(layout, shown).compile(
-            format="pdf", pdf_standards="a-2b", timestamp=content["timestamp"]
-        )
-        return pdf, count
+        for size, margin, shown in _LAYOUTS:
+            page = _printable(shorten(facts, shown, missing), missing)
+            page |= {"size": size, "margin": margin, "shown": shown, "max_pages": MAX_PAGES}
+            (root / "facts.json").write_text(json.dumps(page), encoding="utf-8")
+            compiler = typst.Compiler(root / "report.typ", root=root, ignore_system_fonts=True)
+            pages = int(compiler.query("<pages>", field="value", one=True))
+            if pages <= MAX_PAGES:
+                pdf = compiler.compile(
+                    format="pdf", pdf_standards="a-2b", timestamp=int(finished.timestamp())
+                )
+                return pdf, pages
+    raise ValueError(
+        f"the report has {pages} pages, and at most {MAX_PAGES} are allowed, even with samples of "
+        f"{_SHORTEST} characters: leave out some of the runs or result files"
+    )
 
 
 def _typst() -> Any:
@@ -79,58 +77,22 @@ def _typst() -> Any:
     return typst
 
 
-def _best_fit(
-    content: dict[str, Any], pages: Callable[[Layout, int], int]
-) -> tuple[Layout, int, int]:
-    """The layout, how many characters of each sample are shown, and the pages that this takes."""
-    longest = max(len(item["text"]) for b in _samples(content) for item in b["items"])
-    high = min(longest, _LONGEST)
-    for layout in _LAYOUTS:
-        if (count := pages(layout, high)) <= MAX_PAGES:
-            return layout, high, count
-    if (count := pages(layout, _SHORTEST)) > MAX_PAGES:
-        raise ValueError(
-            f"the report has {count} pages, and at most {MAX_PAGES} are allowed, even with "
-            f"samples of {_SHORTEST} characters: leave out some of the runs or result files"
-        )
-    low = _SHORTEST
-    while high - low > 100:
-        middle = (low + high) // 2
-        if (wanted := pages(layout, middle)) <= MAX_PAGES:
-            low, count = middle, wanted
-        else:
-            high = middle
-    return layout, low, count
+def shorten(facts: dict[str, Any], shown: int, missing: set[str]) -> dict[str, Any]:
+    """A copy whose samples have `shown` characters at most, and say what was changed in them."""
+    facts = copy.deepcopy(facts)
+    for group in (facts["samples"], (facts["sizes"] or {}).get("samples")):
+        if group is not None:
+            group["replaced"] = bool(missing.intersection("".join(_texts(group))))
+            cut = [item for item in group["items"] if len(item["text"]) > shown]
+            group["cut"] = str(len(cut))
+            for item in cut:
+                item["text"] = item["text"][:shown].rstrip() + " [...]"
+    return facts
 
 
-def _samples(content: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for section in content["sections"]:
-        yield from (block for block in section["blocks"] if block["kind"] == "samples")
-
-
-def shorten(content: dict[str, Any], shown: int, missing: set[str]) -> dict[str, Any]:
-    """A copy whose samples have `shown` characters at most, with notes on what was changed."""
-    content = copy.deepcopy(content)
-    for block in _samples(content):
-        block["notes"] = []
-        if missing.intersection("".join(_texts(block))):
-            block["notes"].append(
-                "Characters that cannot be seen, or that the fonts lack, stand as code points."
-            )
-        cut = [i for i in block["items"] if len(i["text"]) > shown]
-        for item in cut:
-            item["text"] = item["text"][:shown].rstrip() + " [...]"
-        if cut:
-            block["notes"].append(
-                f"{len(cut)} of {len(block['items'])} samples are cut after {shown} characters, at "
-                f"[...], to keep to {MAX_PAGES} pages; the Markdown version has all of them."
-            )
-    return content
-
-
-def _missing_characters(typst: Any, content: dict[str, Any]) -> set[str]:
-    """The characters of the content that cannot be seen, or that the fonts lack."""
-    used = {c for text in _texts(content) for c in text if not c.isascii() or not c.isprintable()}
+def _missing_characters(typst: Any, facts: dict[str, Any]) -> set[str]:
+    """The characters of the facts that cannot be seen, or that the fonts lack."""
+    used = {c for text in _texts(facts) for c in text if not c.isascii() or not c.isprintable()}
     hidden = {c for c in used if unicodedata.category(c).startswith(_INVISIBLE)} - {"\n"}
     return hidden | set(_without_glyph(typst, sorted(used - hidden - {"\n"})))
 
@@ -147,7 +109,7 @@ def _without_glyph(typst: Any, characters: list[str]) -> Iterator[str]:
     yield from _without_glyph(typst, characters[middle:])
 
 
-def _has_glyphs(typst: Any, characters: Iterable[str]) -> bool:
+def _has_glyphs(typst: Any, characters: list[str]) -> bool:
     source = f'#set text(font: "{_FONT}")\n#sys.inputs.characters'
     compiler = typst.Compiler(
         source.encode(),
@@ -162,34 +124,35 @@ def _has_glyphs(typst: Any, characters: Iterable[str]) -> bool:
 
 
 def _texts(node: Any) -> Iterator[str]:
+    """All strings in JSON, its keys left out."""
     if isinstance(node, str):
         yield node
-    elif isinstance(node, dict):
-        for key, value in node.items():
-            if key not in ("typst", "latex"):
-                yield from _texts(value)
-    elif isinstance(node, list | tuple):
-        for value in node:
+    elif isinstance(node, dict | list):
+        for value in node.values() if isinstance(node, dict) else node:
             yield from _texts(value)
 
 
-def _printable(node: Any, missing: set[str]) -> Any:
-    """A copy in which missing characters are code points and long words can be broken."""
+def _mapped(node: Any, change: Callable[[str], str]) -> Any:
+    """A copy of JSON with every string in it changed, its keys left as they are."""
     if isinstance(node, dict):
-        return {
-            key: value if key in ("typst", "latex") else _printable(value, missing)
-            for key, value in node.items()
-        }
-    if isinstance(node, list | tuple):
-        return [_printable(value, missing) for value in node]
-    if not isinstance(node, str):
-        return node
+        return {key: _mapped(value, change) for key, value in node.items()}
+    if isinstance(node, list):
+        return [_mapped(value, change) for value in node]
+    return change(node) if isinstance(node, str) else node
+
+
+def _printable(facts: dict[str, Any], missing: set[str]) -> Any:
+    """A copy in which missing characters are code points and long words can be broken."""
 
     def visible(text: str) -> str:
         return "".join(f"{_ESCAPE}U+{ord(c):04X}{_ESCAPE}" if c in missing else c for c in text)
 
-    words = _LONG_WORD.split(node.replace("\r\n", "\n").replace("\t", "    "))
-    for place in range(1, len(words), 2):  # the long ones: zero-width spaces let a line end there
-        long = words[place]
-        words[place] = "\u200b".join(visible(long[i : i + 8]) for i in range(0, len(long), 8))
-    return "".join(w if place % 2 else visible(w) for place, w in enumerate(words))
+    def printable(text: str) -> str:
+        words = _LONG_WORD.split(text.replace("\r\n", "\n").replace("\t", "    "))
+        for place, word in enumerate(words):
+            # Zero-width spaces let a line end in one of the long words, which are at odd places.
+            parts = [word[i : i + 8] for i in range(0, len(word), 8)] if place % 2 else [word]
+            words[place] = "\u200b".join(map(visible, parts))
+        return "".join(words)
+
+    return _mapped(facts, printable)

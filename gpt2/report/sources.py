@@ -11,7 +11,7 @@ from gpt2.config import GPTConfig, TrainConfig
 from gpt2.data.manifest import MANIFEST
 from gpt2.model import count_parameters
 from gpt2.runs.metrics import read_metrics
-from gpt2.runs.run import read_config
+from gpt2.runs.run import read_config, read_config_file
 from gpt2.tokenizer import Tokenizer
 from gpt2.training.estimate import flops_per_token
 
@@ -187,7 +187,8 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
     Raises:
         ValueError: not a run folder, or one that has not ended; says what is missing.
     """
-    train, model = read_config(folder)
+    record = folder / "run.json"  # of the model that ships: its config.json is Hugging Face's
+    train, model = read_config_file(record) if record.is_file() else read_config(folder)
     path = folder / "result.json"
     if not path.is_file():
         raise ValueError(

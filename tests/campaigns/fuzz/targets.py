@@ -23,7 +23,7 @@ from gpt2.data.sources import open_source
 from gpt2.demo import model as demo_model
 from gpt2.evaluate.tasks import read_rows
 from gpt2.model import GPT
-from gpt2.report.content import gather
+from gpt2.report.facts import gather
 from gpt2.report.result_files import read_bench, read_decoding, read_sizes
 from gpt2.report.sources import RunFacts, read_run
 from gpt2.runs.checkpoint import load_checkpoint
