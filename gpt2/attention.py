@@ -31,9 +31,10 @@ def causal_mask(T: int, window: int | None = None, device: torch.device | None =
 
 
 class BasicAttention(torch.nn.Module):
-    """Step 1: every position averages the values by similarity, softmax(Q K^T) V. (..., T, D).
+    """Step 1: every position averages the values by similarity, softmax(Q K^T) V.
 
     It sees the future, and its scores grow with D until the softmax saturates.
+    q, k and v are (..., T, D), and so is the result.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -41,16 +42,33 @@ class BasicAttention(torch.nn.Module):
 
 
 class ScaledAttention(torch.nn.Module):
-    """Step 2: softmax(Q K^T / sqrt(D) + M) V, with a mask of what may be seen. (..., T, D).
+    """Step 2: softmax(Q K^T / sqrt(D) + M) V, with a mask.
 
     For independent unit-variance q and k, q.k has variance D; the division makes it 1 again.
+    q, k and v are (..., T, D), and so is the result.
+
+    The mask broadcasts to (..., T, T): boolean, or of any number type with 0 and 1. True or 1 means
+    that query i may see key j, M[i, j] = 0; False or 0 means that it may not, M[i, j] = -inf. A
+    query that may see no key gets 0. Any other mask is a ValueError.
     """
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
         scores = q @ k.mT / math.sqrt(q.shape[-1])
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        return scores.softmax(dim=-1) @ v
+        if mask is None:
+            return scores.softmax(dim=-1) @ v
+        hidden = ~_as_bool(mask)
+        weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
+        # Where everything is hidden the softmax is 0/0.
+        return weights.masked_fill(hidden, 0.0) @ v
+
+
+def _as_bool(mask: Tensor) -> Tensor:
+    if mask.dtype != torch.bool and not ((mask == 0) | (mask == 1)).all():
+        raise ValueError(
+            "the mask must be boolean, or hold 1 for visible and 0 for hidden keys alone; got "
+            f"{mask.dtype} with other values (an additive mask of 0 and -inf is meant as mask == 0)"
+        )
+    return mask.bool()
 
 
 class Backend(Protocol):

@@ -3,10 +3,6 @@
     x = embed(idx) + positions                                                      (B, T, C)
     pre-norm  (GPT-2):         x = x + attention(norm(x));  x = x + mlp(norm(x));  last norm(x)
     post-norm (Vaswani 2017):  x = norm(x + attention(x));  x = norm(x + mlp(x))
-
-In pre-norm a residual addition is always followed by a norm, so the two are one step, `norm.add`;
-what the last sub-layer adds to the stream x travels beside it to the norm of the next one.
-
     logits = x W_head^T                                                             (B, T, V)
 
 Parameters carry the names of GPT-2's checkpoints (wte, wpe, h.0.attn.c_attn, ...).
@@ -63,7 +59,10 @@ class MultiHeadAttention(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention, then the MLP, each in a residual branch with a norm before or after it."""
+    """Attention, then the MLP, each in a residual branch with a norm before or after it.
+
+    `forward` states the layer; `GPT` runs the same function as `forward_fused`.
+    """
 
     def __init__(self, config: GPTConfig):
         super().__init__()
@@ -74,10 +73,29 @@ class TransformerLayer(nn.Module):
         self.mlp = build_mlp(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(
-        self, x: Tensor, branch: Tensor | None = None, chunk: Chunk | None = None
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        if self.pre_norm:
+            x = x + self.drop(self.attn(self.ln_1(x)))
+            return x + self.drop(self.mlp(self.ln_2(x)))
+        x = self.ln_1(x + self.drop(self.attn(x)))
+        return self.ln_2(x + self.drop(self.mlp(x)))
+
+    def forward_fused(
+        self, x: Tensor, branch: Tensor | None, chunk: Chunk | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The residual stream (B, T, C), and what is still to be added to it (pre-norm only)."""
+        """The same function, with each residual addition in one step with the norm after it.
+
+        In pre-norm the norm after the last addition is the next layer's, which the addition is
+        left to.
+
+        Args:
+            x: residual stream (B, T, C).
+            branch: (B, T, C), still to be added to x; None for nothing.
+            chunk: the tokens' place in a cache.
+
+        Returns:
+            The stream, and what is still to be added to it; None in post-norm.
+        """
         if self.pre_norm:
             y, x = (self.ln_1(x), x) if branch is None else self.ln_1.add(x, branch)
             y, x = self.ln_2.add(x, self.drop(self.attn(y, chunk)))
@@ -160,18 +178,21 @@ class GPT(nn.Module):
         return self.wte(idx) * math.sqrt(C) + self.positions[positions]
 
     def hidden(self, idx: Tensor, cache: KVCache | None = None) -> Tensor:  # (B, T) -> (B, T, C)
-        """What the layers make of the tokens: the input of the output head.
+        """The output of the last layer, normalised: the input of the output head.
 
-        With a cache the tokens follow those that it holds, and join them.
+        Args:
+            idx: token ids (B, T), int64; with a cache those that follow what it holds.
+            cache: keys and values of earlier tokens; gets those of `idx` as well.
         """
         chunk = None if cache is None else cache.extend(idx.shape[1], idx.device)
         x, branch = self.drop(self.embed(idx, chunk)), None
         recompute = self.config.recompute == "block" and torch.is_grad_enabled()
         for layer in self.h:
+            assert isinstance(layer, TransformerLayer)
             if recompute:  # Chen et al. 2016, arXiv:1604.06174
-                x, branch = checkpoint(layer, x, branch, chunk, use_reentrant=False)
+                x, branch = checkpoint(layer.forward_fused, x, branch, chunk, use_reentrant=False)
             else:
-                x, branch = layer(x, branch, chunk)
+                x, branch = layer.forward_fused(x, branch, chunk)
         return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)

@@ -80,12 +80,14 @@ def wrap(model: nn.Module, mode: str | None, *, compile: bool, device: torch.dev
         device: where the model is.
     """
     if world().size > 1 and mode == "fsdp":
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for layer in model.get_submodule("h").children():
+            layer = cast(Any, layer)
             if compile:
-                layer.compile()
+                layer.forward_fused = torch.compile(layer.forward_fused)
             fully_shard(layer)
+            register_fsdp_forward_method(layer, "forward_fused")
         fully_shard(model)
         return model
     called = cast(nn.Module, torch.compile(model)) if compile else model

@@ -62,6 +62,30 @@ def test_scaled_attention_is_basic_attention_on_scaled_queries():
     torch.testing.assert_close(ScaledAttention()(q, k, v), BasicAttention()(q / 4, k, v))
 
 
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int64, torch.float32], ids=str)
+def test_masks_are_boolean_or_of_0_and_1(dtype):
+    q, k, v = torch.randn(3, 2, 5, 16, requires_grad=True)
+    mask = causal_mask(5).index_fill(0, torch.tensor(2), False)  # the third query sees no key
+    y = ScaledAttention()(q, k, v, mask.to(dtype))
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(y, expected)
+    assert (y[:, 2] == 0).all()
+    for grad, wanted in zip(
+        torch.autograd.grad(y.sum(), [q, k, v]),
+        torch.autograd.grad(expected.sum(), [q, k, v]),
+        strict=True,
+    ):
+        torch.testing.assert_close(grad, wanted)
+
+
+@pytest.mark.parametrize("hidden", [-torch.inf, torch.nan, 0.5])
+def test_other_masks_are_refused(hidden):
+    q = torch.randn(2, 5, 16)
+    mask = torch.zeros(5, 5).masked_fill(~causal_mask(5), hidden)
+    with pytest.raises(ValueError, match="the mask must be boolean, or hold 1 for visible and 0"):
+        ScaledAttention()(q, q, q, mask)
+
+
 def test_multi_head_attention_equals_pytorchs_own():
     """torch.nn.MultiheadAttention serves as a reference only (B1 forbids it in the model)."""
     from gpt2.model import MultiHeadAttention
