@@ -9,12 +9,12 @@ j > i - window if there is one), and Z the dropout mask (0 or 1/(1-p); 1 without
     delta = rowsum(o * do)          dP = Z * (do v^T)                 dS = P * (dP - delta)
     dv = (Z * P)^T do               dq = scale * dS k                 dk = scale * dS^T q
 
-The backward recomputes P from L, so memory is linear in T. How the work is cut into tiles is told
-in `kernels._attention.kernels`, how the kernels are launched in `kernels._attention.operators`, and
-the sizes of the tiles are in `kernels._attention.tiles`.
+The backward computes P again from L, so memory is linear in T. `kernels._attention.kernels` cuts
+the work into tiles, `kernels._attention.tiles` holds their sizes, and
+`kernels._attention.operators` launches the kernels.
 
-Precision: products take the input's dtype and sum in float32 (float32 inputs: IEEE, unless TF32 is
-asked for); everything else is float32.
+Precision: products take the input's dtype and sum in float32 (IEEE for float32 inputs, unless TF32
+is asked for); everything else is float32.
 
 Sources: Dao, FlashAttention-2 (arXiv 2307.08691); Milakov and Gimelshein, Online normalizer
 calculation for softmax (arXiv 1805.02867); Salmon et al., Philox (SC 2011).
@@ -23,21 +23,19 @@ Axes: B batch, T time, H heads, D head width.
 """
 
 import math
-from typing import Literal, overload
+from typing import Literal, NamedTuple, overload
 
 import torch
-import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._attention.kernels import attention_dropout_kernel
 from kernels._attention.operators import (
     MAX_TIME_STRIDE,
     attention_bwd,
     attention_fwd,
     attention_qkvpacked_bwd,
 )
-from kernels._common.launch import check_launchable, on_device_of
+from kernels._common.launch import check_launchable
 
 MAX_HEAD_WIDTH = 256
 LN2 = math.log(2)  # the operators pass the log-sum-exp in base 2
@@ -60,7 +58,8 @@ def attention_reference(
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: each position sees itself and the window - 1 before it; all before it by default.
         dropout_p: the fraction of probabilities that `keep` drops.
-        keep: (B, H, T, T) bool, True where a probability is kept; see `dropout_mask`.
+        keep: (B, H, T, T) bool, True where a probability is kept, as
+            `kernels._attention.operators.dropout_mask` reads it out.
 
     Returns:
         o: (B, T, H, D), and the log-sum-exp of the scores (B, H, T).
@@ -79,12 +78,22 @@ def attention_reference(
     return torch.einsum("bhij,bjhd->bihd", p, v), scores.logsumexp(-1)
 
 
+class _Settings(NamedTuple):
+    """The options of a call, checked and with defaults filled in, in the order of the operators."""
+
+    scale: float
+    window: int | None
+    dropout_p: float
+    allow_tf32: bool
+    deterministic: bool
+
+
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, seed, scale, window, dropout_p, allow_tf32, deterministic):
-        o, lse = attention_fwd(q, k, v, seed, scale, window, dropout_p, allow_tf32)
+    def forward(ctx, q, k, v, seed, settings):
+        ctx.settings = settings
+        o, lse = attention_fwd(q, k, v, seed, *settings[:-1])
         ctx.save_for_backward(q, k, v, o, lse, seed)
-        ctx.options = (scale, window, dropout_p, allow_tf32, deterministic)
         ctx.mark_non_differentiable(lse)
         return o, lse
 
@@ -92,25 +101,24 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, do, _):
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
-        grads = attention_bwd(do, *ctx.saved_tensors, *ctx.options, need_dq, any(need_dkv))
+        grads = attention_bwd(do, *ctx.saved_tensors, *ctx.settings, need_dq, any(need_dkv))
         wanted = (g if need else None for g, need in zip(grads, (need_dq, *need_dkv), strict=True))
-        return *wanted, None, None, None, None, None, None
+        return *wanted, None, None
 
 
 class _AttentionQkvPacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, seed, scale, window, dropout_p, allow_tf32, deterministic):
-        o, lse = attention_fwd(*qkv.unbind(2), seed, scale, window, dropout_p, allow_tf32)
+    def forward(ctx, qkv, seed, settings):
+        ctx.settings = settings
+        o, lse = attention_fwd(*qkv.unbind(2), seed, *settings[:-1])
         ctx.save_for_backward(qkv, o, lse, seed)
-        ctx.options = (scale, window, dropout_p, allow_tf32, deterministic)
         ctx.mark_non_differentiable(lse)
         return o, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
-        dqkv = attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.options)
-        return dqkv, None, None, None, None, None, None
+        return attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.settings), None, None
 
 
 def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -152,7 +160,7 @@ def _is_seed(seed: object, device: torch.device) -> bool:
     )  # fmt: skip
 
 
-def _settings(
+def _check_options(
     op: str,
     q: Tensor,
     scale: float | None,
@@ -161,8 +169,8 @@ def _settings(
     dropout_seed: Tensor | None,
     deterministic: bool | None,
     allow_tf32: bool,
-) -> tuple[Tensor | None, float, int | None, float, bool, bool]:
-    """What the autograd functions take after the tensors: checked, with defaults filled in."""
+) -> tuple[Tensor | None, _Settings]:
+    """Check the options of a call, and return the seed of its dropout and its settings."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
     if not 0 < scale < math.inf:
@@ -184,7 +192,7 @@ def _settings(
         )
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    return dropout_seed, scale, window, dropout_p, allow_tf32, deterministic
+    return dropout_seed, _Settings(scale, window, dropout_p, allow_tf32, deterministic)
 
 
 @overload
@@ -261,10 +269,10 @@ def attention(
         arXiv 2307.08691.
     """
     check_attention("attention", q, k, v)
-    settings = _settings(
+    seed, settings = _check_options(
         "attention", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
     )
-    o, lse = _Attention.apply(q, k, v, *settings)
+    o, lse = _Attention.apply(q, k, v, seed, settings)
     return (o, lse * LN2) if return_lse else o
 
 
@@ -298,29 +306,10 @@ def attention_qkvpacked(
         raise ValueError(
             f"attention_qkvpacked: qkv must be (B, T, 3, H, D), got shape {tuple(qkv.shape)}"
         )
-    q, k, v = qkv.unbind(2)
-    check_attention("attention_qkvpacked", q, k, v)
-    settings = _settings(
+    q = qkv[:, :, 0]  # k and v have its shape and strides
+    check_attention("attention_qkvpacked", q, q, q)
+    seed, settings = _check_options(
         "attention_qkvpacked", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
     )
-    return _AttentionQkvPacked.apply(qkv, *settings)[0]
-
-
-def dropout_mask(seed: Tensor, shape: tuple[int, int, int], dropout_p: float) -> Tensor:
-    """Read out the mask that attention draws: which probabilities it keeps.
-
-    Args:
-        seed: int64 tensor of one element, as given to `attention`.
-        shape: (B, T, H).
-        dropout_p: probability of dropping, in [0, 1).
-
-    Returns:
-        (B, H, T, T) bool, True where the probability is kept; also above the diagonal.
-    """
-    b, t, h = shape
-    keep = torch.empty((b, h, t, t), dtype=torch.bool, device=seed.device)
-    with on_device_of(seed):
-        attention_dropout_kernel[(b * h, triton.cdiv(t, 32), triton.cdiv(t, 32))](
-            seed, keep, t, dropout_p, BLOCK=32
-        )
-    return keep
+    o: Tensor = _AttentionQkvPacked.apply(qkv, seed, settings)[0]
+    return o

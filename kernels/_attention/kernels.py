@@ -30,13 +30,13 @@ DIAGONAL = tl.constexpr(2)
 
 
 @triton.jit
-def _assign(T, heads, group, BLOCK: tl.constexpr):
+def _assign(T, batch_heads, heads_per_group, BLOCK: tl.constexpr):
     """The (tile, head) of this program: tile by tile over a group of heads, then the next group."""
     tiles = tl.cdiv(T, BLOCK)
     program = tl.program_id(0)
-    first = program // (group * tiles) * group
-    width = tl.minimum(group, heads - first)
-    place = program % (group * tiles)
+    first = program // (heads_per_group * tiles) * heads_per_group
+    width = tl.minimum(heads_per_group, batch_heads - first)
+    place = program % (heads_per_group * tiles)
     return place // width, first + place % width
 
 
@@ -73,7 +73,7 @@ def _tile_offsets(start, stride, ROWS: tl.constexpr, COLS: tl.constexpr):
 
 @triton.jit
 def _inside(start, T, D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr):
-    """Which elements of rows start..start+ROWS exist in a (T, D) matrix."""
+    """True for the elements of rows start..start+ROWS that exist in a (T, D) matrix."""
     exists = (tl.arange(0, ROWS) < T - start)[:, None]
     if D < COLS:
         exists = exists & (tl.arange(0, COLS) < D)[None, :]
@@ -85,7 +85,7 @@ def _load(
     ptr, start, stride, T,
     D: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, COMPLETE: tl.constexpr,
 ):  # fmt: skip
-    """Rows start..start+ROWS of a (T, D) matrix, zero outside; COMPLETE: all rows exist."""
+    """Load rows start..start+ROWS of a (T, D) matrix, zero outside; COMPLETE if all rows exist."""
     ptrs = ptr + _tile_offsets(start, stride, ROWS, COLS)
     if not COMPLETE:
         tile = tl.load(ptrs, mask=_inside(start, T, D, ROWS, COLS), other=0.0)
@@ -98,10 +98,10 @@ def _load(
 
 @triton.jit
 def _keep(seed, head, rows, n, dropout_p, BLOCK_N: tl.constexpr):
-    """Which probabilities of rows x (n..n+BLOCK_N) dropout keeps: a function of their place alone.
+    """True for the probabilities of rows x (n..n+BLOCK_N) that dropout keeps.
 
-    The Philox counter is (row, column // 4, head), 32 bits each, so that no length repeats it; its
-    four outputs serve four neighbouring columns.
+    The mask depends only on the seed and the position. The Philox counter is (row, column // 4,
+    head), 32 bits each, so that no length repeats it; its four outputs serve four adjacent columns.
     """
     quads = n // 4 + tl.arange(0, BLOCK_N // 4)
     r0, r1, r2, r3 = tl.philox(seed, rows[:, None], quads[None, :], head, 0)
@@ -112,7 +112,7 @@ def _keep(seed, head, rows, n, dropout_p, BLOCK_N: tl.constexpr):
 
 @triton.jit
 def attention_dropout_kernel(seed_ptr, keep_ptr, T, dropout_p, BLOCK: tl.constexpr):
-    """One tile of the dropout mask, for tests."""
+    """Store one tile of the dropout mask, for tests."""
     head = tl.program_id(0)
     rows = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(2) * BLOCK
@@ -122,18 +122,18 @@ def attention_dropout_kernel(seed_ptr, keep_ptr, T, dropout_p, BLOCK: tl.constex
     tl.store(keep_ptr + place, keep, (rows < T)[:, None] & (cols < T)[None, :])
 
 
-@triton.jit(do_not_specialize=["heads", "H", "T", "group", "window"])
+@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_fwd_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, seed_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
-    heads, H, T, group, scale, window, dropout_p,
+    batch_heads, H, T, heads_per_group, scale, window, dropout_p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """o and the log-sum-exp of BLOCK_M rows."""
-    tile, head = _assign(T, heads, group, BLOCK_M)
+    """Compute o and the log-sum-exp of BLOCK_M rows."""
+    tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     b = (head // H).to(tl.int64)
     h = (head % H).to(tl.int64)
@@ -186,15 +186,15 @@ def attention_fwd_kernel(
     tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), rows < T)
 
 
-@triton.jit(do_not_specialize=["heads", "H", "T", "group"])
+@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group"])
 def attention_bwd_delta_kernel(
     o_ptr, do_ptr, delta_ptr, dq_sum_ptr,
     stride_dob, stride_dot, stride_doh,
-    heads, H, T, group,
+    batch_heads, H, T, heads_per_group,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta, and zeros where the one-pass kernel adds up dq."""
-    tile, head = _assign(T, heads, group, BLOCK_M)
+    """Compute delta, and fill the buffer in which the one-pass kernel adds up dq with zeros."""
+    tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = tile * BLOCK_M
     b = (head // H).to(tl.int64)
     h = (head % H).to(tl.int64)
@@ -214,7 +214,7 @@ def attention_bwd_delta_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["heads", "H", "T", "group", "window"])
+@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, seed_ptr,
     stride_qb, stride_qt, stride_qh,
@@ -222,12 +222,12 @@ def attention_bwd_dq_kernel(
     stride_vb, stride_vt, stride_vh,
     stride_dob, stride_dot, stride_doh,
     stride_gb, stride_gt,
-    heads, H, T, group, scale, window, dropout_p,
+    batch_heads, H, T, heads_per_group, scale, window, dropout_p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dq of BLOCK_M rows, and their delta for the kernel that follows."""
-    tile, head = _assign(T, heads, group, BLOCK_M)
+    """Compute dq of BLOCK_M rows, and their delta for the next kernel."""
+    tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     b = (head // H).to(tl.int64)
     h = (head % H).to(tl.int64)
@@ -289,7 +289,7 @@ def _row_ranges(n, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIND
     return whole, edge, end
 
 
-@triton.jit(do_not_specialize=["heads", "H", "T", "group", "window"])
+@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_sum_ptr, dk_ptr, dv_ptr, seed_ptr,
     stride_qb, stride_qt, stride_qh,
@@ -297,12 +297,15 @@ def attention_bwd_dkv_kernel(
     stride_vb, stride_vt, stride_vh,
     stride_dob, stride_dot, stride_doh,
     stride_gb, stride_gt,
-    heads, H, T, group, scale, window, dropout_p,
+    batch_heads, H, T, heads_per_group, scale, window, dropout_p,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BLOCK_N keys; with a dq_sum, also their share of dq. Tiles are (keys, rows)."""
-    tile, head = _assign(T, heads, group, BLOCK_N)
+    """Compute dk and dv of BLOCK_N keys, and add their part of dq to dq_sum if there is one.
+
+    Tiles of scores are (keys, rows) here.
+    """
+    tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_N)
     n = tile * BLOCK_N
     b = (head // H).to(tl.int64)
     h = (head % H).to(tl.int64)

@@ -1,8 +1,8 @@
-"""The operators of `kernels.attention`: how its kernels are launched, known to torch.compile.
+"""The operators of `kernels.attention`: they launch its kernels and are known to torch.compile.
 
 - `attention_fwd`: o, and the log-sum-exp in base 2, (B, H, T) float32.
-- `attention_bwd`: dq, dk, dv; what is not needed comes back empty.
-- `attention_qkvpacked_bwd`: the three written into one (B, T, 3, H, D) tensor.
+- `attention_bwd`: dq, dk, dv; an empty tensor in place of each that is not needed.
+- `attention_qkvpacked_bwd`: the three gradients in one (B, T, 3, H, D) tensor.
 
 The one-pass backward is the default, by arithmetic and not by measurement. It executes 5 products
 and one exponential per score where two passes execute 7 and 2: at width 64 on an H100, where an
@@ -21,6 +21,7 @@ from kernels._attention.kernels import (
     attention_bwd_delta_kernel,
     attention_bwd_dkv_kernel,
     attention_bwd_dq_kernel,
+    attention_dropout_kernel,
     attention_fwd_kernel,
 )
 from kernels._attention.tiles import Tile, Tiles, choose_tiles
@@ -29,7 +30,7 @@ from kernels._common.op import register_op
 
 # Offsets inside a tile are 32-bit, and a tile has at most 128 rows.
 MAX_TIME_STRIDE = 2**31 // 128
-# What the keys and values of the heads that run together may fill of the L2 cache (50 MB: H100).
+# Bytes of the L2 cache (50 MB on an H100) for keys and values of the heads that run together.
 L2_BUDGET = 32 << 20
 DELTA_ROWS = 32
 
@@ -40,7 +41,7 @@ def _grid(q: Tensor, block: int) -> tuple[int]:
 
 
 def _sizes(q: Tensor) -> tuple[int, int, int, int]:
-    """heads, H, T and group: how many heads at a time share the L2 cache for keys and values."""
+    """batch_heads = B * H, H, T, and heads_per_group, whose keys and values fit the L2 cache."""
     b, t, h, d = q.shape
     return b * h, h, t, max(1, L2_BUDGET // (2 * t * d * q.element_size()))
 
@@ -63,7 +64,7 @@ def _options(q: Tensor, tile: Tile, window: int | None, allow_tf32: bool) -> dic
 
 
 def _narrow(window: int | None, q: Tensor) -> int | None:
-    """The window if it hides anything: a wider one would only overflow the kernels' arithmetic."""
+    """The window, or None if it hides nothing: a large one would overflow 32-bit positions."""
     return window if window is not None and window < q.shape[1] else None
 
 
@@ -71,7 +72,7 @@ def _tiles(q: Tensor) -> Tiles:
     return choose_tiles(architecture(q), q.shape[-1], q.shape[1], q.element_size())
 
 
-def _fwd_fake(q, k, v, seed, scale, window, dropout_p, allow_tf32):
+def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     b, t, h, _ = q.shape
     return q.new_empty(q.shape), q.new_empty((b, h, t), dtype=torch.float32)
 
@@ -79,7 +80,7 @@ def _fwd_fake(q, k, v, seed, scale, window, dropout_p, allow_tf32):
 @register_op(
     "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? seed, float scale, int? window, "
     "float dropout_p, bool allow_tf32) -> (Tensor, Tensor)",
-    _fwd_fake,
+    _allocate_outputs,
 )
 def attention_fwd(
     q: Tensor,
@@ -91,7 +92,7 @@ def attention_fwd(
     dropout_p: float,
     allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:
-    o, lse = _fwd_fake(q, k, v, seed, scale, window, dropout_p, allow_tf32)
+    o, lse = _allocate_outputs(q)
     window = _narrow(window, q)
     tile = _tiles(q).fwd
     if q.numel() > 0:
@@ -154,7 +155,7 @@ def _launch_bwd(
         dq.copy_(dq_sum)
 
 
-def _bwd_fake(do, q, k, v, o, lse, seed, scale, window, dropout_p, tf32, det, need_dq, need_dkv):
+def _allocate_gradients(q: Tensor, need_dq: bool, need_dkv: bool) -> tuple[Tensor, Tensor, Tensor]:
     dq = q.new_empty(q.shape if need_dq else (0,))
     dk, dv = (q.new_empty(q.shape if need_dkv else (0,)) for _ in range(2))
     return dq, dk, dv
@@ -164,29 +165,73 @@ def _bwd_fake(do, q, k, v, o, lse, seed, scale, window, dropout_p, tf32, det, ne
     "attention_bwd(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? seed, "
     "float scale, int? window, float dropout_p, bool allow_tf32, bool deterministic, "
     "bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
-    _bwd_fake,
+    lambda do, q, *others: _allocate_gradients(q, *others[-2:]),
 )
-def attention_bwd(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
-    *operands, need_dq, need_dkv = args
-    dq, dk, dv = _bwd_fake(*args)
+def attention_bwd(
+    do: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    seed: Tensor | None,
+    scale: float,
+    window: int | None,
+    dropout_p: float,
+    allow_tf32: bool,
+    deterministic: bool,
+    need_dq: bool,
+    need_dkv: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    dq, dk, dv = _allocate_gradients(q, need_dq, need_dkv)
     _launch_bwd(
-        dq if need_dq else None, dk if need_dkv else None, dv if need_dkv else None, *operands
-    )
+        dq if need_dq else None, dk if need_dkv else None, dv if need_dkv else None,
+        do, q, k, v, o, lse, seed, scale, window, dropout_p, allow_tf32, deterministic,
+    )  # fmt: skip
     return dq, dk, dv
-
-
-def _qkvpacked_bwd_fake(do, qkv, *args):
-    return qkv.new_empty(qkv.shape)
 
 
 @register_op(
     "attention_qkvpacked_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, Tensor? seed, "
     "float scale, int? window, float dropout_p, bool allow_tf32, bool deterministic) -> Tensor",
-    _qkvpacked_bwd_fake,
+    lambda do, qkv, *_: qkv.new_empty(qkv.shape),
 )
-def attention_qkvpacked_bwd(do: Tensor, qkv: Tensor, *operands: Any) -> Tensor:
+def attention_qkvpacked_bwd(
+    do: Tensor,
+    qkv: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    seed: Tensor | None,
+    scale: float,
+    window: int | None,
+    dropout_p: float,
+    allow_tf32: bool,
+    deterministic: bool,
+) -> Tensor:
     dqkv = qkv.new_empty(qkv.shape)
-    q, k, v = qkv.unbind(2)
     dq, dk, dv = dqkv.unbind(2)
-    _launch_bwd(dq, dk, dv, do, q, k, v, *operands)
+    q, k, v = qkv.unbind(2)
+    _launch_bwd(
+        dq, dk, dv, do, q, k, v, o, lse, seed, scale, window, dropout_p, allow_tf32, deterministic
+    )
     return dqkv
+
+
+def dropout_mask(seed: Tensor, shape: tuple[int, int, int], dropout_p: float) -> Tensor:
+    """Read out the mask that attention draws, for tests.
+
+    Args:
+        seed: int64 tensor of one element, as given to `attention`.
+        shape: (B, T, H).
+        dropout_p: probability of dropping, in [0, 1).
+
+    Returns:
+        (B, H, T, T) bool, True where a probability is kept; also above the diagonal.
+    """
+    b, t, h = shape
+    keep = torch.empty((b, h, t, t), dtype=torch.bool, device=seed.device)
+    with on_device_of(seed):
+        attention_dropout_kernel[(b * h, triton.cdiv(t, 32), triton.cdiv(t, 32))](
+            seed, keep, t, dropout_p, BLOCK=32
+        )
+    return keep

@@ -15,8 +15,9 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounter
 
 import kernels._attention.operators
+from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
-from kernels.attention import attention, attention_qkvpacked, attention_reference, dropout_mask
+from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import Quantity, compare
 
 CUDA = torch.cuda.is_available()

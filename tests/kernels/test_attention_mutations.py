@@ -211,8 +211,8 @@ OPERATORS = [
 FUNCTIONS = [
     Mutation(
         "the window is lost on the way to the backward",
-        "ctx.options = (scale, window,",
-        "ctx.options = (scale, None,",
+        "ctx.settings = settings",
+        "ctx.settings = settings._replace(window=None)",
         checks.test_packed_reads_a_slice_of_a_wider_projection,
         count=2,
     ),
@@ -225,7 +225,7 @@ def test_faults_in_kernels_are_caught(
 ) -> None:
     expect_caught(
         kernels._attention.kernels,
-        [kernels._attention.operators, kernels.attention],
+        [kernels._attention.operators],
         mutation,
         tmp_path,
         device=device,

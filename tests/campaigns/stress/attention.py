@@ -7,8 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
-from kernels.attention import attention, attention_qkvpacked, attention_reference, dropout_mask
+from kernels.attention import attention, attention_qkvpacked, attention_reference
 from tests.campaigns.stress.case import Case, Operator, Refusals, beyond, same_bits, twin
 from tests.campaigns.stress.draw import Draw
 
