@@ -1,4 +1,9 @@
-"""What can be chosen: the model (`GPTConfig`), the run (`TrainConfig`), and presets of both."""
+"""Configuration: the model (`GPTConfig`), and the run as asked (`TrainConfig`) and as settled.
+
+On the command line None leaves a setting open; `settle` fills it in from the preset, so that code
+which trains sees `Settings` and no open ones. An option that model and run share, such as `norm`,
+is declared once, in `ModelOptions`.
+"""
 
 import dataclasses
 import reprlib
@@ -13,6 +18,7 @@ NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
+Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
 Recompute = Literal["none", "block"]
 _CHOICES = {
@@ -55,8 +61,35 @@ _LARGEST = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTConfig:
-    """Shape and options of a model. The defaults are GPT-2 small exactly (Radford et al. 2019)."""
+class ModelOptions:
+    """The options of a model besides its size; the defaults are GPT-2's (Radford et al. 2019)."""
+
+    norm: Norm = "layernorm"
+    """layernorm, or quicknorm (= RMSNorm)."""
+    norm_position: NormPosition = "pre"
+    """Norm before each sub-layer (pre, GPT-2), or after its residual sum (post, Vaswani 2017)."""
+    mlp: Mlp = "gelu"
+    """gelu (GPT-2), or swiglu at the same number of parameters."""
+    positions: Positions = "learned"
+    """learned (GPT-2), or sinusoidal: no parameters, defined past the training length."""
+    tie: bool = True
+    """Share the embedding matrix with the output head, as GPT-2 does."""
+    bias: bool = True
+    """Biases in linear layers and LayerNorm, as GPT-2 has."""
+    dropout: float = 0.0
+    """Dropout rate of embeddings, attention weights and residual branches."""
+    window: int | None = None
+    """Sliding window: each position sees itself and the window-1 before it. None: all of them."""
+    n_inner: int | None = None
+    """Hidden width of the MLP. None: 4 times n_embd for gelu, as many parameters for swiglu."""
+    recompute: Recompute = "none"
+    """block: a Transformer layer keeps only its inputs for the backward pass and computes the rest
+    again there: far less memory, up to a third more computing, the same losses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(ModelOptions):
+    """Shape and options of a model. The defaults are GPT-2 small exactly."""
 
     n_layer: int = 12
     n_head: int = 12
@@ -64,19 +97,9 @@ class GPTConfig:
     vocab_size: int = 50257
     block_size: int = 1024
     attn: str = "sdpa"
-    norm: Norm = "layernorm"
-    norm_position: NormPosition = "pre"
-    mlp: Mlp = "gelu"
-    positions: Positions = "learned"
-    tie: bool = True
-    bias: bool = True
-    dropout: float = 0.0
-    window: int | None = None
-    n_inner: int | None = None
     norm_kernel: Kernel = "torch"
     mlp_kernel: Kernel = "torch"
     loss_kernel: Kernel = "torch"
-    recompute: Recompute = "none"
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
@@ -191,10 +214,9 @@ FINE_TUNING: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Train a GPT-2 class language model from raw text."""
+class TextOptions:
+    """The text of a run, and its tokenizer."""
 
-    # --- text ---
     data: str = "python-docs"
     """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl or
     .parquet file (or .gz of one), a folder of them, or a glob."""
@@ -205,6 +227,11 @@ class TrainConfig:
     cache_dir: str = "data"
     """Where trained tokenizers and tokenised shards are kept and found again."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(ModelOptions, TextOptions):
+    """What is asked of a run. None leaves a setting open, see `settle`."""
+
     # --- model ---
     preset: str | None = None
     """demo, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl. None: demo on a CPU, mini on a GPU."""
@@ -214,30 +241,12 @@ class TrainConfig:
     tokenizer come from there."""
     attn: AttnChoice = "auto"
     """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2) or triton."""
-    norm: Norm = "layernorm"
-    """layernorm, or quicknorm (= RMSNorm)."""
-    norm_position: NormPosition = "pre"
-    """Norm before each sub-layer (pre, GPT-2), or after its residual sum (post, Vaswani 2017)."""
-    mlp: Mlp = "gelu"
-    """gelu (GPT-2), or swiglu at the same number of parameters."""
-    positions: Positions = "learned"
-    """learned (GPT-2), or sinusoidal: no parameters, defined past the training length."""
-    tie: bool = True
-    """Share the embedding matrix with the output head, as GPT-2 does."""
-    bias: bool = True
-    """Biases in linear layers and LayerNorm, as GPT-2 has."""
-    dropout: float = 0.0
-    """Dropout rate of embeddings, attention weights and residual branches."""
-    window: int | None = None
-    """Sliding window: each position sees itself and the window-1 before it. None: all of them."""
     n_layer: int | None = None
     """Number of Transformer layers. None: the preset's."""
     n_head: int | None = None
     """Number of attention heads. None: the preset's."""
     n_embd: int | None = None
     """Width of the residual stream. None: the preset's."""
-    n_inner: int | None = None
-    """Hidden width of the MLP. None: 4 times n_embd for gelu, as many parameters for swiglu."""
 
     # --- kernels: they change how the model is computed, not what it is ---
     kernels: Literal["auto", "torch", "triton"] = "auto"
@@ -263,7 +272,7 @@ class TrainConfig:
     grad_accum: int | None = None
     """Micro-batches per optimizer step; the gradient is that of the one large batch. None: the
     preset's."""
-    optimizer: Literal["adamw", "muon"] | None = None
+    optimizer: Optimizer | None = None
     """adamw, or muon for the hidden matrices with AdamW for the rest. None: the preset's."""
     lr: float | None = None
     """Peak learning rate. None: the preset's."""
@@ -298,9 +307,6 @@ class TrainConfig:
     """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
-    recompute: Recompute = "none"
-    """block: a Transformer layer keeps only its inputs for the backward pass, and computes the rest
-    again there: far less memory, up to a third more computing, the same losses."""
     auto_batch: bool = False
     """When memory runs out, go on with smaller micro-batches and more of them a step."""
 
@@ -329,44 +335,68 @@ class TrainConfig:
     """Tokens of each sample printed at the end."""
 
 
-def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
-    """The model that `config` asks for: its preset with the options given on the command line.
+@dataclass(frozen=True, kw_only=True)
+class Settings(TrainConfig):
+    """A run's settings as `settle` makes them: those of the preset are filled in.
 
-    Its kernels are not settled here, but by `choose_machine`.
+    Of `steps` and `epochs` one is None, and `norm_kernel`, `mlp_kernel` and `loss_kernel` are None
+    where they follow `kernels`.
     """
-    assert config.preset is not None
-    names = {f.name for f in dataclasses.fields(GPTConfig)} & {
-        f.name for f in dataclasses.fields(TrainConfig)
-    }
-    names -= PORTABLE.keys()
-    given = {n: getattr(config, n) for n in names if getattr(config, n) is not None}
-    if config.seq_len is not None:
-        given["block_size"] = config.seq_len
-    return dataclasses.replace(PRESETS[config.preset], **(given | {"vocab_size": vocab_size}))
+
+    # `field()` makes a setting required although it has a default in `TrainConfig`.
+    vocab_size: int = field()
+    preset: str = field()
+    n_layer: int = field()
+    n_head: int = field()
+    n_embd: int = field()
+    batch_size: int = field()
+    seq_len: int = field()
+    grad_accum: int = field()
+    optimizer: Optimizer = field()
+    lr: float = field()
+    min_lr: float = field()
+    warmup_steps: int = field()
+    eval_every: int = field()
+    checkpoint_every: int = field()
+
+    @property
+    def sequences_per_step(self) -> int:
+        return self.batch_size * self.grad_accum
 
 
-def with_preset(config: TrainConfig, default: str) -> TrainConfig:
-    """`config` with the preset and every setting that belongs to it filled in.
+def settle(config: TrainConfig, default: str = "demo") -> Settings:
+    """Fill in the settings that `config` leaves open, from its preset; settled ones stay.
+
+    Args:
+        config: as asked.
+        default: the preset where none is named.
 
     Raises:
-        ValueError: an unknown preset, or both --steps and --epochs.
+        ValueError: an unknown preset, both --steps and --epochs, or a number below 1.
     """
     preset = config.preset or default
     if preset not in PRESETS:
         raise ValueError(f"unknown preset {preset!r}: choose one of {', '.join(PRESETS)}")
     if config.steps is not None and config.epochs is not None:
         raise ValueError("--steps and --epochs both set the length of the run: give one of them")
-    filled: dict[str, Any] = {"preset": preset, "seq_len": PRESETS[preset].block_size}
-    filled |= RUN_DEFAULTS[preset] if config.init_from is None else FINE_TUNING
+    shape = PRESETS[preset]
+    values: dict[str, Any] = {"preset": preset, "seq_len": shape.block_size}
+    values |= {name: getattr(shape, name) for name in ("n_layer", "n_head", "n_embd")}
+    values |= RUN_DEFAULTS[preset] if config.init_from is None else FINE_TUNING
     if config.epochs is not None:
-        del filled["steps"]
-    filled = {k: v for k, v in filled.items() if getattr(config, k) is None}
-    config = dataclasses.replace(config, **filled)
-    if config.min_lr is None:
-        assert config.lr is not None
-        config = dataclasses.replace(config, min_lr=config.lr / 10)
+        values["steps"] = None
+    asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
+    values = asked | {name: value for name, value in values.items() if asked[name] is None}
+    if values["min_lr"] is None:
+        values["min_lr"] = values["lr"] / 10
     for name in ("steps", "batch_size", "seq_len", "grad_accum", "eval_every", "checkpoint_every"):
-        value = getattr(config, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    return config
+        if values[name] is not None and values[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {values[name]}")
+    return Settings(**values)
+
+
+def model_config(settings: Settings, vocab_size: int) -> GPTConfig:
+    """The model of a run; its kernels are settled later, by `choose_machine`."""
+    names = {f.name for f in dataclasses.fields(ModelOptions)} | {"n_layer", "n_head", "n_embd"}
+    shape = {name: getattr(settings, name) for name in names}
+    return GPTConfig(**shape, vocab_size=vocab_size, block_size=settings.seq_len)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from bench.harness.peer_models import build_peer
 from bench.harness.peer_models import unavailable as peer_unavailable
 from gpt2.attention import unusable
-from gpt2.config import GPTConfig, Kernel, TrainConfig
+from gpt2.config import GPTConfig, Kernel
 from gpt2.model import GPT
 from gpt2.training.estimate import flops_per_token
 from gpt2.training.machine import Machine
@@ -135,7 +135,7 @@ class Training:
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
-        self.optimizers = build_optimizers(model, TrainConfig(optimizer="adamw", lr=1e-4))
+        self.optimizers = build_optimizers(model, lr=1e-4)
 
     @property
     def bytes(self) -> int:

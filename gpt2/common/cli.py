@@ -1,7 +1,8 @@
 """How every command starts and fails: options from a dataclass, mistakes as one sentence."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 import tyro
@@ -9,11 +10,32 @@ import tyro
 T = TypeVar("T")
 
 
-def run_tool(main: Callable[[T], None], arguments: type[T]) -> None:
-    """Parse the command line and call `main`; a user's mistake is one sentence and status 2."""
+def run_tool(
+    main: Callable[[T], None],
+    arguments: type[T],
+    *,
+    description: str | None = None,
+    failures: tuple[type[Exception], ...] = (),
+) -> None:
+    """Parse the command line and call `main`; a user's mistake is one sentence and status 2.
+
+    Args:
+        main: the command.
+        arguments: dataclass of its options.
+        description: heads its help; None takes the docstring of `arguments`.
+        failures: errors that end it with one sentence, besides ValueError and OSError.
+    """
+    with failing_plainly(*failures):
+        main(tyro.cli(arguments, prog=_name(), description=description))
+
+
+@contextmanager
+def failing_plainly(*failures: type[Exception]) -> Iterator[None]:
+    """End the process with one sentence for a ValueError, an OSError or one of `failures`."""
+    known: tuple[type[Exception], ...] = (ValueError, OSError, *failures)
     try:
-        main(tyro.cli(arguments, prog=_name()))
-    except (ValueError, OSError) as error:
+        yield
+    except known as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

@@ -28,9 +28,9 @@ from gpt2.compare_sizes.plots import PLOTS, plot
 from gpt2.compare_sizes.report import FILES, table, write
 from gpt2.compare_sizes.results import beginnings, compare, encode_prompts, is_finished
 from gpt2.compare_sizes.run import train
-from gpt2.config import TrainConfig, with_preset
+from gpt2.config import Settings, TrainConfig, settle
 from gpt2.runs.checkpoint import list_checkpoints
-from gpt2.training.build import Plan, prepare_data
+from gpt2.training.run_training import Plan, hold, prepare_text
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,12 @@ def main(arguments: Arguments) -> None:
     if arguments.sample_tokens < 1:
         raise ValueError(f"--sample-tokens must be at least 1, got {arguments.sample_tokens}")
     first = next(iter(runs.values()))
-    whole = Plan(out, first, resumed=False)
-    prepared = prepare_data(whole)
+    prepared = prepare_text(Plan(out, first, resumed=False))
     check_runs(runs, prepared)
     texts = arguments.prompt or beginnings(prepared)
-    prompts = encode_prompts(texts, prepared.tokenizer, context=first.seq_len or 1)
+    prompts = encode_prompts(texts, prepared.tokenizer, context=first.seq_len)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    with whole.claim():
+    with hold(out):
         for number, (name, config) in enumerate(runs.items(), 1):
             print(f"\n=== {name} ({number} of {len(runs)})", flush=True)
             _train(config)
@@ -110,7 +109,7 @@ def main(arguments: Arguments) -> None:
     print(f"\n{table(comparison)}\n\n{out / FILES[1]} has samples too")
 
 
-def _runs(arguments: Arguments) -> dict[str, TrainConfig]:
+def _runs(arguments: Arguments) -> dict[str, Settings]:
     presets, shapes = split_names(arguments.presets), split_names(arguments.sizes)
     base = TrainConfig(
         preset=presets[0] if presets else None,
@@ -129,7 +128,7 @@ def _runs(arguments: Arguments) -> dict[str, TrainConfig]:
     )
     device, _ = choose_device(arguments.device)
     return plan_runs(
-        with_preset(base, "demo" if device.type == "cpu" else "mini"),
+        settle(base, "demo" if device.type == "cpu" else "mini"),
         presets=presets,
         shapes=shapes,
         tokens=arguments.tokens,
@@ -138,18 +137,19 @@ def _runs(arguments: Arguments) -> dict[str, TrainConfig]:
     )
 
 
-def _train(config: TrainConfig) -> None:
+def _train(settings: Settings) -> None:
     """Train a size, or the rest of it."""
-    assert config.out
-    folder = Path(config.out)
+    folder = Path(settings.out or "")
     if is_finished(folder):
         print(f"{folder} is done already")
     elif list_checkpoints(folder / "checkpoints"):
-        train(TrainConfig(resume=config.out, device=config.device, cache_dir=config.cache_dir))
+        train(
+            TrainConfig(resume=settings.out, device=settings.device, cache_dir=settings.cache_dir)
+        )
     else:
-        with Plan(folder, config, resumed=False).claim():
+        with hold(folder):
             (folder / "config.json").unlink(missing_ok=True)  # of a run that saved nothing
-        train(config)
+        train(settings)
 
 
 if __name__ == "__main__":

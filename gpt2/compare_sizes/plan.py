@@ -1,4 +1,4 @@
-"""What a comparison of sizes will train: one `TrainConfig` for each, and whether it can be done."""
+"""What a comparison of sizes will train: one `Settings` for each, and whether it can be done."""
 
 import dataclasses
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.common.devices import choose_device
-from gpt2.config import PRESETS, TrainConfig, model_config
+from gpt2.config import PRESETS, Settings, model_config
 from gpt2.data.batches import Batches
 from gpt2.data.prepare import Prepared
 from gpt2.runs.run import read_config
@@ -26,14 +26,14 @@ def split_names(words: Iterable[str]) -> list[str]:
 
 
 def plan_runs(
-    base: TrainConfig,
+    base: Settings,
     *,
     presets: Sequence[str],
     shapes: Sequence[str],
     tokens: int,
     out: Path,
     lr: Sequence[float] = (),
-) -> dict[str, TrainConfig]:
+) -> dict[str, Settings]:
     """The run of each size, by its name, presets first; all but size and rate are those of `base`.
 
     Args:
@@ -60,16 +60,13 @@ def plan_runs(
             f"--lr gives {len(lr)} rates for {len(names)} sizes: give one for all of them, or one "
             "for each"
         )
-    assert base.preset
-    assert base.lr
     lr_times_width = base.lr * PRESETS[base.preset].n_embd
     base = dataclasses.replace(base, **_schedule(base, tokens))
     runs = {}
     for i, name in enumerate(names):
         changes = _preset(name) if name in presets else _shape(name)
         run = dataclasses.replace(base, **changes, out=str(out / name))
-        assert run.preset
-        width = run.n_embd or PRESETS[run.preset].n_embd
+        width = run.n_embd
         peak = lr[i % len(lr)] if lr else lr_times_width / width
         runs[name] = dataclasses.replace(run, lr=peak, min_lr=peak / 10)
     return runs
@@ -78,7 +75,8 @@ def plan_runs(
 def _preset(name: str) -> dict[str, Any]:
     if name not in PRESETS:
         raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}")
-    return {"preset": name}
+    shape = PRESETS[name]
+    return {"preset": name} | {n: getattr(shape, n) for n in ("n_layer", "n_head", "n_embd")}
 
 
 def _shape(name: str) -> dict[str, Any]:
@@ -94,12 +92,8 @@ def _shape(name: str) -> dict[str, Any]:
     return {"n_layer": layers, "n_embd": width, "n_head": heads}
 
 
-def _schedule(base: TrainConfig, tokens: int) -> dict[str, Any]:
+def _schedule(base: Settings, tokens: int) -> dict[str, Any]:
     """The length of the runs, and when they are measured: 10 to 20 times, if long enough."""
-    assert base.seq_len
-    assert base.batch_size
-    assert base.grad_accum
-    assert base.warmup_steps is not None
     per_step = base.seq_len * base.batch_size * base.grad_accum
     steps = tokens // per_step
     if steps < 1:
@@ -120,7 +114,7 @@ def _schedule(base: TrainConfig, tokens: int) -> dict[str, Any]:
     }
 
 
-def check_runs(runs: Mapping[str, TrainConfig], prepared: Prepared) -> None:
+def check_runs(runs: Mapping[str, Settings], prepared: Prepared) -> None:
     """Raise ValueError, before anything is trained, for what this machine or text cannot do."""
     tokenizer = prepared.tokenizer
     for name, config in runs.items():
@@ -135,8 +129,6 @@ def check_runs(runs: Mapping[str, TrainConfig], prepared: Prepared) -> None:
                 f"{begun} is not the tokenizer of this text, which must have changed since the "
                 "comparison began: choose another --out"
             )
-    assert config.seq_len
-    assert config.batch_size
     Batches(
         prepared.splits["train"],
         seq_len=config.seq_len,
@@ -145,7 +137,7 @@ def check_runs(runs: Mapping[str, TrainConfig], prepared: Prepared) -> None:
     )
 
 
-def check_folder(out: Path, runs: Mapping[str, TrainConfig], files: Iterable[str]) -> None:
+def check_folder(out: Path, runs: Mapping[str, Settings], files: Iterable[str]) -> None:
     """Refuse a folder that holds something else than this comparison.
 
     Args:
@@ -172,12 +164,12 @@ def check_folder(out: Path, runs: Mapping[str, TrainConfig], files: Iterable[str
             _check_settings(out / name, config)
 
 
-def _is_begun(path: Path, runs: Mapping[str, TrainConfig]) -> bool:
+def _is_begun(path: Path, runs: Mapping[str, Settings]) -> bool:
     """Whether a run was about to start here."""
     return path.name in runs and {p.name for p in path.iterdir()} <= {".lock", "tokenizer.json"}
 
 
-def _check_settings(folder: Path, config: TrainConfig) -> None:
+def _check_settings(folder: Path, config: Settings) -> None:
     saved, wanted = dataclasses.asdict(read_config(folder)[0]), dataclasses.asdict(config)
     changed = [
         f"{name} {saved[name]} and not {value}"

@@ -8,7 +8,6 @@ import torch
 
 from gpt2.common.devices import choose_device
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.compare_sizes.run import MEMORY
 from gpt2.data.prepare import Prepared
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
@@ -28,10 +27,10 @@ _SEARCHED = 20_000  # tokens of the test split, in which beginnings are looked f
 
 @dataclass(frozen=True)
 class _Memory:
-    """What a memory.json holds."""
+    """What a result.json says of the memory that training took."""
 
-    peak_memory_bytes: int | None
-    measure: str
+    peak_memory_bytes: int | None = None
+    memory: str = "not measured"
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,6 @@ def compare(
     folder = next(iter(folders.values()))
     run = read_run(folder)
     train, test = run.train, run.test
-    assert train.seq_len
-    assert train.optimizer
     return Comparison(
         data=data,
         tokens=rows[0].tokens,
@@ -161,7 +158,7 @@ def compare(
         optimizer=train.optimizer,
         device=_device_name(device),
         flops=_FLOPS,
-        memory=", ".join(sorted({_memory(f).measure for f in folders.values()})),
+        memory=", ".join(sorted({_memory(f).memory for f in folders.values()})),
         test=f"{test.tokens:,} tokens = {test.bytes:,} bytes scored once each, context "
         f"{test.context}, stride {test.stride}",
         sampling=f"{_SAMPLING}, seed {train.seed}, at most {sample_tokens} tokens",
@@ -172,7 +169,6 @@ def compare(
 def _row(name: str, folder: Path, samples: dict[str, str]) -> Row:
     run = read_run(folder)
     model, test = run.model, run.test
-    assert run.train.lr
     return Row(
         name=name,
         n_layer=model.n_layer,
@@ -213,11 +209,9 @@ def _samples(
 
 
 def _memory(folder: Path) -> _Memory:
-    path = folder / MEMORY
-    if not path.is_file():  # killed between the last step and this file
-        return _Memory(None, "not measured where the process was killed")
+    path = folder / _RESULT
     try:
-        return from_json(_Memory, read_json_object(path))
+        return from_json(_Memory, read_json_object(path).get("machine", {}), others=True)
     except ValueError as error:
         raise ValueError(f"{path} does not say what memory a run took: {error}") from error
 

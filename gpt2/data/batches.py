@@ -26,21 +26,35 @@ IGNORE = -100  # the target that the loss leaves out
 
 
 class Batches:
-    """An endless, seekable sequence of training batches.
+    """An endless, seekable sequence of training batches, or one process's shard of it.
 
     A batch may reach over the end of an epoch; within an epoch no window is left out or repeated.
+    Of `size` processes, the one of `rank` r gets windows r, r + size, r + 2 size, ... of the
+    sequence. After the same number of windows all of them stand at the same position, which does
+    not depend on how many they are as long as a step takes a multiple of `size` windows.
 
     Args:
         stream: the tokens of a split.
         seq_len: T, inputs (and targets) in a window.
         batch_size: B, windows in a batch.
         seed: fixes the order and the cuts of every epoch.
+        rank: of this process.
+        size: number of processes.
 
     Raises:
         ValueError: the stream has fewer than `seq_len + 1` tokens.
     """
 
-    def __init__(self, stream: TokenStream, *, seq_len: int, batch_size: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        size: int = 1,
+    ) -> None:
         if seq_len < 1 or batch_size < 1 or seed < 0:
             raise ValueError(
                 f"seq_len ({seq_len}) and batch_size ({batch_size}) must be at least 1, "
@@ -55,6 +69,7 @@ class Batches:
         self.stream = stream
         self.seq_len = seq_len
         self.batch_size = batch_size
+        self.rank, self.size = rank, size
         self.windows_per_epoch = (len(stream) - 1) // seq_len
         self._go_to(seed, 0, 0)
 
@@ -63,11 +78,19 @@ class Batches:
         """Epochs served so far, with the fraction of the current one."""
         return self._epoch + self._index / self.windows_per_epoch
 
-    def next(self) -> tuple[Tensor, Tensor]:
-        """The next batch: x and y of shape (B, T), int64, on the CPU; y is x shifted by one."""
-        windows = np.empty((self.batch_size, self.seq_len + 1), dtype=np.int64)
+    def next(self, batch_size: int | None = None) -> tuple[Tensor, Tensor]:
+        """Read this process's next batch.
+
+        Args:
+            batch_size: another B, for this batch alone.
+
+        Returns:
+            x and y of shape (B, T), int64, on the CPU; y is x shifted by one.
+        """
+        windows = np.empty((batch_size or self.batch_size, self.seq_len + 1), dtype=np.int64)
         for row in windows:
-            row[:] = self._read(self._next_start())
+            starts = [self._next_start() for _ in range(self.size)]
+            row[:] = self._read(starts[self.rank])
         both = torch.from_numpy(windows)
         return both[:, :-1].contiguous(), both[:, 1:].contiguous()
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.common.json_files import from_json, is_number, read_json_object
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, Settings
 from gpt2.data.manifest import MANIFEST
 from gpt2.model import count_parameters
 from gpt2.runs.metrics import read_metrics
@@ -24,7 +24,7 @@ _NEEDED = (
     "warmup_steps",
     "lr",
     "min_lr",
-)  # of a TrainConfig
+)  # of a Settings
 
 
 def check_positive(facts: object, *names: str) -> None:
@@ -121,7 +121,7 @@ class RunFacts:
     """
 
     folder: Path
-    train: TrainConfig
+    train: Settings
     model: GPTConfig
     parameters: int
     tokenizer_hash: str

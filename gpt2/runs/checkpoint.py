@@ -6,8 +6,8 @@ rename makes it visible. A folder under its final name with a manifest is theref
 damaged one is noticed. Reading runs no code: no pickle anywhere.
 """
 
+import dataclasses
 import os
-import random
 import reprlib
 import shutil
 from collections.abc import Mapping
@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt2.common.files import sha256_file, sync_folder, write_json
-from gpt2.common.json_files import from_json, is_number, read_json_object
-from gpt2.runs.random_state import _numpy_state, _python_state
+from gpt2.common.json_files import from_json, read_json_object
+from gpt2.runs.metrics import Fingerprint
+from gpt2.runs.random_state import check_random_states
 
 FORMAT = 1
 MODEL, OPTIMIZER, RNG, STATE, MANIFEST = (
@@ -40,55 +39,66 @@ class DamagedCheckpoint(ValueError):
 
 
 @dataclass(frozen=True)
+class LossSum:
+    """The losses since the last line of metrics: their sum, and how many they are."""
+
+    loss: float = 0.0
+    steps: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerState:
+    """What a trainer needs to go on bit for bit, besides tensors: the content of state.json.
+
+    Attributes:
+        step: optimizer steps taken.
+        tokenizer_hash: of the tokenizer, so that weights never meet another vocabulary.
+        data_hash: of the text, so that a run never goes on with another.
+        data: the position in the text, see `gpt2.data.batches.Batches.state_dict`.
+        metrics: what metrics.jsonl was.
+        val_loss: at this step, in nats per token; None where it was not measured or not finite.
+        best_val_loss: the lowest so far.
+        skipped: steps skipped in all; and `skipped_in_a_row`, up to this step.
+        rollbacks: how often the run went back to a checkpoint.
+        recent_losses: those that spikes are measured against.
+        interval: the losses that the next line of metrics will average.
+        scaler: state of the loss scaling of fp16; None without it.
+        train_config: `gpt2.config.Settings` as JSON.
+        model_config: `gpt2.config.GPTConfig` as JSON.
+        torch: PyTorch's version.
+    """
+
+    step: int
+    tokenizer_hash: str
+    data_hash: str = ""
+    data: dict[str, int] = field(default_factory=dict)
+    metrics: Fingerprint = field(default_factory=Fingerprint)
+    val_loss: float | None = None
+    best_val_loss: float | None = None
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    rollbacks: int = 0
+    recent_losses: list[float] = field(default_factory=list)
+    interval: LossSum = field(default_factory=LossSum)
+    scaler: dict[str, Any] | None = None
+    train_config: dict[str, Any] = field(default_factory=dict)
+    model_config: dict[str, Any] = field(default_factory=dict)
+    torch: str = ""
+
+
+@dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory. `state` is plain JSON: step, data position, configuration, ..."""
+    """A checkpoint in memory."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
-    state: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class _Fingerprint:
-    bytes: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class _Interval:
-    loss: float
-    steps: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Resumed:
-    """What a trainer takes up of `Checkpoint.state`; see `gpt2.training.trainer.Trainer.save`."""
-
-    step: int
-    tokenizer_hash: str
-    data: dict[str, int]
-    metrics: _Fingerprint = _Fingerprint(0, "")
-    best_val_loss: float | None
-    skipped: int
-    skipped_in_a_row: int
-    rollbacks: int = 0
-    recent_losses: list[float] = field(default_factory=list)
-    interval: _Interval
-    scaler: dict[str, Any] | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Described:
-    """What others than a trainer take from it."""
-
-    step: int
-    tokenizer_hash: str
+    state: TrainerState
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write `folder`/step-<step> and return it. `folder` is the run's `checkpoints`."""
-    final = folder / f"step-{checkpoint.state['step']:06d}"
+    final = folder / f"step-{checkpoint.state.step:06d}"
     temporary = folder / f".{final.name}.tmp"
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
@@ -109,7 +119,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
                 "intact: make room on the disk, then go on with --resume"
             ) from error
         _flush(temporary / name)
-    write_json(temporary / STATE, checkpoint.state)
+    write_json(temporary / STATE, dataclasses.asdict(checkpoint.state))
     files = {
         name: {
             "bytes": (temporary / name).stat().st_size,
@@ -140,7 +150,22 @@ def load_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
             hold what belongs in it.
         ValueError: a format that this version does not know.
     """
-    names = (MODEL, STATE) if weights_only else (MODEL, OPTIMIZER, RNG, STATE)
+    _verify(path, (MODEL, STATE) if weights_only else (MODEL, OPTIMIZER, RNG, STATE))
+    return Checkpoint(
+        model=_read_tensors(path / MODEL),
+        optimizer={} if weights_only else _read_tensors(path / OPTIMIZER),
+        rng={} if weights_only else _read_random_states(path / RNG),
+        state=_read_state(path / STATE),
+    )
+
+
+def load_state(path: Path) -> TrainerState:
+    """Read and verify only the state of a checkpoint folder; errors as of `load_checkpoint`."""
+    _verify(path, (STATE,))
+    return _read_state(path / STATE)
+
+
+def _verify(path: Path, names: tuple[str, ...]) -> None:
     manifest = _read_object(path / MANIFEST)
     if manifest.get("format", FORMAT) != FORMAT:
         form = reprlib.repr(manifest["format"])
@@ -159,17 +184,14 @@ def load_checkpoint(path: Path, *, weights_only: bool = False) -> Checkpoint:
             raise DamagedCheckpoint(f"{file} has {file.stat().st_size} bytes instead of {size}")
         if sha256_file(file) != digest:
             raise DamagedCheckpoint(f"{file} fails its SHA-256 check")
-    state = _read_object(path / STATE)
+
+
+def _read_state(path: Path) -> TrainerState:
+    content = _read_object(path)
     try:
-        from_json(_Described if weights_only else _Resumed, state, others=True, finite=False)
+        return from_json(TrainerState, content, others=True, finite=False)
     except ValueError as error:
-        raise DamagedCheckpoint(f"{path / STATE} is no state of a training run: {error}") from error
-    return Checkpoint(
-        model=_read_tensors(path / MODEL),
-        optimizer={} if weights_only else _read_tensors(path / OPTIMIZER),
-        rng={} if weights_only else _read_random_state(path / RNG),
-        state=state,
-    )
+        raise DamagedCheckpoint(f"{path} is no state of a training run: {error}") from error
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -186,18 +208,12 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         raise DamagedCheckpoint(f"{path} is not a safetensors file: {error}") from error
 
 
-def _read_random_state(path: Path) -> dict[str, Tensor]:
-    """The random state of every process; see `gpt2.runs.random_state.random_states`."""
+def _read_random_states(path: Path) -> dict[str, Tensor]:
     tensors = _read_tensors(path)
-    for process in {name.rpartition("/")[0] for name in tensors}:
-        prefix = process and f"{process}/"
-        own = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-        try:
-            torch.Generator().set_state(own["torch.cpu"])
-            np.random.RandomState().set_state(_numpy_state(own))
-            random.Random().setstate(_python_state(own))
-        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
-            raise DamagedCheckpoint(f"{path} holds no random state: {error!r:.300}") from error
+    try:
+        check_random_states(tensors)
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path} holds no random state: {error}") from error
     return tensors
 
 
@@ -241,12 +257,11 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
 
 
 def validation_loss(path: Path) -> float | None:
-    """The validation loss measured at a checkpoint's step; None when there is none to be read."""
+    """The validation loss measured at a checkpoint's step; None where there is none to be read."""
     try:
-        value = read_json_object(path / STATE).get("val_loss")
+        return load_state(path).val_loss
     except ValueError:
         return None
-    return float(value) if is_number(value) else None
 
 
 def best_checkpoint(folder: Path) -> Path | None:

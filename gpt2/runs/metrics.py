@@ -5,6 +5,7 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,22 @@ def _is_measurement(content: Any) -> bool:
     )
 
 
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Length and SHA-256 of a metrics.jsonl, for a checkpoint to know it again."""
-    size = path.stat().st_size if path.is_file() else 0
-    return {"bytes": size, "sha256": _sha256(path, size)}
+@dataclass(frozen=True)
+class Fingerprint:
+    """Length and SHA-256 of a metrics.jsonl, by which a checkpoint knows it again."""
 
+    bytes: int = 0
+    sha256: str = hashlib.sha256().hexdigest()
 
-def altered(path: Path, known: dict[str, Any]) -> bool:
-    """Whether a metrics.jsonl does not begin with what `fingerprint` saw."""
-    return _sha256(path, known["bytes"]) != known["sha256"]
+    @classmethod
+    def of(cls, path: Path) -> "Fingerprint":
+        """The fingerprint of a file; that of an empty one where there is none."""
+        size = path.stat().st_size if path.is_file() else 0
+        return cls(size, _sha256(path, size))
+
+    def begins(self, path: Path) -> bool:
+        """Tell whether the file still begins with what was there."""
+        return _sha256(path, self.bytes) == self.sha256
 
 
 def _sha256(path: Path, size: int) -> str:

@@ -12,28 +12,52 @@ from gpt2.common.distributed import all_gather, world
 
 
 def random_states() -> dict[str, Tensor]:
-    """The random state of every process; names of process r > 0 begin with "r/"."""
+    """The random state of every process; names of rank r > 0 begin with "r/"."""
     return {
         f"{rank}/{name}" if rank else name: tensor
-        for rank, state in enumerate(all_gather(random_state()))
+        for rank, state in enumerate(all_gather(_random_state()))
         for name, tensor in state.items()
     }
 
 
 def set_random_states(states: Mapping[str, Tensor], *, seed: int) -> None:
-    """Put back this process's own state; one that was not there before begins with a new seed."""
+    """Restore this process's own state; a rank that has none begins with a seed of its own."""
     rank = world().rank
-    prefix = f"{rank}/" if rank else ""
-    own = {n.removeprefix(prefix): tensor for n, tensor in states.items() if n.startswith(prefix)}
-    if own:
-        set_random_state(own)
-    else:
+    own = _of_process(states, str(rank) if rank else "")
+    if not own:
         torch.manual_seed(seed + rank)
+        return
+    torch.set_rng_state(own["torch.cpu"])
+    np.random.set_state(_numpy_state(own))  # noqa: NPY002 (the global one)
+    random.setstate(_python_state(own))
+    for name, value in own.items():
+        if name.startswith("torch.cuda.") and torch.cuda.is_available():
+            torch.cuda.set_rng_state(value, int(name.rpartition(".")[2]))
+    if "torch.mps" in own and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(own["torch.mps"])
 
 
-def random_state() -> dict[str, Tensor]:
-    """The state of every random number generator that training may draw from, as named tensors."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002 (the global one)
+def check_random_states(states: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for tensors that are not what `random_states` gives."""
+    for process in {name.rpartition("/")[0] for name in states}:
+        own = _of_process(states, process)
+        try:
+            torch.Generator().set_state(own["torch.cpu"])
+            np.random.RandomState().set_state(_numpy_state(own))
+            random.Random().setstate(_python_state(own))
+        except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+            raise ValueError(f"{error!r:.300}") from error
+
+
+def _of_process(states: Mapping[str, Tensor], process: str) -> dict[str, Tensor]:
+    prefix = process and f"{process}/"
+    own = {n.removeprefix(prefix): tensor for n, tensor in states.items() if n.startswith(prefix)}
+    return {name: tensor for name, tensor in own.items() if "/" not in name}
+
+
+def _random_state() -> dict[str, Tensor]:
+    """The state of this process."""
+    kind, keys, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002
     assert kind == "MT19937"
     _, words, gauss_next = random.getstate()
     state = {
@@ -53,23 +77,11 @@ def random_state() -> dict[str, Tensor]:
     return state
 
 
-def set_random_state(state: dict[str, Tensor]) -> None:
-    """Put back what `random_state` gave."""
-    torch.set_rng_state(state["torch.cpu"])
-    np.random.set_state(_numpy_state(state))  # noqa: NPY002
-    random.setstate(_python_state(state))
-    for name, value in state.items():
-        if name.startswith("torch.cuda.") and torch.cuda.is_available():
-            torch.cuda.set_rng_state(value, int(name.rpartition(".")[2]))
-    if "torch.mps" in state and torch.backends.mps.is_available():
-        torch.mps.set_rng_state(state["torch.mps"])
-
-
 def _numpy_state(state: Mapping[str, Tensor]) -> tuple[str, NDArray[np.uint32], int, int, float]:
     position, has_gauss = state["numpy.position"].tolist()
     keys = state["numpy.keys"].numpy().astype(np.uint32)
-    if not 0 <= position <= len(keys):  # numpy would read there all the same
-        raise ValueError(f"numpy's generator has no position {position}")
+    if not 0 <= position <= len(keys):  # NumPy would read there all the same
+        raise ValueError(f"NumPy's generator has no position {position}")
     return "MT19937", keys, position, has_gauss, float(state["numpy.gauss"])
 
 

@@ -6,14 +6,11 @@ Files of two runs that were mixed up would train on in silence, so they must agr
 
 import dataclasses
 import reprlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from gpt2.common.files import sha256_file
-from gpt2.common.json_files import is_number, read_json_object
-from gpt2.config import PORTABLE, TrainConfig
-from gpt2.runs.checkpoint import MANIFEST, STATE, list_checkpoints
+from gpt2.common.json_files import from_json
+from gpt2.config import PORTABLE, GPTConfig, Settings, TrainConfig, settle
+from gpt2.runs.checkpoint import list_checkpoints, load_state
 from gpt2.runs.run import read_config
 
 # What may be given anew with --resume: it changes neither the model nor the steps already taken.
@@ -26,8 +23,8 @@ _CHOSEN_HERE = {*PORTABLE, "recompute"}  # of a model: settled anew on each mach
 _MICRO_BATCH = {"batch_size", "grad_accum"}  # --auto-batch changes them, and keeps their product
 
 
-def resumed_config(given: TrainConfig) -> TrainConfig:
-    """The resumed run's configuration, with what may be given anew.
+def resumed_settings(given: TrainConfig) -> Settings:
+    """The settings of the run to resume, with those of `given` that may be given anew.
 
     Raises:
         ValueError: no run folder, something given that cannot change, or a checkpoint that was
@@ -36,9 +33,8 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
     assert given.resume is not None
     folder = Path(given.resume)
     saved, model = read_config(folder)
-    configs = {"train": dataclasses.asdict(saved), "model": dataclasses.asdict(model)}
     for path in list_checkpoints(folder / "checkpoints"):
-        _check_own(path, configs, folder / "config.json")
+        _check_own(path, saved, model, folder / "config.json")
     default = TrainConfig()
     changes = {}
     for field in dataclasses.fields(TrainConfig):
@@ -55,27 +51,33 @@ def resumed_config(given: TrainConfig) -> TrainConfig:
     return dataclasses.replace(saved, **changes)
 
 
-def _check_own(path: Path, configs: Mapping[str, Mapping[str, Any]], config_file: Path) -> None:
+def _check_own(path: Path, settings: Settings, model: GPTConfig, config_file: Path) -> None:
     """Raise ValueError if the checkpoint at `path` was trained with another configuration.
 
-    Settings that only one of both has are of another version of this program. A checkpoint that
-    cannot be read is none to go on with, whatever it says.
+    Settings that only one of both has belong to another version of this program. A checkpoint that
+    cannot be read is passed over: no run goes on with it.
     """
-    state = _read_state(path)
-    if state is None:
+    try:
+        state = load_state(path)
+        known = settle(from_json(TrainConfig, state.train_config, others=True))
+    except ValueError:
         return
-    differing = [
-        f"{name} {reprlib.repr(old[name])} there and {reprlib.repr(now[name])} here"
-        for old, now, free in (
-            (state["train_config"], configs["train"], RESUMABLE | _MICRO_BATCH),
-            (state["model_config"], configs["model"], _CHOSEN_HERE),
-        )
-        for name in sorted((old.keys() & now.keys()) - free)
-        if old[name] != now[name]
+    pairs = [
+        (name, getattr(known, name), getattr(settings, name))
+        for name in state.train_config.keys() & _names(Settings) - RESUMABLE - _MICRO_BATCH
     ]
-    sizes = [_sequences(config) for config in (state["train_config"], configs["train"])]
-    if sizes[0] != sizes[1]:
-        differing.append(f"steps of {sizes[0]} sequences there and of {sizes[1]} here")
+    pairs += [
+        (name, state.model_config[name], getattr(model, name))
+        for name in state.model_config.keys() & _names(GPTConfig) - _CHOSEN_HERE
+    ]
+    if _MICRO_BATCH <= state.train_config.keys():
+        sizes = known.sequences_per_step, settings.sequences_per_step
+        pairs.append(("sequences in a step", *sizes))
+    differing = [
+        f"{name} {reprlib.repr(there)} there and {reprlib.repr(here)} here"
+        for name, there, here in sorted(pairs, key=lambda pair: pair[0])
+        if there != here
+    ]
     if differing:
         raise ValueError(
             f"{path} was trained with another configuration than {config_file} holds "
@@ -85,20 +87,5 @@ def _check_own(path: Path, configs: Mapping[str, Mapping[str, Any]], config_file
         )
 
 
-def _read_state(path: Path) -> dict[str, Any] | None:
-    """What a checkpoint knows of its run; None when that cannot be read or is damaged."""
-    try:
-        expected = read_json_object(path / MANIFEST)["files"][STATE]
-        state = read_json_object(path / STATE)
-        if sha256_file(path / STATE) != expected["sha256"]:
-            return None
-        complete = all(isinstance(state[name], dict) for name in ("train_config", "model_config"))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return state if complete else None
-
-
-def _sequences(config: Mapping[str, Any]) -> int | None:
-    """In a step."""
-    size, count = config.get("batch_size"), config.get("grad_accum")
-    return round(size * count) if is_number(size) and is_number(count) else None
+def _names(config: type[GPTConfig] | type[TrainConfig]) -> set[str]:
+    return {field.name for field in dataclasses.fields(config)}

@@ -7,7 +7,7 @@ from pathlib import Path
 from gpt2.common.devices import choose_device
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.config import PORTABLE, GPTConfig, Settings, TrainConfig, settle
 from gpt2.model import GPT
 from gpt2.runs.checkpoint import (
     best_checkpoint,
@@ -36,7 +36,7 @@ class Run:
     folder: Path
     model: GPT
     tokenizer: Tokenizer
-    config: TrainConfig | None = None
+    config: Settings | None = None
     step: int | None = None
 
     def __str__(self) -> str:
@@ -74,7 +74,7 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
     path = _find_checkpoint(folder / "checkpoints", checkpoint)
     loaded = load_checkpoint(path, weights_only=True)
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
-    if tokenizer.hash != loaded.state["tokenizer_hash"]:
+    if tokenizer.hash != loaded.state.tokenizer_hash:
         raise ValueError(
             f"{folder / 'tokenizer.json'} is not the tokenizer that {path} was trained with"
         )
@@ -94,11 +94,11 @@ def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "aut
         model=model.to(where).eval(),
         tokenizer=tokenizer,
         config=config,
-        step=loaded.state["step"],
+        step=loaded.state.step,
     )
 
 
-def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> None:
+def write_config(folder: Path, config: Settings, model_config: GPTConfig) -> None:
     """Write `folder`/config.json."""
     write_json(
         folder / "config.json",
@@ -106,7 +106,7 @@ def write_config(folder: Path, config: TrainConfig, model_config: GPTConfig) -> 
     )
 
 
-def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
+def read_config(folder: Path) -> tuple[Settings, GPTConfig]:
     """Read `folder`/config.json.
 
     Raises:
@@ -121,10 +121,10 @@ def read_config(folder: Path) -> tuple[TrainConfig, GPTConfig]:
     return read_config_file(path)
 
 
-def read_config_file(path: Path) -> tuple[TrainConfig, GPTConfig]:
+def read_config_file(path: Path) -> tuple[Settings, GPTConfig]:
     content = read_json_object(path)
     try:
-        train = from_json(TrainConfig, content.get("train"))
+        train = settle(from_json(TrainConfig, content.get("train")))
         return train, from_json(GPTConfig, content.get("model"))
     except ValueError as error:
         raise ValueError(f"{path} does not hold the configuration of a run: {error}") from error

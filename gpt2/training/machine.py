@@ -5,8 +5,10 @@ An explicit choice that cannot be had is a ValueError; only `auto` chooses, and 
 
 import dataclasses
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -129,3 +131,20 @@ def _cpu_multiplies_bf16() -> bool:
     except OSError:  # not Linux
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def peak_memory(device: torch.device) -> tuple[int | None, str]:
+    """Return the most bytes that this process has held up to now, and what they are."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device), "GPU memory allocated by PyTorch"
+    what = "resident memory of the process, with Python and PyTorch in it"
+    if device.type == "cpu" and sys.platform == "linux":
+        # Not ru_maxrss: a child inherits in it the peak of the process that started it.
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024, what
+    if device.type == "cpu" and sys.platform == "darwin":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, what
+    return None, "not measured on this system"

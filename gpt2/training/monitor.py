@@ -1,54 +1,44 @@
-"""What a run watches: its pace, spikes of the loss, and signals that ask it to end.
-
-A step's loss is a spike when it exceeds the mean of the last `WINDOW` by more than `sigma` of their
-standard deviations. What follows is `--on-spike`:
-
-    warn       a line on the terminal
-    skip       the step does not reach the weights
-    rollback   back to the last checkpoint, and on with the text after the spike (as Chowdhery et
-               al. 2022, arXiv:2204.02311, section 5.1, did by hand)
-"""
+"""What a run shows while it trains: its pace and losses; and the signals that ask it to end."""
 
 import math
 import os
 import signal
-import statistics
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
 from gpt2.common.distributed import say
+from gpt2.runs.checkpoint import LossSum
 
 
 class Interval:
-    """The steps since the last line of metrics. Part of a checkpoint, by `state_dict`."""
+    """The steps since the last line of metrics; a checkpoint keeps their `losses`."""
 
-    def __init__(self, state: Mapping[str, float] | None = None) -> None:
-        state = state or {"loss": 0.0, "steps": 0}
-        self._loss, self._steps = state["loss"], int(state["steps"])
+    def __init__(self, losses: LossSum) -> None:
+        self._loss, self._steps = losses.loss, losses.steps
         self._timed, self._seconds = 0, 0.0
         self._began = time.perf_counter()
 
-    def state_dict(self) -> dict[str, float]:
-        """The sum of the losses and their number; speed is measured anew after a resumption."""
-        return {"loss": self._loss, "steps": self._steps}
+    @property
+    def losses(self) -> LossSum:
+        """The losses so far. The speed is no part: it is measured anew after a resumption."""
+        return LossSum(self._loss, self._steps)
 
     def start_step(self) -> None:
-        """Begin to time a step: what went before, an evaluation or a checkpoint, is not part."""
+        """Begin to time a step; the time before it, of an evaluation say, does not count."""
         self._began = time.perf_counter()
 
     def add(self, loss: float) -> None:
-        """Count a step that was taken."""
+        """Count a step, which ends now, with its loss."""
         self._loss += loss
         self._steps += 1
         self._timed += 1
         self._seconds += time.perf_counter() - self._began
 
     def measures(self, tokens_per_step: int) -> dict[str, float]:
-        """Mean loss and speed since the last call; empty when no step was taken since then."""
+        """Return mean loss and speed since the last call; empty if no step was taken since."""
         if not self._steps:
             return {}
         loss = self._loss / self._steps
@@ -58,7 +48,7 @@ class Interval:
 
 
 def progress_line(metrics: Mapping[str, Any], *, steps: int, epoch: float) -> str:
-    """The line on the terminal when the validation loss of one of `steps` steps is known."""
+    """Format the line that the terminal shows with each validation loss."""
     parts = [f"step {metrics['step']:>6,}/{steps:,}"]
     if "loss" in metrics:
         parts.append(f"train loss {metrics['loss']:.4f}")
@@ -73,37 +63,13 @@ def progress_line(metrics: Mapping[str, Any], *, steps: int, epoch: float) -> st
 
 
 def finite(value: float | None) -> float | None:
-    """What JSON has no number for is None."""
+    """Return None for a value that JSON has no number for, infinite or NaN."""
     return value if value is not None and math.isfinite(value) else None
-
-
-WINDOW = 100
-LEAST = 20  # losses to know before anything is called a spike
-
-
-class SpikeGuard:
-    """The recent losses of a run and the limit that they set. Part of a checkpoint, by `losses`."""
-
-    def __init__(self, sigma: float, losses: Iterable[float] = ()) -> None:
-        self.sigma = sigma
-        self.losses = deque(losses, maxlen=WINDOW)
-
-    @property
-    def limit(self) -> float:
-        """The loss that the next step must not exceed; infinite while too little is known."""
-        if not self.sigma or len(self.losses) < LEAST:
-            return math.inf
-        mean = statistics.fmean(self.losses)
-        return mean + self.sigma * statistics.pstdev(self.losses, mean)
-
-    def add(self, loss: float) -> None:
-        """Remember the loss of a step that was taken."""
-        self.losses.append(loss)
 
 
 @contextmanager
 def catching() -> Iterator[list[int]]:
-    """A list that the first signal to end is put into; the second one acts as usual."""
+    """Catch the first SIGINT, SIGTERM or SIGHUP into the list given; a second one acts as usual."""
     caught: list[int] = []
     names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
 

@@ -6,12 +6,12 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from gpt2.config import TrainConfig
+from gpt2.config import Optimizer
 from gpt2.training.parallel import distribute_like
 
 
 def learning_rate(step: int, *, steps: int, warmup_steps: int, lr: float, min_lr: float) -> float:
-    """Learning rate of optimizer step `step` (counted from 0) of a run of `steps`.
+    """Return the learning rate of optimizer step `step` (counted from 0) of a run of `steps`.
 
     Linear warm-up to `lr` over `warmup_steps`, whose first step already moves, then half a cosine
     down to `min_lr` at the last step; `min_lr` from there on. Source: Loshchilov and Hutter 2017,
@@ -23,43 +23,50 @@ def learning_rate(step: int, *, steps: int, warmup_steps: int, lr: float, min_lr
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
+def build_optimizers(
+    model: nn.Module,
+    *,
+    lr: float,
+    optimizer: Optimizer = "adamw",
+    weight_decay: float = 0.1,
+    betas: tuple[float, float] = (0.9, 0.95),
+) -> list[torch.optim.Optimizer]:
+    """Build AdamW over all parameters, or Muon over the hidden matrices and AdamW over the rest.
 
     Matrices decay; norms and biases do not. Sources: Loshchilov and Hutter 2019, arXiv:1711.05101;
     Muon: Jordan et al. 2024.
     """
-    assert config.lr is not None
     named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     optimizers: list[torch.optim.Optimizer] = []
-    if config.optimizer == "muon":
+    if optimizer == "muon":
         hidden = [p for n, p in named if n.startswith("h.") and p.ndim == 2]
         # The adjustment gives its updates the size of AdamW's, so that one --lr serves both.
         optimizers.append(
             torch.optim.Muon(
                 hidden,
-                lr=config.lr,
-                weight_decay=config.weight_decay,
+                lr=lr,
+                weight_decay=weight_decay,
                 adjust_lr_fn="match_rms_adamw",
             )
         )
         taken = {id(p) for p in hidden}
         named = [(n, p) for n, p in named if id(p) not in taken]
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = named[0][1].device.type in ("cpu", "cuda")
     adamw = torch.optim.AdamW(
         [g for g in groups if g["params"]],
-        lr=config.lr,
-        betas=(config.beta1, config.beta2),
+        lr=lr,
+        betas=betas,
         fused=fused,
     )
     return [*optimizers, adamw]
 
 
 def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) -> None:
+    """Set the learning rate of every parameter group."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["lr"] = lr
@@ -68,7 +75,7 @@ def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], lr: float) ->
 def optimizer_tensors(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer]
 ) -> dict[str, Tensor]:
-    """State of the optimizers as named tensors: "<parameter>/<buffer>", "wte.weight/exp_avg"."""
+    """Name the tensors of the optimizers' state "<parameter>/<buffer>", as "wte.weight/exp_avg"."""
     names = {id(p): n for n, p in model.named_parameters()}
     return {
         f"{names[id(parameter)]}/{key}": value
@@ -82,7 +89,7 @@ def optimizer_tensors(
 def load_optimizer_tensors(
     model: nn.Module, optimizers: Iterable[torch.optim.Optimizer], tensors: dict[str, Tensor]
 ) -> None:
-    """Put back what `optimizer_tensors` gave.
+    """Restore the tensors of `optimizer_tensors`.
 
     Raises:
         ValueError: a tensor for a parameter that the model lacks or whose shape differs.

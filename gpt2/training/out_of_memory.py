@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 
 from gpt2.common.devices import device_memory, human_bytes
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, Settings
 from gpt2.training.estimate import Memory, training_memory
 from gpt2.training.machine import Machine
 
@@ -30,8 +30,12 @@ class OutOfMemory(MemoryError):
     """Something does not fit the memory; the message says what would."""
 
 
+class UpdateOutOfMemory(MemoryError):
+    """Memory ran out in the update of the weights: half made, it cannot be repeated."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, of the device or of the host."""
+    """Tell whether memory ran out, of the device or of the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     if isinstance(error, OSError):
@@ -42,7 +46,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def oom_advice(advice: Callable[[], str]) -> Iterator[None]:
-    """Memory that runs out in this block is an OutOfMemory with this advice."""
+    """Raise OutOfMemory with this advice where memory runs out in the block."""
     try:
         yield
     except (RuntimeError, MemoryError, OSError) as error:
@@ -52,37 +56,40 @@ def oom_advice(advice: Callable[[], str]) -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What was said, without what the libraries say of themselves in later lines."""
+    """Return the first line of a message; PyTorch's later ones are about its allocator."""
     return (str(error).splitlines() or [""])[0] or type(error).__name__
 
 
-def smaller_micro_batch(config: TrainConfig) -> tuple[int, int] | None:
-    """A --batch-size of at most half, and the --grad-accum that keeps the step; None: it is 1."""
-    size, count = config.batch_size or 1, config.grad_accum or 1
-    for smaller in range(size // 2, 0, -1):
-        if size * count % smaller == 0:
-            return smaller, size * count // smaller
+def smaller_micro_batch(settings: Settings) -> tuple[int, int] | None:
+    """Return at most half the --batch-size, and the --grad-accum that keeps the step.
+
+    None if the batch size is 1.
+    """
+    total = settings.sequences_per_step
+    for smaller in range(settings.batch_size // 2, 0, -1):
+        if total % smaller == 0:
+            return smaller, total // smaller
     return None
 
 
-def what_to_lower(config: TrainConfig, shape: GPTConfig, machine: Machine, *, alone: bool) -> str:
-    """What would need less memory, with the estimates of a step as it is and with less.
+def what_to_lower(settings: Settings, shape: GPTConfig, machine: Machine, *, alone: bool) -> str:
+    """Say what would need less memory, with the estimates of a step as it is and with less.
 
     Args:
-        config: the run, with every setting of the preset filled in.
+        settings: of the run.
         shape: its model.
         machine: device and compute type.
         alone: whether one process trains, as --auto-batch needs it.
     """
     options = ["a smaller --preset or --seq-len"]
-    if config.recompute == "none":
+    if settings.recompute == "none":
         options.insert(0, "--recompute block")
-    smaller = smaller_micro_batch(config)
+    smaller = smaller_micro_batch(settings)
     if smaller is not None:
-        auto = ", or let --auto-batch do both" if alone and not config.auto_batch else ""
+        auto = ", or let --auto-batch do both" if alone and not settings.auto_batch else ""
         options.insert(
             0,
-            f"a lower --batch-size (now {config.batch_size}; raise --grad-accum to keep the step "
+            f"a lower --batch-size (now {settings.batch_size}; raise --grad-accum to keep the step "
             f"the same{auto})",
         )
 
@@ -90,14 +97,14 @@ def what_to_lower(config: TrainConfig, shape: GPTConfig, machine: Machine, *, al
         return training_memory(
             shape,
             batch_size=batch_size,
-            seq_len=config.seq_len or shape.block_size,
+            seq_len=settings.seq_len,
             dtype=machine.dtype,
             device_type=machine.device.type,
-            optimizer=config.optimizer or "adamw",
+            optimizer=settings.optimizer,
             grad_accum=grad_accum,
         )
 
-    size, count = config.batch_size or 1, config.grad_accum or 1
+    size, count = settings.batch_size, settings.grad_accum
     has = device_memory(machine.device)
     of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
     text = (
@@ -106,7 +113,7 @@ def what_to_lower(config: TrainConfig, shape: GPTConfig, machine: Machine, *, al
     if smaller is not None:
         peak = memory(shape, *smaller).peak
         text += f"; with --batch-size {smaller[0]} --grad-accum {smaller[1]}: {human_bytes(peak)}"
-    if config.recompute == "none":
+    if settings.recompute == "none":
         peak = memory(dataclasses.replace(shape, recompute="block"), size, count).peak
         text += f"; with --recompute block: {human_bytes(peak)}"
     return text

@@ -18,6 +18,7 @@ from gpt2.evaluate.perplexity import evaluate
 from gpt2.generate.decoding import generate
 from gpt2.generate.sampling import Sampling
 from gpt2.runs.metrics import plot_loss
+from gpt2.training.machine import peak_memory
 from gpt2.training.trainer import Trainer
 
 STRATEGIES = {
@@ -29,8 +30,17 @@ _PROMPT_TOKENS = 12
 _HEADING_TOKENS = 200  # where prose may begin behind title, author and chapter
 
 
-def report(trainer: Trainer, prepared: Prepared) -> None:
-    """Score the test split and print samples with the best weights; keep both in result.json."""
+def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> None:
+    """Score the test split and print samples with the best weights; keep both in result.json.
+
+    Args:
+        trainer: after its last step.
+        prepared: the text that it trained on.
+        trained: whether steps were taken in this process, so that its memory tells what they took.
+    """
+    peak, memory = None, "not measured, as training ended in another process"
+    if trained:
+        peak, memory = peak_memory(trainer.machine.device)
     model, step = trainer.best_model()
     model.eval()
     ours = any(getattr(model.config, name) == "triton" for name in PORTABLE)
@@ -58,11 +68,11 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
     result["samples"] = {}
     device = trainer.machine.device
     for name, sampling in STRATEGIES.items():
-        generator = torch.Generator(device).manual_seed(trainer.config.seed)
+        generator = torch.Generator(device).manual_seed(trainer.settings.seed)
         ids = generate(
             model,
             torch.tensor([prompt], device=device),
-            trainer.config.sample_tokens,
+            trainer.settings.sample_tokens,
             **dataclasses.asdict(sampling),
             generator=generator,
             stop_id=tokenizer.eot_id,
@@ -76,6 +86,8 @@ def report(trainer: Trainer, prepared: Prepared) -> None:
         "dtype": str(trainer.machine.dtype).removeprefix("torch."),
         "compile": trainer.machine.compile,
         "torch": torch.__version__,
+        "peak_memory_bytes": peak,
+        "memory": memory,
     }
     now = datetime.datetime.now(datetime.timezone.utc)
     result["finished"] = now.isoformat(timespec="seconds")

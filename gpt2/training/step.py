@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gpt2.common.distributed import all_reduce, world
+from gpt2.training.out_of_memory import UpdateOutOfMemory, is_out_of_memory
 from gpt2.training.parallel import full_tensor, sync_gradients
 
 
@@ -47,13 +48,16 @@ def train_step(
         autocast: context for the forward passes; None computes in fp32.
         scaler: loss scaling, for fp16.
         max_loss: a step with a higher loss is skipped.
+
+    Raises:
+        UpdateOutOfMemory: some weights have changed and others have not.
     """
     counts = [(y >= 0).sum() for _, y in micro_batches]
     total = all_reduce(torch.stack(counts).sum())
     loss_sum = torch.zeros((), device=total.device)
-    processes = world().size  # they average their gradients, where the sum is wanted
+    processes = world().size  # DDP and FSDP average the gradients, where the sum is wanted
     for i, ((x, y), count) in enumerate(zip(micro_batches, counts, strict=True)):
-        with sync_gradients(model, now=i == len(micro_batches) - 1):
+        with sync_gradients(model, enabled=i == len(micro_batches) - 1):
             with autocast or nullcontext():
                 _, loss = model(x, y)
             part = loss * (count / total)
@@ -71,8 +75,13 @@ def train_step(
     loss_value, norm_value = torch.stack([loss_sum, norm]).tolist()  # the one wait for the device
     sound = math.isfinite(loss_value) and math.isfinite(norm_value) and loss_value <= max_loss
     if sound:
-        for optimizer in optimizers:
-            optimizer.step() if scaler is None else scaler.step(optimizer)
+        try:
+            for optimizer in optimizers:
+                optimizer.step() if scaler is None else scaler.step(optimizer)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UpdateOutOfMemory(str(error)) from error
     if scaler is not None:
         scaler.update()
     for optimizer in optimizers:

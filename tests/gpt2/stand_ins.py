@@ -6,9 +6,9 @@ from types import SimpleNamespace
 import torch
 from torch import Tensor, nn
 
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.model import GPT
-from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 
@@ -72,7 +72,7 @@ def write_run(folder: Path, data: Path, tokenizer: Tokenizer, block_size: int) -
     ).eval()
     for parameter in model.parameters():  # far from uniform
         parameter.data.mul_(8)
-    write_config(folder, TrainConfig(data=str(data)), model.config)
-    state = {"step": 7, "tokenizer_hash": tokenizer.hash, "val_loss": 1.0}
+    write_config(folder, settle(TrainConfig(data=str(data))), model.config)
+    state = TrainerState(step=7, tokenizer_hash=tokenizer.hash, val_loss=1.0)
     save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
     return model

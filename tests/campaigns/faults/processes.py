@@ -24,9 +24,8 @@ def preload() -> None:
 
     matplotlib.use("Agg")
     for name in (
-        "gpt2.training.build",
+        "gpt2.training.run_training",
         "gpt2.data.prepare",
-        "gpt2.training.results",
         "matplotlib.backends.backend_agg",
         "matplotlib.pyplot",
         "torch._dynamo",

@@ -20,8 +20,7 @@ from gpt2.data.prepare import prepare_part
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.vocabulary import END_OF_TEXT, _spell, read_vocabulary
-from gpt2.training import results
-from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.training.run_training import run_training
 from gpt2.weights.export import export
 from gpt2.weights.hugging_face import tensors_to_hugging_face
 from tests.campaigns.fuzz.mutations import Files
@@ -62,13 +61,7 @@ def trained() -> dict[str, bytes]:
     with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
-        the_plan = plan(CONFIG)
-        prepared = prepare_data(the_plan)
-        trainer = build(the_plan, prepared)
-        with the_plan.claim():
-            begin(the_plan, prepared, trainer)
-            assert trainer.fit() is None
-            results.report(trainer, prepared)
+        assert run_training(CONFIG) is None
         run = load_run("run", device="cpu")
         export(run.model, run.tokenizer, folder / "exported", dtype=torch.float32)
         torch.save(tensors_to_hugging_face(run.model), folder / "exported/pytorch_model.bin")

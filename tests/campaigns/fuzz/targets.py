@@ -30,7 +30,7 @@ from gpt2.runs.checkpoint import load_checkpoint
 from gpt2.runs.metrics import Logs, read_metrics
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
-from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.training.run_training import begin, build, hold, make_plan, prepare_text
 from gpt2.weights.pretrained import load_pretrained
 from tests.campaigns.fuzz import examples
 from tests.campaigns.fuzz.mutations import Files, Link
@@ -74,7 +74,7 @@ def _read_tokens(stream: TokenStream) -> None:
 
 def _checkpoint(folder: Path) -> None:
     loaded = load_checkpoint(folder)
-    assert isinstance(loaded.state["step"], int)
+    assert isinstance(loaded.state.step, int)
 
 
 def _run(folder: Path) -> None:
@@ -91,12 +91,12 @@ def _use(model: GPT) -> None:
 
 def _resume(folder: Path) -> None:
     with examples.working_in(folder), examples.quiet():
-        the_plan = plan(TrainConfig(resume="run"))
-        prepared = prepare_data(the_plan)
-        trainer = build(the_plan, prepared)
-        with the_plan.claim():
-            begin(the_plan, prepared, trainer)
-            Logs(the_plan.folder, after_step=trainer.step).close()
+        plan = make_plan(TrainConfig(resume="run"))
+        prepared = prepare_text(plan)
+        trainer = build(plan, prepared)
+        with hold(plan.folder):
+            begin(plan, prepared, trainer)
+            Logs(plan.folder, after_step=trainer.step).close()
 
 
 def _pretrained(folder: Path) -> None:

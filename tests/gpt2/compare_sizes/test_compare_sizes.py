@@ -18,7 +18,7 @@ import pytest
 from gpt2.common.files import lock
 from gpt2.compare_sizes.__main__ import Arguments, main
 from gpt2.compare_sizes.plan import plan_runs
-from gpt2.config import PRESETS, TrainConfig, with_preset
+from gpt2.config import PRESETS, TrainConfig, settle
 from gpt2.data.prepare import prepare
 from gpt2.evaluate.perplexity import evaluate
 from gpt2.runs.metrics import read_metrics
@@ -245,7 +245,7 @@ def test_a_mistake_ends_the_command_with_status_2(workplace):
 
 
 def test_runs_differ_in_size_and_learning_rate_alone(tmp_path):
-    base = with_preset(TrainConfig(), "mini")
+    base = settle(TrainConfig(), "mini")
     runs = plan_runs(
         base, presets=["mini", "demo"], shapes=["4x128", "2x100x5"], tokens=10**7, out=tmp_path
     )

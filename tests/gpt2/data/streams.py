@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gpt2.config import GPTConfig, TrainConfig, with_preset
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.model import GPT
 from gpt2.training.machine import Machine
 from gpt2.training.trainer import Trainer
@@ -56,7 +56,7 @@ def make_trainer(
         "eval_every": 4,
         "checkpoint_every": 4,
     } | settings
-    config = with_preset(TrainConfig(**settings), "demo")
+    config = settle(TrainConfig(**settings), "demo")
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 32, "block_size": 16}
     torch.manual_seed(config.seed)
     gpt = GPT(GPTConfig(**(shape | (model or {}))))

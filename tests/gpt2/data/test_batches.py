@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from gpt2.data.batches import Batches
 from gpt2.data.shards import Counts, TokenStream, write_shard
+from tests.gpt2.data.streams import ArrayStream
 
 
 def stream_of(folder: Path, n_tokens: int) -> TokenStream:
@@ -132,3 +133,27 @@ def test_too_short_a_text_says_what_it_needs(tmp_path: Path) -> None:
     assert Batches(stream, seq_len=15, batch_size=1, seed=0).windows_per_epoch == 1
     with pytest.raises(ValueError, match=r"--seq-len 16 needs 17 tokens and there are 16"):
         Batches(stream, seq_len=16, batch_size=1, seed=0)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 6])
+def test_processes_share_the_windows_without_overlap_or_loss(size):
+    """A step of 12 windows in micro-batches of 4 or fewer, over the end of an epoch of 20."""
+
+    def sequence(size=1, rank=0):
+        batches = Batches(
+            ArrayStream(np.arange(20 * 3 + 1)),
+            seq_len=3,
+            batch_size=4,
+            seed=1,
+            size=size,
+            rank=rank,
+        )
+        own = 12 // size
+        steps = 3 * [min(4, own - i) for i in range(0, own, 4)]
+        return torch.cat([batches.next(n)[0] for n in steps]), batches.state_dict()
+
+    whole, position = sequence()
+    for rank in range(size):
+        windows, own_position = sequence(size, rank)
+        assert torch.equal(windows, whole[rank::size])
+        assert own_position == position

@@ -23,7 +23,7 @@ from gpt2.demo.__main__ import Arguments, main
 from gpt2.demo.html import chart, column, header, visible
 from gpt2.demo.model import Chance, facts, next_tokens, side_by_side, strategies
 from gpt2.runs.run import Run, load_run
-from gpt2.training.build import begin, build, plan, prepare_data
+from gpt2.training.run_training import run_training
 
 ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "Story 7. The <b>&amp; ${1 + 1} {{x}}"
@@ -52,12 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         device="cpu",
         dtype="fp32",
     )
-    the_plan = plan(config)
-    prepared = prepare_data(the_plan)
-    trainer = build(the_plan, prepared)
-    with the_plan.claim():
-        begin(the_plan, prepared, trainer)
-        assert trainer.fit() is None
+    assert run_training(config) is None
     return load_run(folder / "run", device="cpu")
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from gpt2.attention import BACKENDS, unusable
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.generate.__main__ import Arguments, main
 from gpt2.generate.decoding import continuations, generate, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
 from gpt2.model import GPT
-from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.training.loud_model import loud_model
@@ -279,8 +279,8 @@ def run(tmp_path_factory) -> str:
     tokenizer.save(folder / "tokenizer.json")
     torch.manual_seed(1)
     model = loud_model(vocab_size=tokenizer.vocab_size, block_size=16)
-    write_config(folder, TrainConfig(), model.config)
-    state = {"step": 1, "tokenizer_hash": tokenizer.hash, "val_loss": 1.0}
+    write_config(folder, settle(TrainConfig()), model.config)
+    state = TrainerState(step=1, tokenizer_hash=tokenizer.hash, val_loss=1.0)
     save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
     return str(folder)
 

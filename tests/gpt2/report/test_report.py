@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pypdf import PdfReader
 
-from gpt2.config import GPTConfig, TrainConfig, with_preset
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.report.__main__ import Arguments, main
 from gpt2.report.facts import gather
 from gpt2.report.figures import draw
@@ -35,7 +35,7 @@ def _run(folder: Path, *, steps: int = 100, result: dict | None = None, **option
     """A finished run folder; options are those of its training and of its model."""
     names = {f.name for f in dataclasses.fields(TrainConfig)}
     settings = {k: v for k, v in options.items() if k in names}
-    train = with_preset(TrainConfig(**{"data": "tinystories", "steps": steps, **settings}), "demo")
+    train = settle(TrainConfig(**{"data": "tinystories", "steps": steps, **settings}), "demo")
     shape = {f.name for f in dataclasses.fields(GPTConfig)}
     model = GPTConfig(
         **{"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 300, "block_size": 128}

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2.config import TrainConfig
 from gpt2.runs.checkpoint import list_checkpoints, load_newest
-from gpt2.runs.resume import resumed_config
+from gpt2.runs.resume import resumed_settings
 from gpt2.runs.run import write_config
 from tests.gpt2.data.streams import make_trainer
 
@@ -21,7 +21,7 @@ def run(tmp_path):
 
 def _train(folder, **settings):
     trainer = make_trainer(folder, **settings)
-    write_config(folder, trainer.config, trainer.model.config)
+    write_config(folder, trainer.settings, trainer.model.config)
     trainer.fit()
 
 
@@ -33,7 +33,7 @@ def _edit(run, part, **changes):
 
 
 def _resumed(run, **given):
-    return resumed_config(TrainConfig(resume=str(run), **given))
+    return resumed_settings(TrainConfig(resume=str(run), **given))
 
 
 def test_the_saved_configuration_is_used_with_what_may_be_given_anew(run):

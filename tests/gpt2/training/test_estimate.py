@@ -14,11 +14,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gpt2.loss
 from gpt2.common.devices import human_bytes, peak_flops
-from gpt2.config import PRESETS, GPTConfig, TrainConfig
+from gpt2.config import PRESETS, GPTConfig
 from gpt2.model import GPT
 from gpt2.training.estimate import Memory, flops_per_token, flops_per_token_nanogpt, training_memory
 from gpt2.training.optim import build_optimizers
-from gpt2.training.trainer import train_step
+from gpt2.training.step import train_step
 from kernels._common.launch import INTERPRETED
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -127,8 +127,7 @@ def measure(
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         model = GPT(config)
         mark("model")
-        settings = TrainConfig(lr=1e-3, optimizer=optimizer)  # type: ignore[arg-type]
-        optimizers = build_optimizers(model, settings)
+        optimizers = build_optimizers(model, lr=1e-3, optimizer=optimizer)  # type: ignore[arg-type]
         x = torch.randint(config.vocab_size, (batch_size, config.block_size))
         batches = grad_accum * [(x, x)]
         train_step(model, optimizers, batches, autocast=autocast())
@@ -247,7 +246,7 @@ def test_memory_with_our_kernels(options: dict[str, Any], dtype: Any) -> None:
 def test_the_peak_on_a_gpu(options: dict[str, Any]) -> None:
     config = GPTConfig(n_layer=4, **options)
     model = GPT(config).cuda()
-    optimizers = build_optimizers(model, TrainConfig(lr=1e-3, optimizer="adamw"))
+    optimizers = build_optimizers(model, lr=1e-3)
     x = torch.randint(config.vocab_size, (8, 1024), device="cuda")
     for _ in range(2):
         torch.cuda.reset_peak_memory_stats()

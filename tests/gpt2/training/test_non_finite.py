@@ -14,7 +14,7 @@ from gpt2.attention import BACKENDS, naive
 from gpt2.loss import linear_cross_entropy
 from gpt2.runs.checkpoint import list_checkpoints, load_checkpoint
 from gpt2.runs.metrics import read_metrics
-from gpt2.training.trainer import Diverged
+from gpt2.training.recovery import Diverged
 from tests.gpt2.data.streams import make_trainer
 
 BAD = 5  # the step that goes wrong
@@ -43,7 +43,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
 
     trainer._next_step = watched
     trainer.fit()
-    assert trainer.skipped == 1
+    assert trainer.guard.skipped == 1
     assert all(torch.equal(a, b) for a, b in zip(before[1], before[2], strict=True))
     assert not all(torch.equal(a, b) for a, b in zip(before[0], before[1], strict=True))
     assert all(p.isfinite().all() for p in trainer.model.parameters())
@@ -56,7 +56,7 @@ def test_too_many_bad_steps_end_the_run_with_the_last_checkpoint_intact(tmp_path
         trainer.fit()
     assert trainer.step == 8
     newest = load_checkpoint(list_checkpoints(tmp_path / "checkpoints")[-1])
-    assert newest.state["step"] == 4
+    assert newest.state.step == 4
     assert all(t.isfinite().all() for t in newest.model.values())
 
 
@@ -64,7 +64,7 @@ def test_fp16_recovers_from_overflow_by_lowering_the_scale(tmp_path):
     trainer = make_trainer(tmp_path, dtype=torch.float16, steps=8)
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**24)
     trainer.fit()
-    assert 0 < trainer.skipped < 8
+    assert 0 < trainer.guard.skipped < 8
     assert trainer.scaler.get_scale() < 2.0**24
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
@@ -96,7 +96,7 @@ def test_a_bad_activation_costs_one_step(tmp_path, module, value):
 
     trainer.model.get_submodule(module).register_forward_hook(poison)
     trainer.fit()
-    assert trainer.skipped == 1
+    assert trainer.guard.skipped == 1
     assert sorted(_losses(tmp_path)) == [step for step in range(1, 9) if step != BAD]
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
@@ -159,7 +159,7 @@ def test_a_kernel_that_gives_nan_costs_one_step_and_is_named(
     blamed = [line for line in said.splitlines() if "do not trust this kernel" in line]
     assert len(blamed) == 1
     assert blamed[0].startswith(f"step {BAD}: {kernel} triton against PyTorch's: gradients differ")
-    assert trainer.skipped == 1
+    assert trainer.guard.skipped == 1
     assert all(p.isfinite().all() for p in trainer.model.parameters())
 
 
@@ -180,4 +180,4 @@ def test_a_validation_loss_that_is_not_finite_is_told_and_never_best(tmp_path, m
     found = {m["step"]: m.get("val_loss") for m in read_metrics(tmp_path / "metrics.jsonl")}
     assert found[8] is None
     assert found[4] is not None
-    assert load_checkpoint(tmp_path / "checkpoints/step-000008").state["val_loss"] is None
+    assert load_checkpoint(tmp_path / "checkpoints/step-000008").state.val_loss is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2.common.devices import human_bytes
-from gpt2.config import TrainConfig
+from gpt2.config import TrainConfig, settle
 from gpt2.training.estimate import training_memory
 from gpt2.training.out_of_memory import (
     OutOfMemory,
@@ -62,8 +62,8 @@ def test_other_errors_pass(error):
     [((16, 2), (8, 4)), ((6, 2), (3, 4)), ((5, 1), (1, 5)), ((7, 3), (3, 7)), ((1, 8), None)],
 )
 def test_a_smaller_micro_batch_keeps_the_step(now, smaller):
-    config = TrainConfig(batch_size=now[0], grad_accum=now[1])
-    assert smaller_micro_batch(config) == smaller
+    settings = settle(TrainConfig(batch_size=now[0], grad_accum=now[1]))
+    assert smaller_micro_batch(settings) == smaller
 
 
 def test_the_message_has_the_estimate_and_that_of_less(tmp_path):
@@ -102,4 +102,4 @@ def test_an_update_that_got_half_way_is_not_done_again(tmp_path):
     trainer.optimizers[1].register_step_pre_hook(exhausted)  # the first has changed its weights
     with pytest.raises(OutOfMemory, match="in step 1, in the update of the weights; try"):
         trainer.fit()
-    assert trainer.config.batch_size == 4
+    assert trainer.settings.batch_size == 4

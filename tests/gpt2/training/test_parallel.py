@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from gpt2.common.distributed import World
-from gpt2.config import TrainConfig
+from gpt2.config import TrainConfig, settle
 from gpt2.evaluate.perplexity import shard_windows
 from gpt2.runs.metrics import read_metrics
-from gpt2.training.parallel import check_parallel, shard
+from gpt2.training.parallel import check_parallel
 
 ROOT = Path(__file__).resolve().parents[3]
 SETTINGS = [
@@ -91,16 +91,6 @@ def test_one_mistake_ends_all_processes_with_its_message(workplace):
     assert not (workplace / "odd").exists()
 
 
-def test_a_step_is_shared_without_overlap_or_loss():
-    drawn = [(torch.arange(8).view(4, 2) + 8 * i, torch.zeros(4, 2)) for i in range(3)]
-    for size in (1, 2, 3, 4, 6):
-        shares = [shard(drawn, World(rank, size)) for rank in range(size)]
-        rows = torch.cat([x for mine in shares for x, _ in mine])
-        assert sorted(rows.flatten().tolist()) == list(range(24))
-        assert len({sum(len(x) for x, _ in mine) for mine in shares}) == 1
-        assert all(len(x) <= 4 for mine in shares for x, _ in mine)
-
-
 def test_windows_to_score_are_shared_and_every_process_runs():
     x = torch.arange(6).view(3, 2)
     for size in (1, 2, 3, 5):
@@ -121,6 +111,6 @@ def test_windows_to_score_are_shared_and_every_process_runs():
 )
 def test_what_cannot_be_shared_is_refused(monkeypatch, settings, size, dtype, message):
     monkeypatch.setenv("WORLD_SIZE", str(size))
-    config = TrainConfig(**({"batch_size": 4, "grad_accum": 1} | settings))
+    config = settle(TrainConfig(**({"batch_size": 4, "grad_accum": 1} | settings)))
     with pytest.raises(ValueError, match=message):
         check_parallel(config, dtype)

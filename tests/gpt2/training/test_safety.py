@@ -11,9 +11,9 @@ from gpt2.config import PORTABLE, GPTConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
 from gpt2.training.kernel_check import SUSPICIOUS, kernel_errors
-from gpt2.training.monitor import LEAST, SpikeGuard
+from gpt2.training.out_of_memory import OutOfMemory
+from gpt2.training.recovery import LEAST, Diverged, SpikeGuard
 from gpt2.training.step import StepResult, train_step
-from gpt2.training.trainer import Diverged, OutOfMemory
 from tests.gpt2.data.streams import make_trainer
 
 SETTINGS = {"steps": 30, "eval_every": 30, "checkpoint_every": 4, "spike_sigma": 6.0}
@@ -45,7 +45,7 @@ def _spike_at(monkeypatch, trainer, step, times=1):
 
 def test_a_spike_is_told_from_noise():
     torch.manual_seed(1)
-    guard = SpikeGuard(6.0)
+    guard = SpikeGuard(6.0, ())
     for loss in (4 + 0.1 * torch.randn(500)).tolist():
         assert loss < guard.limit
         guard.add(loss)
@@ -62,7 +62,7 @@ def test_a_spike_is_announced_and_reaches_the_weights_only_with_warn(
     _spike_at(monkeypatch, trainer, 25)
     trainer.fit()
     assert "step 25: loss 99.0000 is a spike, above" in capsys.readouterr().out
-    assert trainer.skipped == (policy == "skip")
+    assert trainer.guard.skipped == (policy == "skip")
     assert (99.0 in _losses(tmp_path).values()) == (policy == "warn")
 
 
@@ -73,7 +73,7 @@ def test_rollback_takes_the_last_checkpoint_and_leaves_the_text_of_the_spike_out
     _spike_at(monkeypatch, trainer, 26)
     trainer.fit()
     assert "rolled back to step 24, and past the text up to step 26" in capsys.readouterr().out
-    assert trainer.rollbacks == 1
+    assert trainer.guard.rollbacks == 1
     assert trainer.step == 30
     assert sorted(_losses(tmp_path)) == list(range(1, 31))
     assert max(_losses(tmp_path).values()) < 5
@@ -108,7 +108,7 @@ def test_auto_batch_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypa
     trainer = make_trainer(tmp_path / "halved", **settings, auto_batch=True)
     trainer.fit()
     assert "going on with micro-batches of 3 instead of 6, 4 a step" in capsys.readouterr().out
-    assert (trainer.config.batch_size, trainer.config.grad_accum) == (1, 12)
+    assert (trainer.settings.batch_size, trainer.settings.grad_accum) == (1, 12)
     assert list(_losses(tmp_path / "halved").values()) == pytest.approx(
         list(_losses(tmp_path / "straight").values()), rel=1e-5
     )

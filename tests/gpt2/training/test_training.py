@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
 from gpt2.training.optim import build_optimizers, learning_rate
-from gpt2.training.trainer import train_step
+from gpt2.training.step import train_step
 from kernels.testing import judge
 from tests.gpt2.data.streams import ArrayStream, make_trainer, text_stream
 
@@ -65,7 +65,7 @@ def test_warm_up_then_cosine_down_to_the_minimum():
 
 def test_only_matrices_decay():
     model = _model()
-    (adamw,) = build_optimizers(model, TrainConfig(lr=1e-3, weight_decay=0.1))
+    (adamw,) = build_optimizers(model, lr=1e-3, weight_decay=0.1)
     decayed = {id(p) for g in adamw.param_groups if g["weight_decay"] for p in g["params"]}
     for name, parameter in model.named_parameters():
         assert (id(parameter) in decayed) == (parameter.ndim == 2), name
@@ -73,7 +73,7 @@ def test_only_matrices_decay():
 
 def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     model = _model()
-    muon, adamw = build_optimizers(model, TrainConfig(lr=1e-3, optimizer="muon"))
+    muon, adamw = build_optimizers(model, lr=1e-3, optimizer="muon")
     names = {id(p): n for n, p in model.named_parameters()}
     hidden = {names[id(p)] for g in muon.param_groups for p in g["params"]}
     assert hidden == {n for n, p in model.named_parameters() if n.startswith("h.") and p.ndim == 2}

@@ -15,10 +15,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2.common.devices import DTYPES
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.export.__main__ import Arguments, main
 from gpt2.model import GPT
-from gpt2.runs.checkpoint import Checkpoint, save_checkpoint
+from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights.export import export
@@ -53,10 +53,10 @@ def make_run(folder: Path, tokenizer: Tokenizer, losses: dict[int, float]) -> di
     models = {}
     for step, loss in losses.items():
         models[step] = model = build(tokenizer)
-        state = {"step": step, "val_loss": loss, "tokenizer_hash": tokenizer.hash}
+        state = TrainerState(step=step, val_loss=loss, tokenizer_hash=tokenizer.hash)
         save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
     tokenizer.save(folder / "tokenizer.json")
-    write_config(folder, TrainConfig(), model.config)
+    write_config(folder, settle(TrainConfig()), model.config)
     return models
 
 

@@ -12,7 +12,7 @@ from gpt2.evaluate.perplexity import evaluate
 from gpt2.model import GPT
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
-from gpt2.training.build import Plan, begin, build, plan, prepare_data
+from gpt2.training.run_training import Plan, begin, build, make_plan, prepare_text
 from gpt2.training.trainer import Trainer
 from gpt2.weights.export import export
 from gpt2.weights.pretrained import load_pretrained
@@ -46,37 +46,39 @@ def settings(**options: object) -> TrainConfig:
 
 def start(config: TrainConfig) -> tuple[Plan, Trainer]:
     """What train.py does before the first step."""
-    the_plan = plan(config)
-    prepared = prepare_data(the_plan)
-    trainer = build(the_plan, prepared)
-    the_plan.folder.mkdir(parents=True, exist_ok=True)
-    begin(the_plan, prepared, trainer)
-    return the_plan, trainer
+    plan = make_plan(config)
+    prepared = prepare_text(plan)
+    trainer = build(plan, prepared)
+    plan.folder.mkdir(parents=True, exist_ok=True)
+    begin(plan, prepared, trainer)
+    return plan, trainer
 
 
 def test_a_run_begins_with_the_weights_and_goes_on_without_their_files(checkpoint):
     expected = load_pretrained(checkpoint)
-    the_plan, trainer = start(settings(init_from=str(checkpoint), lr=1e-3, warmup_steps=1))
-    assert the_plan.folder == Path("runs/stories.txt-stories")
+    plan, trainer = start(settings(init_from=str(checkpoint), lr=1e-3, warmup_steps=1))
+    assert plan.folder == Path("runs/stories.txt-stories")
     for name, parameter in trainer.model.named_parameters():
         assert torch.equal(parameter, expected.get_parameter(name)), name
     assert trainer.bos_id == Tokenizer.load(checkpoint).eot_id
     before = evaluate(expected, trainer.valid, bos_id=trainer.bos_id, batch_size=4).loss
     trainer.fit()
     shutil.rmtree(checkpoint)
-    _, resumed = start(TrainConfig(resume=str(the_plan.folder)))
+    _, resumed = start(TrainConfig(resume=str(plan.folder)))
     assert resumed.step == 3
     for name, parameter in resumed.model.named_parameters():
         assert torch.equal(parameter, trainer.model.get_parameter(name)), name
-    assert load_run(the_plan.folder, device="cpu").model.config.n_inner == 40
+    assert load_run(plan.folder, device="cpu").model.config.n_inner == 40
     assert resumed.best_val_loss < before
 
 
 def test_fine_tuning_has_its_own_defaults(checkpoint):
-    config = plan(TrainConfig(data="stories.txt", init_from=str(checkpoint), device="cpu")).config
+    config = make_plan(
+        TrainConfig(data="stories.txt", init_from=str(checkpoint), device="cpu")
+    ).settings
     assert (config.lr, config.min_lr, config.optimizer) == (5e-5, 5e-6, "adamw")
     assert (config.seq_len, config.vocab_size, config.n_layer, config.tie) == (32, 300, 2, False)
-    given = plan(settings(init_from=str(checkpoint), lr=1e-3, seq_len=16)).config
+    given = make_plan(settings(init_from=str(checkpoint), lr=1e-3, seq_len=16)).settings
     assert (given.lr, given.steps, given.seq_len) == (1e-3, 3, 16)
 
 
@@ -118,21 +120,21 @@ def test_a_run_of_any_kind_can_be_begun_from(checkpoint):
 def test_contradictions_are_refused_before_anything_is_written(checkpoint, options, message):
     Tokenizer.train([TEXT], 280, processes=1).save("other/tokenizer.json")
     with pytest.raises(ValueError, match=message):
-        plan(settings(**{"init_from": str(checkpoint)} | options))
+        make_plan(settings(**{"init_from": str(checkpoint)} | options))
     assert not Path("runs").exists()
 
 
 def test_weights_without_a_tokenizer_ask_for_one(checkpoint):
     (checkpoint / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match=r"no tokenizer at .*by --tokenizer"):
-        plan(settings(init_from=str(checkpoint)))
+        make_plan(settings(init_from=str(checkpoint)))
 
 
 def test_damaged_weights_leave_no_run_behind(checkpoint):
     weights = checkpoint / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-7])
-    the_plan = plan(settings(init_from=str(checkpoint)))
-    prepared = prepare_data(the_plan)
+    plan = make_plan(settings(init_from=str(checkpoint)))
+    prepared = prepare_text(plan)
     with pytest.raises(ValueError, match=r"model\.safetensors is cut off"):
-        build(the_plan, prepared)
+        build(plan, prepared)
     assert not Path("runs").exists()

@@ -1,0 +1,256 @@
+"""One training, from what was asked to the scored result: what train.py and compare_sizes run.
+
+    plan       settle the settings, and the run folder
+    prepare    tokenizer and tokens
+    build      model, machine, trainer
+    fit        the loop
+    report     test perplexity and samples, by the best weights
+
+Everything that can be refused is refused before the run folder is made.
+"""
+
+import re
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gpt2.common.devices import choose_device, device_memory, human_bytes
+from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
+from gpt2.common.files import lock, remove_leftovers
+from gpt2.config import GPTConfig, Settings, TrainConfig, model_config, settle
+from gpt2.data.prepare import Prepared, prepare
+from gpt2.model import GPT, count_parameters
+from gpt2.runs.checkpoint import load_newest, remove_unfinished
+from gpt2.runs.resume import resumed_settings
+from gpt2.runs.run import write_config
+from gpt2.training.estimate import training_memory
+from gpt2.training.machine import Machine, choose_machine
+from gpt2.training.out_of_memory import oom_advice, what_to_lower
+from gpt2.training.results import report
+from gpt2.training.trainer import Trainer
+from gpt2.weights.pretrained import Pretrained, begin_from, find_pretrained
+
+_OOM_HINT = (
+    "choose a smaller --preset, or a lower --batch-size or --seq-len; a run that has begun goes on "
+    "with --resume"
+)
+
+
+def run_training(config: TrainConfig) -> int | None:
+    """Train as `config` asks, in this process or, under torchrun, with the others.
+
+    Returns:
+        None when the run is done and scored; the number of the signal that ended it early, after a
+        checkpoint.
+
+    Raises:
+        ValueError: the configuration, text or machine does not allow it; says what would.
+        OSError: a file cannot be read or written.
+        Diverged, OutOfMemory: as `Trainer.fit`.
+    """
+    start = time.perf_counter()
+    with process_group() as here, oom_advice(lambda: _OOM_HINT):
+        plan = broadcast(lambda: make_plan(config))
+        prepared = prepare_text(plan)
+        trainer = build(plan, prepared)
+        with hold(plan.folder):
+            begin(plan, prepared, trainer)
+            first = trainer.step
+            signal_number = trainer.fit()
+            destroy_process_group()
+            if signal_number is not None:
+                say(f"saved step {trainer.step:,} of {trainer.steps:,}; to go on:")
+                say(f"python train.py --resume {plan.folder}")
+                return signal_number
+            if here.main:
+                report(trainer, prepared, trained=trainer.step > first)
+    say(f"done in {time.perf_counter() - start:.0f} s; everything is in {plan.folder}")
+    return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run about to start or to go on.
+
+    Attributes:
+        folder: the run folder.
+        settings: of the run.
+        resumed: whether it goes on.
+        start: the weights that it begins from; None where they are random, or those of the run.
+    """
+
+    folder: Path
+    settings: Settings
+    resumed: bool
+    start: Pretrained | None = None
+
+
+def make_plan(config: TrainConfig) -> Plan:
+    """Settle what `config` leaves open: by the preset, the weights to begin from, or the run.
+
+    Raises:
+        ValueError: an unknown preset, an --out that holds a run, a --resume that holds none or that
+            is given together with settings which it cannot change, an --init-from that cannot be
+            loaded or that contradicts other settings.
+    """
+    if config.resume is not None:
+        return Plan(Path(config.resume), resumed_settings(config), resumed=True)
+    device, _ = choose_device(config.device)
+    start = None
+    if config.init_from is not None:
+        start = find_pretrained(config.init_from)
+        config = begin_from(start, config)
+    settings = settle(config, "demo" if device.type == "cpu" else "mini")
+    return Plan(_new_folder(settings), settings, resumed=False, start=start)
+
+
+def _new_folder(settings: Settings) -> Path:
+    if settings.out is not None:
+        folder = Path(settings.out)
+        if (folder / "config.json").exists():
+            raise ValueError(
+                f"{folder} already holds a run, which is never overwritten: go on with it by "
+                f"--resume {folder}, or choose another --out"
+            )
+        return folder
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.data).name).strip("-.") or "run"
+    model = Path(settings.init_from).resolve().name if settings.init_from else settings.preset
+    folder = base = Path("runs") / f"{name}-{model}"
+    number = 1
+    while folder.exists():
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+def prepare_text(plan: Plan) -> Prepared:
+    """Prepare the tokenizer and the tokens of a run; a resumed run keeps its tokenizer."""
+    settings = plan.settings
+    prepared = prepare(
+        settings.data,
+        tokenizer=str(plan.folder / "tokenizer.json") if plan.resumed else settings.tokenizer,
+        vocab_size=settings.vocab_size,
+        cache_dir=Path(settings.cache_dir),
+    )
+    if "train" not in prepared.splits:
+        raise ValueError(
+            f"{settings.data} has no text to train on, only {', '.join(prepared.splits)}"
+        )
+    for line in prepared.notes:
+        say(line)
+    return prepared
+
+
+def build(plan: Plan, prepared: Prepared) -> Trainer:
+    """Build the trainer of a run and say what it will do; nothing is written yet.
+
+    Raises:
+        ValueError: settings that this machine cannot run, or too little text.
+    """
+    settings = plan.settings
+    device, note = choose_device(settings.device)
+    shape = model_config(settings, prepared.tokenizer.vocab_size)
+    machine, shape = choose_machine(device, settings, shape)
+    for line in (*([note] if note else []), *machine.notes):
+        say(line)
+    torch.manual_seed(settings.seed)
+    alone = world().size == 1
+    with oom_advice(lambda: what_to_lower(settings, shape, machine, alone=alone)):
+        if plan.start is None:
+            model = GPT(shape).to(device)
+        else:
+            say(plan.start.note)
+            model = plan.start.build(shape).to(device)
+    if world().rank:  # equal weights in all processes, but other dropout masks
+        torch.manual_seed(settings.seed + world().rank)
+    trainer = Trainer(
+        settings,
+        model,
+        machine,
+        prepared.splits["train"],
+        prepared.splits["valid"],
+        folder=plan.folder,
+        tokenizer_hash=prepared.tokenizer.hash,
+        bos_id=prepared.tokenizer.eot_id,
+        data_hash=prepared.fingerprint,
+    )
+    _say_size(trainer, shape, machine)
+    return trainer
+
+
+def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
+    settings = trainer.settings
+    say(
+        f"model: {settings.init_from or settings.preset}, {count_parameters(shape):,} parameters "
+        f"({shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, "
+        f"vocabulary {shape.vocab_size:,}, context "
+        f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "
+        f"positions, {'tied' if shape.tie else 'untied'} head)"
+    )
+    memory = training_memory(
+        shape,
+        batch_size=settings.batch_size,
+        seq_len=settings.seq_len,
+        dtype=machine.dtype,
+        device_type=machine.device.type,
+        optimizer=settings.optimizer,
+        grad_accum=settings.grad_accum,
+    )
+    has = device_memory(machine.device)
+    of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
+    say(f"memory, estimated: {memory}{of}")
+    if has and memory.peak > 0.95 * has:
+        say(
+            "warning: that is likely too much. Lower --batch-size (raise --grad-accum to keep the "
+            "step the same), use --recompute block, lower --seq-len, or choose a smaller --preset"
+        )
+    epochs = trainer.steps * trainer.tokens_per_step / len(trainer.batches.stream)
+    say(
+        f"training: {trainer.steps:,} steps of {trainer.tokens_per_step:,} tokens "
+        f"({settings.grad_accum} x {settings.batch_size} x {settings.seq_len}) = {epochs:.2f} "
+        f"epochs, {settings.optimizer}, lr {settings.lr:g} -> {settings.min_lr:g}; run folder "
+        f"{trainer.folder}"
+    )
+
+
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make a run folder and lock it for the block; ValueError when another run trains in it."""
+    if not world().main:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(lock(folder / ".lock", patience=0))
+        except TimeoutError:
+            raise ValueError(
+                f"another process is training in {folder}: wait for it to end, or choose another "
+                "--out"
+            ) from None
+        yield
+
+
+def begin(plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
+    """Write what a new run folder holds, or restore the trainer of a resumed run.
+
+    Raises:
+        ValueError: a run that cannot be resumed.
+    """
+    folder = plan.folder
+    if plan.resumed:
+        checkpoint, damaged = load_newest(folder / "checkpoints")
+        for message in damaged:
+            say(message)
+        if world().main:
+            remove_leftovers(folder)
+            remove_unfinished(folder / "checkpoints")
+        trainer.restore(checkpoint)
+        say(f"resumed {folder} after step {trainer.step:,}")
+    elif world().main:
+        prepared.tokenizer.save(folder / "tokenizer.json")
+        write_config(folder, trainer.settings, trainer.model.config)
