@@ -1,24 +1,20 @@
 """The plots of a comparison of sizes: validation loss against tokens, and against compute.
 
-Colours are Okabe and Ito's, told apart with any colour vision; each line has a marker of its own,
-and its name at its end.
+Colours are Okabe and Ito's, told apart with any colour vision; each line has a marker of its own.
+The legend gives the last loss of each size.
 """
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gpt2.common.files import atomic_write
 from gpt2.compare_sizes.results import Comparison, Row
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 _NAMES = ("loss_tokens", "loss_compute")
 PLOTS = tuple(f"{name}.{kind}" for name in _NAMES for kind in ("png", "svg"))
 _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _MARKERS = "osD^vPXh"
-_LABEL_GAP = 0.055  # of the height of the axes, between two names
 _STYLE: dict[Any, Any] = {
     "font.size": 10.5,
     "axes.spines.top": False,
@@ -72,9 +68,11 @@ def _draw(
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
         for i, row in enumerate(rows):
+            losses = [loss for _, loss in row.val_curve]
             axes.plot(
                 xs_of(row),
-                [loss for _, loss in row.val_curve],
+                losses,
+                label=f"{row.name}  {losses[-1]:.3f}",
                 color=_COLOURS[i % len(_COLOURS)],
                 marker=_MARKERS[i % len(_MARKERS)],
                 ms=5,
@@ -86,30 +84,9 @@ def _draw(
         axes.set(xlabel=xlabel, ylabel="validation loss (nats per token)", title=title)
         axes.grid(color="#e4e4e4")
         axes.set_axisbelow(True)
-        _label_ends(axes, rows, [xs_of(row)[-1] for row in rows])
+        axes.legend(frameon=False)
         for kind in ("png", "svg"):
             with atomic_write(path.with_suffix(f".{kind}")) as file:
                 metadata = {"Date": None} if kind == "svg" else {}
                 figure.savefig(file, format=kind, dpi=150, metadata=metadata)
         plt.close(figure)
-
-
-def _label_ends(axes: "Axes", rows: Sequence[Row], ends: Sequence[float]) -> None:
-    """Write each size and its last loss at the right, in the order of the losses."""
-    low, high = axes.get_ylim()
-    gap = _LABEL_GAP * (high - low)
-    order = sorted(range(len(rows)), key=lambda i: rows[i].val_curve[-1][1])
-    before = low - gap
-    for i in order:
-        loss = rows[i].val_curve[-1][1]
-        before = y = max(loss, before + gap)
-        axes.annotate(
-            f"{rows[i].name}  {loss:.3f}",
-            (ends[i], loss),
-            xytext=(1.03, (y - low) / (high - low)),
-            textcoords="axes fraction",
-            va="center",
-            color=_COLOURS[i % len(_COLOURS)],
-            arrowprops={"arrowstyle": "-", "color": "#bbbbbb", "lw": 0.7, "relpos": (0, 0.5)},
-            annotation_clip=False,
-        )

@@ -1,4 +1,4 @@
-"""What a run leaves to look at: metrics.jsonl, loss.png, TensorBoard, and lines on the terminal."""
+"""The measurements of a run: metrics.jsonl, loss.png and TensorBoard."""
 
 import gc
 import hashlib
@@ -61,7 +61,7 @@ class Logs:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl. A last line cut off by a crash is left out.
+    """Read the lines of a metrics.jsonl; a last line that a crash cut off is left out.
 
     Raises:
         ValueError: a line that is no JSON object of a whole `step` and other numbers (or null).
@@ -70,7 +70,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def iterate_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """`read_metrics` with one line in memory at a time: a run of months has many."""
+    """Yield the lines of `read_metrics` one by one: a run of months has many."""
     if not path.exists():
         return
     if not path.is_file():
@@ -117,7 +117,7 @@ class Fingerprint:
 
 
 def _sha256(path: Path, size: int) -> str:
-    """Of the first `size` bytes, or of as many as there are."""
+    """Return the SHA-256 of the first `size` bytes, or of as many as there are."""
     digest = hashlib.sha256()
     if path.is_file():
         with with_file_name(path), open(path, "rb") as file:

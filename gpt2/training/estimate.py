@@ -1,4 +1,4 @@
-"""What a training step costs: floating point operations, and where its memory goes.
+"""The cost of a training step: floating point operations and memory.
 
 FLOPs per token, two conventions (always say which):
     exact     6 (matrix weights) + 6 L C (T + 1):  head included, positions and norms not; only the
@@ -43,26 +43,27 @@ from gpt2.model import GPT, count_parameters
 
 
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
-    """Model FLOPs of forward and backward per token, "exact" convention."""
+    """Return the model FLOPs of forward and backward per token, in the "exact" convention."""
     L, C = config.n_layer, config.n_embd
     weights = L * (4 * C * C + mlp_matrices(config) * C * config.mlp_width) + config.vocab_size * C
     return round(6 * weights + 12 * L * C * visible_positions(config, seq_len))
 
 
 def flops_per_token_nanogpt(config: GPTConfig, seq_len: int) -> int:
-    """The same in the convention of nanoGPT's `estimate_mfu`."""
+    """Return them in the convention of nanoGPT's `estimate_mfu`."""
     L, C = config.n_layer, config.n_embd
     positions = config.block_size * C if config.positions == "learned" else 0
     return 6 * (count_parameters(config) - positions) + 12 * L * C * seq_len
 
 
 def visible_positions(config: GPTConfig, seq_len: int) -> float:
-    """How many positions one sees, on average."""
+    """Return how many positions a position attends to, on average."""
     window = min(config.window or seq_len, seq_len)
     return window - window * (window - 1) / (2 * seq_len)
 
 
 def mlp_matrices(config: GPTConfig) -> int:
+    """Return the number of weight matrices of the MLP."""
     return 3 if config.mlp == "swiglu" else 2
 
 
@@ -70,9 +71,12 @@ def mlp_matrices(config: GPTConfig) -> int:
 class Memory:
     """Bytes that a training step needs, by item; not all of them at the same time.
 
-    `activations` is what the forward leaves for the backward, by part of the model; `logits` a
-    chunk of logits and the working memory of the loss on it. `peak` is the most that is held at a
-    time, and `moment` says when.
+    Attributes:
+        weights, gradients, optimizer: of the whole model, in float32.
+        activations: tensors that the forward saves for the backward, by part of the model.
+        logits: a chunk of logits, and the working memory of the loss on it.
+        peak: the most that is held at a time.
+        moment: when that is.
     """
 
     weights: int
@@ -94,26 +98,26 @@ class Memory:
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the model as a micro-batch passes through it."""
+    """Bytes that a micro-batch takes in one part of the model."""
 
     name: str
     kept: int
-    """Activations that stay from its forward to its backward."""
+    """Activations saved from its forward to its backward."""
     copies: int = 0
-    """16-bit copies of its weights, which autocast keeps for as long."""
+    """16-bit copies of its weights, which autocast holds as long."""
     forward: int = 0
-    """Working memory of its forward."""
+    """Peak extra bytes during its forward."""
     backward: int = 0
-    """Working memory of its backward, when that and what is still kept are most."""
+    """Peak extra bytes during its backward."""
     gradients: int = 0
-    """Gradients of its weights."""
+    """Gradients of its weights, which stay."""
     passes_on: int = 0
-    """Other gradients that its backward leaves to those before it; negative where they end."""
+    """Change in the bytes of other live gradients after its backward."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Parts in a row; `inputs` is what stays where their forward is done again, else None."""
+    """Parts in a row. With recomputation only `inputs` bytes are saved of them; else it is None."""
 
     parts: list[_Part]
     inputs: int | None = None
@@ -194,7 +198,7 @@ def training_memory(
 
 @dataclass(frozen=True)
 class _Run:
-    """The parts of a model, in the bytes that they take under the settings of a run."""
+    """The parts of a model under the settings of a run."""
 
     config: GPTConfig
     tokens: int
@@ -208,12 +212,12 @@ class _Run:
 
     @property
     def norm_casts(self) -> bool:
-        """Whether norms write what the next product reads. Else autocast makes a copy of it."""
+        """Tell whether norms write the 16-bit input of the next product, or autocast copies it."""
         return self.config.norm_kernel == "triton" and self.config.norm_position == "pre"
 
     @property
     def stream(self) -> int:
-        """The residual stream, or its gradient: float32 in any case."""
+        """The residual stream, or its gradient; both are float32 in any case."""
         return 4 * self.tokens * self.config.n_embd
 
     def narrow(self, width: int) -> int:
@@ -221,11 +225,11 @@ class _Run:
         return self.dtype.itemsize * self.tokens * width
 
     def copies(self, weights: int) -> int:
-        """Autocast's, of so many weights."""
+        """Autocast's copies of so many weights."""
         return self.dtype.itemsize * weights if self.autocast else 0
 
     def dropped(self, elements: int, itemsize: int) -> int:
-        """What dropout keeps: on a CPU the mask, scaled, in the input's type; on CUDA booleans."""
+        """The mask that dropout saves: on a CPU in the input's type, on CUDA as booleans."""
         if not self.config.dropout:
             return 0
         return elements * (itemsize if self.cpu else 1)
@@ -283,7 +287,7 @@ class _Run:
         )
 
     def scores(self, plain_sdpa: bool) -> tuple[int, int, int]:
-        """Of attention that has its scores in memory: what they keep, and work with."""
+        """Bytes saved, forward and backward of attention that materialises its scores."""
         elements = self.tokens * self.config.n_head * self.seq_len
         scores = 4 * elements  # in float32
         kept = scores + self.dropped(elements, 4)  # the softmax
@@ -299,7 +303,7 @@ class _Run:
         return kept + copy, forward, 2 * scores - copy  # two gradients of scores, when v is done
 
     def fused_attention(self) -> tuple[int, int, int]:
-        """Of attention that computes its scores anew: what it keeps, and works with."""
+        """Bytes saved, forward and backward of attention that computes its scores again."""
         config = self.config
         kept = 4 * self.tokens * config.n_head  # log-sum-exp
         if config.attn == "sdpa" and (config.window or self.seq_len) < self.seq_len:
@@ -345,7 +349,7 @@ class _Run:
         )
 
     def logits(self) -> tuple[int, int]:
-        """A chunk of logits, and what is needed besides while it becomes a gradient."""
+        """A chunk of logits, and the extra bytes while it becomes a gradient."""
         C, V, s = self.config.n_embd, self.config.padded_vocab_size, self.dtype.itemsize
         rows = rows_of_logits(self.config, self.tokens, self.dtype)
         if self.config.loss_kernel == "triton":
@@ -358,12 +362,12 @@ class _Run:
         return rows * V * s, max(softmax, product, scaled)
 
     def logits_buffer(self) -> int:
-        """What gpt2.loss keeps from step to step."""
+        """The buffer of logits that gpt2.loss keeps from step to step."""
         return self.logits()[0] if self.cpu and self.config.loss_kernel == "torch" else 0
 
 
 def rows_of_logits(config: GPTConfig, tokens: int, dtype: torch.dtype) -> int:
-    """How many tokens' logits exist at a time: the loss takes them in chunks."""
+    """Return how many rows of logits exist at a time: the loss takes them in chunks."""
     row = config.padded_vocab_size * dtype.itemsize
     if config.loss_kernel == "triton":
         from kernels.linear_cross_entropy import CHUNK_BYTES as OUR_CHUNK_BYTES
@@ -381,7 +385,7 @@ def _without_memory(config: GPTConfig) -> GPT:
 
 
 def _optimizer_bytes(model: GPT, optimizer: str) -> tuple[int, int]:
-    """What the optimizer keeps, and its working memory."""
+    """Return the bytes of the optimizer's state, and of its working memory."""
     kept = working = 0
     for name, p in model.named_parameters():
         if optimizer == "muon" and name.startswith("h.") and p.ndim == 2:

@@ -28,7 +28,7 @@ SUSPICIOUS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 def check_kernels(
     model: GPT, x: Tensor, y: Tensor, *, machine: Machine, step: int
 ) -> dict[str, float]:
-    """Say how far each kernel is from PyTorch's; return it as measurements of a step's log.
+    """Print how far each kernel is from PyTorch's, and return it as metrics of the step.
 
     Arguments are those of `kernel_errors`.
     """
@@ -53,7 +53,7 @@ def kernel_errors(
     *,
     autocast: AbstractContextManager[object] | None = None,
 ) -> dict[str, float]:
-    """The relative gradient error of each kernel that the model runs with instead of PyTorch's.
+    """Return the relative gradient error of each kernel that replaces PyTorch's.
 
     Args:
         model: left as it came: its mode, its kernels, and gradients of None.
@@ -87,7 +87,7 @@ def kernel_errors(
 def _gradients(
     model: GPT, x: Tensor, y: Tensor, autocast: AbstractContextManager[object] | None
 ) -> list[Tensor]:
-    """The loss and its gradients."""
+    """Return the loss and its gradients."""
     with autocast or nullcontext():
         _, loss = model(x, y)
     assert loss is not None

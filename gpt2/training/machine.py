@@ -1,4 +1,4 @@
-"""What this machine can do: device, compute type and kernels, chosen or checked.
+"""The machine that a run computes on: device, compute type and kernels, chosen or checked.
 
 An explicit choice that cannot be had is a ValueError; only `auto` chooses, and says what and why.
 """
@@ -22,7 +22,7 @@ FUSED = {"norm_kernel": "norms", "mlp_kernel": "MLP activation", "loss_kernel": 
 
 @dataclass(frozen=True)
 class Machine:
-    """How a run computes, and a line for each setting that was chosen."""
+    """Device, compute type and compilation of a run, and a note on each choice."""
 
     device: torch.device
     dtype: torch.dtype
@@ -30,7 +30,7 @@ class Machine:
     notes: tuple[str, ...]
 
     def autocast(self) -> AbstractContextManager[object]:
-        """Context for forward passes in the compute type."""
+        """Return the context for forward passes in the compute type."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
@@ -93,7 +93,7 @@ def choose_machine(
 def _choose_fused(
     asked: dict[str, str], device: torch.device, dtype: torch.dtype
 ) -> dict[str, str]:
-    """Each "auto" becomes PyTorch's kernel: ours are chosen once they have been measured."""
+    """Replace each "auto" by PyTorch's kernel: ours are chosen once they have been measured."""
     chosen = {name: PORTABLE[name] if k == "auto" else k for name, k in asked.items()}
     for name, kernel in chosen.items():
         reason = triton_unusable(device, dtype, instead="--kernels torch")
@@ -124,7 +124,7 @@ def _native_bf16(device: torch.device) -> bool:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Whether the CPU has instructions for products of bf16 (AVX512-BF16 or AMX)."""
+    """Tell whether the CPU has instructions for products of bf16 (AVX512-BF16 or AMX)."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             flags = next((line for line in file if line.startswith("flags")), "").split()

@@ -1,4 +1,4 @@
-"""How a run ends: the test split scored, samples by each strategy, result.json."""
+"""The end of a run: the test split scored, samples by each strategy, result.json."""
 
 import dataclasses
 import datetime
@@ -96,7 +96,7 @@ def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> Non
 
 
 def _data(prepared: Prepared) -> dict[str, Any]:
-    """What the text was, so that the run folder says it without the data cache."""
+    """Describe the text, so that the run folder says it without the data cache."""
     manifest = json.loads((prepared.folder / MANIFEST).read_text(encoding="utf-8"))
     splits = {
         name: {"tokens": len(s), "documents": s.n_documents, "bytes": s.n_bytes}
@@ -106,7 +106,7 @@ def _data(prepared: Prepared) -> dict[str, Any]:
 
 
 def _beginning(prepared: Prepared) -> str:
-    """The first whole words of the first held-out document, headings left out."""
+    """Return the first whole words of the first held-out document, headings left out."""
     tokenizer = prepared.tokenizer
     split = prepared.splits.get("test", prepared.splits["valid"])
     ids = split.read(0, min(_HEADING_TOKENS, len(split))).tolist()
