@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +56,7 @@ from gpt2.training.recovery import StepGuard
 from gpt2.training.step import StepResult, train_step
 
 MicroBatch = tuple[Tensor, Tensor]
+PLOT_SECONDS = 10.0  # between two drawings of loss.png: each takes a good part of a second
 
 
 class Trainer:
@@ -122,6 +124,7 @@ class Trainer:
         self.guard = StepGuard(settings, folder)
         self._interval = Interval(LossSum())
         self._last_saved_step = -1
+        self._plotted = time.monotonic()
 
     def _steps_of_epochs(self) -> int:
         assert self.settings.epochs is not None
@@ -249,7 +252,9 @@ class Trainer:
             logs.write(**metrics)
         if logs and evaluating:
             say(progress_line(metrics, steps=self.steps, epoch=self.batches.epoch))
-            plot_loss(self.folder)
+            if time.monotonic() - self._plotted > PLOT_SECONDS:
+                plot_loss(self.folder)
+                self._plotted = time.monotonic()
         best = metrics.get("val_loss", math.inf) < self.best_val_loss
         if best:
             self.best_val_loss = metrics["val_loss"]

@@ -1,4 +1,4 @@
-"""Sizes compared on the same tokens, as a user types it: figures, resumption, mistakes. A21."""
+"""Sizes compared on the same tokens, as a user types it: figures, resumption, mistakes."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""gpt2.data.batches: every token a target once an epoch, from any place on (A11, A14, B2, B11)."""
+"""gpt2.data.batches: every token a target once an epoch, from any place on."""
 
 from collections import Counter
 from pathlib import Path

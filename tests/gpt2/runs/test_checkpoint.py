@@ -1,4 +1,4 @@
-"""Checkpoints: exact resumption, and nothing lost whenever the process dies (A18)."""
+"""Checkpoints: exact resumption, and nothing lost whenever the process dies."""
 
 import os
 import random

@@ -1,4 +1,4 @@
-"""The training step and the loop (A11-A13, A16, A17, B12, B13)."""
+"""The training step and the loop."""
 
 import json
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+import gpt2.training.trainer
 from gpt2.config import GPTConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
@@ -91,7 +92,14 @@ def test_a_run_learns_and_logs(tmp_path, optimizer, dtype):
     assert {"loss", "lr", "grad_norm", "tokens_per_s"} <= metrics[5].keys()
     assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
     assert metrics[-1]["tokens"] == 40 * 16 * 2 * 3
-    assert (tmp_path / "loss.png").stat().st_size > 5000
+
+
+def test_the_loss_is_drawn_while_a_long_run_goes_on(tmp_path, monkeypatch):
+    make_trainer(tmp_path / "short").fit()
+    assert not (tmp_path / "short/loss.png").exists()
+    monkeypatch.setattr(gpt2.training.trainer, "PLOT_SECONDS", 0.0)
+    make_trainer(tmp_path / "long").fit()
+    assert (tmp_path / "long/loss.png").stat().st_size > 5000
 
 
 def test_epochs_set_the_number_of_steps(tmp_path):
@@ -167,7 +175,7 @@ def test_the_loss_comes_down_to_the_entropy_of_the_text_and_never_below_it(tmp_p
 
 
 def test_five_steps_with_our_kernel_lose_no_more_precision_than_plain_attention(tmp_path):
-    """A29, through Triton's interpreter on a CPU: losses against those of the model in float64."""
+    """Through Triton's interpreter on a CPU: losses against those of the model in float64."""
     losses = {}
     for name, attn in (("exact", "naive"), ("naive", "naive"), ("triton", "triton")):
         trainer = make_trainer(
