@@ -1,4 +1,4 @@
-"""How every command starts and fails: options from a dataclass, mistakes as one sentence."""
+"""The start of every command: options from a dataclass, a user's mistake as one sentence."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -43,12 +43,12 @@ def failing_plainly(*failures: type[Exception]) -> Iterator[None]:
 
 
 def _printable(message: str) -> str:
-    """A message may quote a file of unknown origin: no control characters, no megabytes."""
+    """Escape control characters and shorten: a message may quote a file of unknown origin."""
     shown = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in message[:4000])
     return shown if len(message) <= 4000 else f"{shown} ..."
 
 
 def _name() -> str | None:
-    """`python -m ...` as it was typed; None where it was not."""
+    """The command as `python -m ...`; None if it was started otherwise."""
     spec = sys.modules["__main__"].__spec__
     return None if spec is None else f"python -m {spec.name.removesuffix('.__main__')}"

@@ -1,4 +1,4 @@
-"""The CPU: its model, and the cores that this process may use. Imports neither torch nor numpy."""
+"""The CPU: its model, and the cores this process may use. Imports neither torch nor numpy."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import platform
 
 
 def cpu_model() -> str:
-    """The model of the CPU as Linux tells it, else its architecture."""
+    """The name of the CPU's model on Linux, elsewhere its architecture."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             for line in file:

@@ -1,4 +1,4 @@
-"""GPUs by their data sheets, and what the device at hand has."""
+"""Devices: GPUs by their data sheets, the choice of a device, its name and memory."""
 
 import os
 from typing import NamedTuple
@@ -10,18 +10,21 @@ from gpt2.common.distributed import world
 
 
 class Device(NamedTuple):
-    """A GPU as its data sheet has it."""
+    """A GPU by its data sheet.
+
+    Attributes:
+        tflops_16: dense 16-bit matrix products accumulated in float32, TFLOP/s.
+        tflops_32: float32 matrix products without TF32, TFLOP/s.
+        bandwidth: of the memory, GB/s.
+        memory: GiB; sheets say GB, and devices have about as many GiB.
+        bf16: the 16-bit arithmetic includes bf16.
+    """
 
     tflops_16: float
-    """Dense products of 16-bit matrices, summed in float32: TFLOP/s."""
     tflops_32: float
-    """The same of float32 matrices, without TF32."""
     bandwidth: float
-    """Of its memory, GB/s."""
     memory: int
-    """GiB; sheets say GB, and devices have about as many GiB."""
     bf16: bool = True
-    """Whether its 16-bit arithmetic includes bf16."""
 
 
 # NVIDIA's data sheets, SXM modules unless said; for the RTX cards the whitepapers of GA102 and Ada;
@@ -43,7 +46,7 @@ DEVICES = {
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Data-sheet rate of 16-bit matrix products in FLOP/s; None where it is not known."""
+    """Data-sheet rate of 16-bit matrix products in FLOP/s; None if it is not known."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -51,7 +54,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory that the device has; None where it cannot be asked."""
+    """Bytes of memory of the device; None if the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
@@ -64,7 +67,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def device_name(device: torch.device) -> str:
-    """`"NVIDIA H200"`; for a CPU its model and the threads in use, `"AMD EPYC, 2 threads"`."""
+    """A name such as "NVIDIA H200"; for a CPU, model and threads in use: "AMD EPYC, 2 threads"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     threads = torch.get_num_threads()
@@ -72,10 +75,10 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_device(asked: str) -> tuple[torch.device, str | None]:
-    """The device asked for, or the best one for "auto" and a note on it.
+    """Choose the device of `--device`. For "auto" it is the best one, with a note on the choice.
 
     Raises:
-        ValueError: it does not exist here.
+        ValueError: there is no such device, or PyTorch cannot use it here.
     """
     if asked in ("auto", "cuda") and torch.cuda.is_available() and world().size > 1:
         asked = f"cuda:{world().local_rank}"  # one GPU for each process of torchrun
@@ -112,6 +115,7 @@ def choose_device(asked: str) -> tuple[torch.device, str | None]:
 
 
 def human_bytes(size: float) -> str:
+    """A size for people, such as "1.50 GiB"."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:
             return f"{size:.0f} {unit}"

@@ -1,4 +1,4 @@
-"""The processes of one training, as torchrun starts them: who is where, and what they exchange."""
+"""Distributed training under torchrun: rank and world size, the process group, collectives."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ _TIMEOUT = timedelta(hours=1)
 
 @dataclass(frozen=True)
 class World:
-    """Which of how many processes this is, and its place on its own machine."""
+    """Rank of this process, number of processes, and rank on its own machine."""
 
     rank: int = 0
     size: int = 1
@@ -30,12 +30,12 @@ class World:
 
     @property
     def main(self) -> bool:
-        """The process that speaks and writes."""
+        """True in the process that prints and writes files, rank 0."""
         return self.rank == 0
 
 
 def world() -> World:
-    """This process as torchrun numbers it; alone without torchrun."""
+    """Rank and world size as set by torchrun; a single process without it."""
     numbers = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
     rank, size, local_rank = (int(number) if number else None for number in numbers)
     return World(rank or 0, size or 1, local_rank or 0)
@@ -43,7 +43,7 @@ def world() -> World:
 
 @contextmanager
 def process_group() -> Iterator[World]:
-    """Meet the other processes that torchrun started, if any, for the length of the block."""
+    """Initialize the default process group for the block, if there is more than one process."""
     here = world()
     if here.size == 1:
         yield here
@@ -59,7 +59,7 @@ def process_group() -> Iterator[World]:
 
 
 def broadcast(decide: Callable[[], T]) -> T:
-    """What the main process decides, in every process."""
+    """Call `decide` in rank 0 and return its (picklable) value in every process."""
     here = world()
     if here.size == 1:
         return decide()
@@ -69,7 +69,7 @@ def broadcast(decide: Callable[[], T]) -> T:
 
 
 def all_gather(value: T) -> list[T]:
-    """The `value` of every process, by rank."""
+    """Gather the (picklable) `value` of every process, in order of rank."""
     here = world()
     if here.size == 1:
         return [value]
@@ -79,14 +79,14 @@ def all_gather(value: T) -> list[T]:
 
 
 def all_reduce(tensor: Tensor) -> Tensor:
-    """The sum of `tensor` over all processes, in place."""
+    """Sum `tensor` over all processes, in place, and return it."""
     if world().size > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_reduce_max(number: int) -> int:
-    """The highest `number` of all processes."""
+    """The maximum of `number` over all processes."""
     if world().size == 1:
         return number
     box = torch.tensor(number)
@@ -95,12 +95,12 @@ def all_reduce_max(number: int) -> int:
 
 
 def destroy_process_group() -> None:
-    """Leave the other processes: from here on each works alone."""
+    """Destroy the process group, if there is one: each process goes on alone."""
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def say(line: str) -> None:
-    """Print a line, once for all processes, without tearing a progress bar apart."""
+    """Print a line in rank 0 only, above any progress bar."""
     if world().main:
         tqdm.write(line)

@@ -1,28 +1,19 @@
-"""JSON read from files of unknown origin: what is asked for, or a ValueError that names the file.
+"""JSON from files of unknown origin: read as given types, or refused with a clear ValueError.
 
 content = read_json(path)                       # of any kind
 config = from_json(GPTConfig, content["model"]) # a dataclass, each entry of its declared type
 """
 
 import dataclasses
+import functools
 import json
 import math
 import reprlib
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import (
-    Any,
-    Literal,
-    TypeGuard,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Any, Literal, TypeGuard, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from gpt2.common.files import read_bytes
 
@@ -33,7 +24,7 @@ T = TypeVar("T")
 
 
 def read_json(path: Path) -> Any:
-    """The content of a UTF-8 JSON file.
+    """Read a UTF-8 JSON file.
 
     Raises:
         ValueError: there is no such file, it is not JSON, too deeply nested or too large.
@@ -46,7 +37,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """`read_json` for a file that must hold an object."""
+    """Read a JSON file that must hold an object."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a JSON {type(content).__name__}, not an object")
@@ -54,7 +45,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def parse_json(text: bytes) -> Any:
-    """The value of a UTF-8 JSON text; ValueError for what is none, also for too deep a nesting."""
+    """The value of a UTF-8 JSON text; a ValueError if it is not JSON or too deeply nested."""
     try:
         return json.loads(text.decode("utf-8"))
     except RecursionError:
@@ -62,85 +53,73 @@ def parse_json(text: bytes) -> Any:
 
 
 def from_json(kind: type[T], content: Any, *, others: bool = False, finite: bool = True) -> T:
-    """A dataclass from a JSON object, each entry of the type that its field declares.
+    """Check a JSON value against a type, and convert it.
 
     Args:
-        kind: the dataclass; fields may be int, float, str, bool, None, Literal, Any, lists, tuples
-            and dicts of these, other dataclasses, and unions.
-        content: the object; whole numbers stand for floats too.
-        others: whether to leave out entries that are no fields, instead of refusing them.
-        finite: whether to refuse floats that are not finite.
+        kind: int, float, str, bool, None, Literal, Any; a list, tuple, dict or Mapping of these; a
+            dataclass whose fields have such types; or a union.
+        content: the value. Whole numbers are accepted as floats, true and false not as numbers.
+        others: ignore entries of an object that are no fields of its dataclass.
+        finite: refuse floats that are infinite or NaN.
 
     Raises:
-        ValueError: an entry that is missing, unknown or of another type; its name is given.
+        ValueError: an entry is missing, unknown or of another type. Gives its name.
     """
-    thing: T = _Reader(others, finite).dataclass(kind, content)
-    return thing
-
-
-def typed(value: Any, hint: Any) -> Any:
-    """A JSON value as the type `hint`, one that `from_json` knows; ValueError if it is none."""
-    return _Reader(others=False, finite=True).typed(value, hint)
-
-
-@dataclass(frozen=True)
-class _Reader:
-    """The options of `from_json`."""
-
-    others: bool
-    finite: bool
-
-    def dataclass(self, kind: Any, content: Any) -> Any:
-        if not isinstance(content, dict):
-            raise ValueError(f"a {type(content).__name__} where an object should be")
-        fields = dataclasses.fields(kind)
-        unknown = content.keys() - {field.name for field in fields}
-        if unknown and not self.others:
-            raise ValueError(f"unknown entry {min(unknown)!r:.100}")
-        hints = get_type_hints(kind)
-        values = {}
-        for field in fields:
-            if field.name in content:
-                try:
-                    values[field.name] = self.typed(content[field.name], hints[field.name])
-                except ValueError as error:
-                    raise ValueError(f"{field.name}: {error}") from None
-            elif field.default is field.default_factory is dataclasses.MISSING:
-                raise ValueError(f"no entry {field.name!r}")
-        return kind(**values)
-
-    def typed(self, value: Any, hint: Any) -> Any:
-        origin, inner = get_origin(hint), get_args(hint)
-        if hint is Any:
-            return value
-        if origin in (Union, types.UnionType):
-            return self._by_any(value, inner)
-        if origin is Literal and any(value == one and type(value) is type(one) for one in inner):
-            return value
-        if dataclasses.is_dataclass(hint):
-            return self.dataclass(hint, value)
-        if origin is list and isinstance(value, list):
-            return [self.typed(item, inner[0]) for item in value]
-        if origin is tuple and isinstance(value, list) and len(value) == len(inner):
-            return tuple(self.typed(item, one) for item, one in zip(value, inner, strict=True))
-        if origin in (dict, Mapping) and isinstance(value, dict):
-            return {self.typed(k, inner[0]): self.typed(v, inner[1]) for k, v in value.items()}
-        if hint is float and is_number(value, finite=self.finite):
-            return float(value)
-        if hint is int and type(value) is int and is_number(value):
-            return value
-        if hint is str and type(value) is str:
-            value.encode("utf-8")  # half a surrogate pair is a UnicodeEncodeError, a ValueError
-            return value
-        if hint in (bool, types.NoneType) and type(value) is hint:
-            return value
-        raise ValueError(f"{reprlib.repr(value)} is no {_name(hint)}")
-
-    def _by_any(self, value: Any, hints: tuple[Any, ...]) -> Any:
-        for hint in hints:
+    hint: Any = kind
+    read = functools.partial(from_json, others=others, finite=finite)
+    origin, inner = get_origin(hint), get_args(hint)
+    value: Any = None
+    if dataclasses.is_dataclass(hint):
+        value = _dataclass(hint, content, read, others)
+    elif origin in (Union, types.UnionType):
+        for one in inner:
             with suppress(ValueError):
-                return self.typed(value, hint)
-        raise ValueError(f"{reprlib.repr(value)} is none of {', '.join(map(_name, hints))}")
+                return read(one, content)
+        raise ValueError(f"{reprlib.repr(content)} is none of {', '.join(map(_name, inner))}")
+    elif origin is list and isinstance(content, list):
+        value = [read(inner[0], item) for item in content]
+    elif origin is tuple and isinstance(content, list) and len(content) == len(inner):
+        value = tuple(read(one, item) for one, item in zip(inner, content, strict=True))
+    elif origin in (dict, Mapping) and isinstance(content, dict):
+        value = {read(inner[0], k): read(inner[1], v) for k, v in content.items()}
+    elif hint is float and is_number(content, finite=finite):
+        value = float(content)
+    elif _is(hint, content):
+        value = content
+    else:
+        raise ValueError(f"{reprlib.repr(content)} is no {_name(hint)}")
+    return value
+
+
+def _dataclass(kind: Any, content: Any, read: Callable[[Any, Any], Any], others: bool) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError(f"a {type(content).__name__} where an object should be")
+    fields = dataclasses.fields(kind)
+    unknown = content.keys() - {field.name for field in fields}
+    if unknown and not others:
+        raise ValueError(f"unknown entry {min(unknown)!r:.100}")
+    hints = get_type_hints(kind)
+    values = {}
+    for field in fields:
+        if field.name in content:
+            try:
+                values[field.name] = read(hints[field.name], content[field.name])
+            except ValueError as error:
+                raise ValueError(f"{field.name}: {error}") from None
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise ValueError(f"no entry {field.name!r}")
+    return kind(**values)
+
+
+def _is(hint: Any, value: Any) -> bool:
+    """Return whether a value is of a type that needs no conversion."""
+    if get_origin(hint) is Literal:
+        return any(value == one and type(value) is type(one) for one in get_args(hint))
+    if hint is int:
+        return type(value) is int and is_number(value)
+    if hint is str and type(value) is str:
+        value.encode("utf-8")  # half a surrogate pair is a UnicodeEncodeError, a ValueError
+    return hint is Any or (hint in (str, bool, types.NoneType) and type(value) is hint)
 
 
 def _name(hint: Any) -> str:
@@ -150,7 +129,7 @@ def _name(hint: Any) -> str:
 
 
 def is_number(value: Any, *, finite: bool = True) -> TypeGuard[int | float]:
-    """Whether a JSON value is a number (true and false are none) that arithmetic can take."""
+    """Return whether a JSON value is a number (no bool) that arithmetic can take."""
     if type(value) not in (int, float):
         return False
     if type(value) is float and not math.isfinite(value):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.common.files import write_json
-from gpt2.common.json_files import read_json_object, typed
+from gpt2.common.json_files import from_json, read_json_object
 from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
 from gpt2.tokenizer.pretokens import in_batches
 
@@ -68,7 +68,7 @@ def hub_source(name: str, *, cache_dir: Path) -> Source:
     pin = cache_dir / f"{name}.hub.json"
     revision = ""
     with suppress(ValueError):
-        revision = typed(read_json_object(pin).get("revision"), str)
+        revision = from_json(str, read_json_object(pin).get("revision"))
     if not revision:
         _import_datasets(name)
         revision = _ask_revision(name, dataset)

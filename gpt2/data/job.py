@@ -72,6 +72,7 @@ class Job:
     shard_bytes: int = SHARD_BYTES
     source: Source = field(init=False)
     notes: list[str] = field(init=False)
+    _loaded: Tokenizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.source = open_source(self.data, cache_dir=self.cache_dir)
@@ -104,10 +105,10 @@ class Job:
         Raises:
             ValueError: it cannot be used, or was trained on another text.
         """
-        if self.tokenizer is not None:
-            return Tokenizer.load(self.tokenizer)
-        if not self.own_tokenizer.exists():
-            return None
+        if self._loaded is None and self.tokenizer is not None:
+            self._loaded = Tokenizer.load(self.tokenizer)
+        if self._loaded is not None or not self.own_tokenizer.exists():
+            return self._loaded
         tokenizer = Tokenizer.load(self.own_tokenizer)
         origin = self.own_tokenizer.with_name(_ORIGIN)
         # An older version of this program wrote none.

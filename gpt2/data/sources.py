@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpt2.common.files import sha256_file, write_json
-from gpt2.common.json_files import read_json, typed
+from gpt2.common.json_files import from_json, read_json
 from gpt2.data.documents import SPLITS, Piece, Source
 from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
@@ -178,7 +178,7 @@ def _hash_files(paths: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
     index = cache_dir / "checksums.json"
     known: dict[str, tuple[int, int, str]] = {}
     with suppress(ValueError):
-        known = typed(read_json(index), dict[str, tuple[int, int, str]])
+        known = from_json(dict[str, tuple[int, int, str]], read_json(index))
     hashes = {}
     fresh = False
     for path in paths:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 
 from gpt2.common import json_files
-from gpt2.common.json_files import from_json, is_number, read_json, read_json_object, typed
+from gpt2.common.json_files import from_json, is_number, read_json, read_json_object
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def test_what_is_missing_is_named_and_what_is_unknown_may_be_left_out():
 def test_numbers_are_those_that_arithmetic_takes():
     assert [v for v in (0, -1.5, 10**40) if is_number(v)] == [0, -1.5, 10**40]
     assert not any(map(is_number, (True, None, "1", math.nan, math.inf, 10**60, 1e300)))
-    assert typed([1, 2], list[int]) == [1, 2]
+    assert from_json(list[int], [1, 2]) == [1, 2]
 
 
 @pytest.mark.parametrize(
