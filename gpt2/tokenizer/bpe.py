@@ -6,13 +6,12 @@ first split into pre-tokens, and no merge crosses their borders (Radford et al. 
 Models are Unsupervised Multitask Learners").
 
 All distinct pre-tokens lie end to end in one array; every pair of symbols knows its count and the
-sites where it occurs, so that a merge costs time in proportion to the sites it changes and not to
-the size of the text. A heap gives the most frequent pair; entries that other merges have made wrong
-are put right when they come up.
+sites where it occurs, so a merge costs time in proportion to the sites it changes and not to the
+size of the text. A heap gives the most frequent pair; an entry whose count other merges have
+lowered is corrected when it reaches the top.
 
-Of pairs that are equally frequent the one with the smaller ids comes first, where symbols are
-numbered in the order in which they came to be, after the bytes in the order of BYTE_ORDER. That
-makes the merges those of Hugging Face `tokenizers`.
+Of equally frequent pairs the one with the smaller ids comes first. Symbols are numbered in order of
+creation, after the bytes in BYTE_ORDER. So the merges are those of Hugging Face `tokenizers`.
 """
 
 from __future__ import annotations
@@ -42,35 +41,32 @@ def train_bpe(
     texts: Iterable[str],
     vocab_size: int,
     *,
-    special_tokens: tuple[str, ...] = (END_OF_TEXT,),
     processes: int | None = None,
     progress: bool = False,
 ) -> list[tuple[bytes, bytes]]:
     """Learn the merges of a byte-level BPE vocabulary, the most frequent pair first.
 
     Args:
-        texts: documents, read once, as a stream; no merge spans two of them. A special token that
-            is spelled out in a document counts as ordinary text.
-        vocab_size: 256 bytes + special tokens + merges.
-        special_tokens: they take room in the vocabulary and no part in the merges.
+        texts: documents, read once, as a stream; no merge spans two of them. "<|endoftext|>" in a
+            document is ordinary text.
+        vocab_size: 256 bytes + <|endoftext|> + merges.
         processes: worker processes that count pre-tokens; the result does not depend on them.
             None: one per core, once there is enough text to be worth it.
         progress: show a progress bar on stderr.
 
     Returns:
-        The merges as (left, right), vocab_size - 256 - len(special_tokens) of them, or fewer, with
-        a warning, when the text runs out of pairs.
+        The merges as (left, right), vocab_size - 257 of them, or fewer, with a warning, when the
+        text runs out of pairs.
 
     Raises:
         ValueError: vocab_size is too small, there is no text, or it is no valid Unicode.
 
     Source: Sennrich et al. 2016, algorithm 1, on the bytes of UTF-8 (Radford et al. 2019).
     """
-    n_merges = vocab_size - 256 - len(special_tokens)
+    n_merges = vocab_size - 257
     if n_merges < 0:
         raise ValueError(
-            f"vocab_size={vocab_size} is too small: the 256 bytes and the special tokens "
-            f"{special_tokens} need {vocab_size - n_merges}"
+            f"vocab_size={vocab_size} is too small: the 256 bytes and {END_OF_TEXT} need 257"
         )
     processes = available_cores() if processes is None else processes
     words = count_pretokens(texts, processes=processes, progress=progress)
@@ -80,7 +76,7 @@ def train_bpe(
     if len(merges) < n_merges:
         warnings.warn(
             f"the text has no pairs left after {len(merges)} merges: the vocabulary has "
-            f"{256 + len(special_tokens) + len(merges)} tokens instead of {vocab_size}",
+            f"{257 + len(merges)} tokens instead of {vocab_size}",
             stacklevel=2,
         )
     return merges
@@ -105,7 +101,7 @@ def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tu
         while heap and len(merges) < n_merges:
             negative_count, pair = heappop(heap)
             count = counts[pair]
-            if count != -negative_count:  # other merges have used up some of its sites since
+            if count != -negative_count:  # other merges have taken some of its sites since
                 if count:
                     heappush(heap, (-count, pair))
                 else:
@@ -123,7 +119,7 @@ def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tu
                 if count := counts[pair]:
                     heappush(heap, (-count, pair))
                     sites[pair] = pair_sites
-                else:  # born and used up in this one merge
+                else:  # created and taken by this one merge
                     del counts[pair]
             bar.update()
     return merges
@@ -132,8 +128,8 @@ def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tu
 def _lay_out(words: Counter[str]) -> tuple[list[int], list[int]]:
     """All pre-tokens end to end as symbol ids, and at each place the count of its pre-token.
 
-    A symbol of n bytes takes up n places; its id stands in the first and in the last of them, so
-    that the neighbours on both sides find it. What stands between is _INSIDE.
+    A symbol of n bytes takes n places. Its id stands in the first and the last of them, so that the
+    neighbours on both sides find it, and _INSIDE between them.
     """
     to_ids = bytes.maketrans(BYTE_ORDER, bytes(range(256)))
     ids, weights = [_BORDER], [0]
@@ -162,10 +158,9 @@ def _merge(
     lengths: list[int],
     counts: defaultdict[int, int],
 ) -> dict[int, array[int]]:
-    """Put the symbol `new` for every (left, right), keep the counts, return the new pairs' sites.
+    """Replace every (left, right) by `new`, update the counts, and return the new pairs' sites.
 
-    Sites come in ascending order, here and in what is returned, so that of "aaa" the first two
-    letters merge.
+    Sites are in ascending order, given and returned, so that of "aaa" the first two letters merge.
     """
     fresh: defaultdict[int, array[int]] = defaultdict(_new_sites)
     left_length, new_length = lengths[left], lengths[new]

@@ -1,10 +1,10 @@
 """Split text into pre-tokens and count them, in several processes when there is much of it.
 
-Pre-tokens are what byte-pair encoding works on: roughly words, each with the space before it, runs
+Byte-pair encoding works inside pre-tokens: roughly words, each with the space before it, and runs
 of digits, of punctuation, of white space. The pattern is GPT-2's (Radford et al. 2019, "Language
 Models are Unsupervised Multitask Learners", section 2.2).
 
-The text is a stream, of which each process holds one piece at a time. A worker process runs this
+The text is a stream of which each process holds one piece at a time. A worker process runs this
 file as a script, so it imports little: nothing of ours, no torch, no numpy.
 """
 
@@ -38,7 +38,7 @@ _border = regex.compile(r"(?<=\S)\s|\s(?=\S)")
 def count_pretokens(
     texts: Iterable[str], *, processes: int, progress: bool = False
 ) -> Counter[str]:
-    """How often each distinct pre-token occurs in a stream of texts (see train_bpe)."""
+    """Count each distinct pre-token of a stream of texts (see train_bpe)."""
     if isinstance(texts, str):
         raise ValueError("texts is one string: pass an iterable of documents, such as [text]")
     words: Counter[str] = Counter()
@@ -54,9 +54,11 @@ def count_pretokens(
 
 
 def cut(text: str, size: int) -> Iterator[str]:
-    """Cut a text into parts of `size` characters or a little more that have, together, exactly its
-    pre-tokens. White space continues nothing but white space, and of a run of it before a word the
-    last character stands apart: a pre-token begins at the first and at the last of the run."""
+    """Cut a text into parts of `size` characters or a little more, without cutting a pre-token.
+
+    A pre-token begins at the first character of a run of white space, and at the last one if a
+    word follows.
+    """
     assert size > 0
     start = 0
     while len(text) - start > size:
@@ -99,7 +101,7 @@ def _count(piece: list[str], words: Counter[str]) -> None:
 
 
 def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counter[str]) -> None:
-    """Deal the pieces out to worker processes in turn; each holds one at a time."""
+    """Send the pieces to worker processes in turn; each holds one at a time."""
     workers = [_Worker() for _ in range(processes)]
     try:
         idle, busy = deque(workers), deque[_Worker]()
@@ -121,10 +123,10 @@ def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counte
 
 
 class _Worker:
-    """A process that counts pre-tokens: lists of texts to its stdin, counts from its stdout.
+    """A process that counts pre-tokens: reads lists of texts from stdin, writes counts to stdout.
 
     multiprocessing would either fork a process in which torch runs threads, which can hang, or
-    have each worker import the user's main script, and torch with it.
+    import the user's main script, and torch with it, in each worker.
     """
 
     def __init__(self) -> None:

@@ -4,12 +4,12 @@
     ids = tokenizer.encode("Once upon a time")
     tokenizer.decode(ids)
 
-Any text has ids, and its very bytes come back: the 256 bytes are tokens. Merges are learned by our
-trainer (gpt2.tokenizer.bpe) and applied by tiktoken.
+Any text can be encoded, and its exact bytes come back, as the 256 bytes are tokens. Our trainer
+(gpt2.tokenizer.bpe) learns the merges; tiktoken applies them.
 
-The ids of a trained tokenizer are those that Hugging Face's trainer gives out: 0 for <|endoftext|>,
-1 to 256 for the bytes (those that print first), then the merges in order. Files keep the ids they
-have: with GPT-2's own the bytes are 0 to 255 and <|endoftext|> is 50256.
+A trained tokenizer has the ids of Hugging Face's trainer: 0 for <|endoftext|>, 1 to 256 for the
+bytes (printable ones first), then the merges in order. A loaded one has the ids of its file: in
+GPT-2's own the bytes are 0 to 255 and <|endoftext|> is 50256.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from gpt2.tokenizer.vocabulary import (
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "train_bpe"]
 
-# Long documents are encoded in parts and short ones together, so that all cores take part at little
-# cost for each. Besides, no part can hold a run of a million spaces before a word, on which
-# tiktoken's splitter fails.
+# Long documents are encoded in parts and short ones together, so that all cores have work at little
+# cost for each. Cutting also separates a very long run of white space from the word after it, which
+# spares tiktoken's splitter a long search.
 _PART_CHARS = 1 << 16
 
 
@@ -83,7 +83,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load a tokenizer.json, or GPT-2's encoder.json and vocab.bpe, or a folder with either."""
+        """Load a tokenizer.json, or GPT-2's encoder.json and vocab.bpe, or a folder with either.
+
+        Raises:
+            ValueError: the file is missing, damaged, or of another kind of tokenizer.
+        """
         return cls(read_vocabulary(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -95,7 +99,7 @@ class Tokenizer:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 of all that decides about ids: the vocabulary, the merges, the special tokens."""
+        """SHA-256 (hex) of everything that determines ids: vocabulary, merges, special tokens."""
         ids, merges, special_tokens = self._vocabulary
         content = {
             "ids": sorted((id, token.hex()) for token, id in ids.items()),
@@ -109,8 +113,8 @@ class Tokenizer:
 
         Args:
             text: any valid Unicode.
-            allow_special: read a special token that is spelled out in the text as that token;
-                otherwise, as in a document of unknown origin, "<|endoftext|>" is 13 characters.
+            allow_special: encode "<|endoftext|>" in the text as the special token. By default, as
+                befits a document of unknown origin, it is 13 ordinary characters.
 
         Raises:
             ValueError: the text has a lone surrogate.
@@ -121,7 +125,7 @@ class Tokenizer:
         return _join(self._encode_parts(cut(text, _PART_CHARS))).tolist()
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Token ids (uint32) of each of many texts, on all cores. Nothing is special in them."""
+        """Encode many texts on all cores: the ids of each, uint32. No token is special."""
         for text in texts:
             _check_unicode(text)
         parts = [list(cut(text, _PART_CHARS)) for text in texts]
@@ -131,7 +135,7 @@ class Tokenizer:
             return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """The bytes that the tokens stand for, exactly.
+        """Decode token ids to their exact bytes.
 
         Raises:
             ValueError: an id is not in the vocabulary.
@@ -146,14 +150,13 @@ class Tokenizer:
         return self._encoding.decode_bytes(ids)
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text that the tokens stand for; bytes that are no UTF-8 become U+FFFD."""
+        """Decode token ids to text; bytes that are not UTF-8 become U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """The text of tokens as they arrive, for a terminal: the characters that each completes.
+        """Decode tokens as they arrive, for a terminal: yield the characters that each completes.
 
-        Joined, the parts are the text that decode gives; a token that only begins a character
-        yields nothing until the character is whole.
+        The parts joined are the text that `decode` gives.
         """
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for id in ids:

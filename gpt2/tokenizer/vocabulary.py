@@ -1,8 +1,8 @@
 """Vocabulary files: Hugging Face's `tokenizer.json` (read, write) and GPT-2's own pair (read).
 
-Both spell bytes as printable characters: a byte that prints in Latin-1 as itself, the others as
-U+0100, U+0101, ... in order. A file is refused with its name and the reason when its ids could
-differ, for any text, from those that its own library would give.
+Both spell bytes as printable characters: bytes that print in Latin-1 as themselves, the others as
+U+0100, U+0101, ... in order. A file is refused, with the reason, if for any text its ids here could
+differ from those of its own library.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _NEEDED = (
 class Vocabulary(NamedTuple):
     """A byte-level BPE vocabulary: the id of each token, and the merges in order of rank."""
 
-    ids: dict[bytes, int]  # special tokens not among them
+    ids: dict[bytes, int]  # without special tokens
     merges: list[tuple[bytes, bytes]]
     special_tokens: dict[str, int]
 
@@ -141,7 +141,7 @@ def _read_tokenizer_json(path: Path) -> Vocabulary:
 
 
 def _objection(tokenizer: dict[str, Any]) -> str | None:
-    """What in a tokenizer.json would change ids in a way that we do not follow."""
+    """The reason why a tokenizer.json gives other ids than this program would, if there is one."""
     model = tokenizer["model"]
     if model.get("type", "BPE") != "BPE":
         return f"its model is {reprlib.repr(model['type'])}, not BPE"
@@ -172,7 +172,7 @@ def _check(
     spelled_merges: Iterable[tuple[str, str]],
     special_tokens: dict[str, int],
 ) -> Vocabulary:
-    """From printable characters to bytes, and every property that the encoder relies on."""
+    """Convert printable characters to bytes, and check every property that encoding relies on."""
     if END_OF_TEXT not in special_tokens:
         raise _refusal(path, f"{END_OF_TEXT} is not among its special tokens")
     stray = [token for token in special_tokens if not _is_text(token)]
@@ -210,12 +210,12 @@ def _is_text(token: Any) -> bool:
 
 
 def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
-    """The first token that is in the vocabulary but that its own merges would not produce.
+    """The first token of the vocabulary that its own merges would not produce, if there is one.
 
     An encoder that looks tokens up (tiktoken's) would find it where one that follows the merges
-    (Hugging Face's) would not. A token is sound when no earlier merge takes a symbol from each side
-    of the border between its two parts. So undo the merges that made the symbols at the border,
-    the latest first, and see whether those laid bare would have merged across it before.
+    (Hugging Face's) would not. A token is sound if no earlier merge joins a symbol on each side of
+    the border between its two parts. So undo the merges that made the symbols at the border, the
+    latest first, and test whether the exposed symbols would have merged across it before.
     """
     rank = {pair: k for k, pair in enumerate(merges)}
     made_by = {left + right: k for k, (left, right) in enumerate(merges)}
@@ -223,12 +223,12 @@ def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
         (left, right), limit = pair, k
         while rank.get((left, right), k) >= limit:
             made_left, made_right = made_by.get(left, -1), made_by.get(right, -1)
-            if max(made_left, made_right) >= limit:  # a part comes after what it is a part of
+            if max(made_left, made_right) >= limit:  # a part comes later than the whole
                 return pair[0] + pair[1]
             if made_left > made_right:
                 left, limit = merges[made_left][1], made_left
             elif made_right >= 0:
-                # Equal pairs merge from left to right: at the border before inside what was right.
+                # Equal pairs merge from left to right: at the border before inside the right part.
                 right, limit = merges[made_right][0], made_right + 1
             else:
                 break
