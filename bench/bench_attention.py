@@ -18,7 +18,7 @@ Numbers are compared on one sequence with two heads, of up to 2048 positions.
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from bench.harness.measure import Case, Setting, Unavailable
+from bench.harness.measure import Case, Measure, Setting, Unavailable
 from bench.harness.passes import PASSES, Contender, Function, Inputs, operator_case
 from bench.harness.peers import missing, ours
 from gpt2.attention import causal_mask
@@ -80,8 +80,8 @@ def cases(setting: Setting) -> list[Case]:
     return found
 
 
-def bench_attention(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_attention(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def _case(
@@ -136,7 +136,7 @@ def _contenders(
     place = _from_packed if packed else (lambda function: function)
     mask = functools.cache(lambda T: causal_mask(T, window, setting.device))
     block_mask = functools.cache(lambda T: _block_mask(T, window, setting.device))
-    flex = torch.compile(flex_attention, dynamic=False)
+    flex = functools.cache(lambda: torch.compile(flex_attention, dynamic=False))
 
     def naive(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _heads_first(q, k, v)
@@ -152,7 +152,7 @@ def _contenders(
 
     def flex_compiled(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         q, k, v = _heads_first(q, k, v)
-        y: Tensor = flex(q, k, v, block_mask=block_mask(q.shape[2]))
+        y: Tensor = flex()(q, k, v, block_mask=block_mask(q.shape[2]))
         return y.transpose(1, 2)
 
     def ours_packed(qkv: Tensor) -> Tensor:

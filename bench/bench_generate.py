@@ -8,11 +8,9 @@ them is left out, and the same for both. Contexts longer than the preset's are g
 shape with more positions. `tokens_per_s` is the batch over the median, by the host's clock: on a
 GPU most of so small a step is launching it.
 
-Before it is timed the logits are compared with a float64 model that reads the whole context. With M
-the largest of its logits, u the unit roundoff of the dtype, and `plain` the logits by masked matrix
-products, without a cache, in the dtype,
-
-    max |logits - float64|  <=  2 * (max |plain - float64| + u * M)
+Before it is timed, its logits are held to the error budget of `kernels.testing`: the exact logits
+are those of a float64 model that reads the whole context, the plain ones those of masked matrix
+products without a cache.
 """
 
 import copy
@@ -25,10 +23,11 @@ import torch
 from torch import Tensor
 
 from bench.harness.clocks import Work
-from bench.harness.measure import Case, Setting, Variant, WrongResult
+from bench.harness.measure import Case, Measure, Setting, Variant, error_share
 from gpt2.cache import KVCache
 from gpt2.config import PRESETS
 from gpt2.model import GPT
+from kernels.testing import judge
 
 LEAST_POSITIONS = 1024
 
@@ -44,8 +43,8 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def bench_generate(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_generate(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 class _Problem:
@@ -53,43 +52,43 @@ class _Problem:
 
     def __init__(self, setting: Setting, preset: str, context: int, batch: int) -> None:
         config = PRESETS[preset]
-        config = replace(config, block_size=max(config.block_size, LEAST_POSITIONS))
-        with setting.device:
-            self.model = GPT(config).to(setting.dtype).eval().requires_grad_(False)
-            self.idx = torch.randint(config.vocab_size, (batch, context))
+        self.config = replace(config, block_size=max(config.block_size, LEAST_POSITIONS))
+        self.setting, self.context, self.batch = setting, context, batch
 
     @functools.cached_property
-    def _expected(self) -> tuple[Tensor, float]:
-        """Exact logits (B, V), and how far from them one may be."""
+    def model(self) -> GPT:
+        with self.setting.device:
+            return GPT(self.config).to(self.setting.dtype).eval().requires_grad_(False)
+
+    @functools.cached_property
+    def idx(self) -> Tensor:
+        shape = self.batch, self.context
+        return torch.randint(self.config.vocab_size, shape, device=self.setting.device)
+
+    @functools.cached_property
+    def _expected(self) -> tuple[Tensor, Tensor]:
+        """Plain and exact logits (B, V)."""
         plain = copy.deepcopy(self.model)
         plain.use(attn="naive")
         logits = plain.next_logits(self.idx)
-        exact = plain.double().next_logits(self.idx)
-        error = float((logits.double() - exact).abs().max())
-        roundoff = torch.finfo(logits.dtype).eps / 2
-        return exact, 2 * (error + roundoff * float(exact.abs().max()))
+        return logits, plain.double().next_logits(self.idx)
 
     def judge(self, work: Work) -> float:
-        """The error as a share of what is allowed; WrongResult if that is more than 1."""
-        exact, allowed = self._expected
+        """The error of the logits as a share of its budget; WrongResult if it is above 1."""
         logits = cast(Tensor, work.run(*work.prepare()))
-        error = float((logits.double() - exact).abs().max())
-        if not error <= allowed:
-            raise WrongResult(f"the logits are off by {error:.2e}, allowed {allowed:.2e}")
-        return error / allowed
+        return error_share(judge("the logits", logits, *self._expected))
 
     def variant(self, build: Callable[[], Work]) -> Variant:
         return Variant(build.__name__, build, ours=True, check=lambda: self.judge(build()))
 
     def cached(self) -> Work:
-        """The last token, by way of a cache that holds those before it."""
-        batch, context = self.idx.shape
-        cache = KVCache(self.model.config, batch)
-        if context > 1:
+        """The newest token, with a cache that holds those before it."""
+        cache = KVCache(self.config, self.batch)
+        if self.context > 1:
             self.model.hidden(self.idx[:, :-1], cache)
 
         def forget() -> tuple[()]:
-            cache.forget([length - (context - 1) for length in cache.lengths])
+            cache.forget([length - (self.context - 1) for length in cache.lengths])
             return ()
 
         return Work(lambda: self.model.next_logits(self.idx[:, -1:], cache), forget)

@@ -16,14 +16,14 @@ Rates: for `cross_entropy` the bytes that must move, 2 N V values (read logits, 
 `linear_cross_entropy` the FLOPs of its three products, 6 N C V.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness.measure import Case, Setting
+from bench.harness.measure import Case, Measure, Setting
 from bench.harness.passes import Contender, Function, Inputs, operator_case
 from bench.harness.peers import eager_and_compiled, liger, ours
 from gpt2.loss import linear_cross_entropy as chunked_linear_cross_entropy
@@ -82,8 +82,8 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def bench_losses(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_losses(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def _logits_case(setting: Setting, rows: int, V: int, priority: int) -> Case:

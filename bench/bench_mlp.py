@@ -11,14 +11,14 @@ GELU forward 2 n (read x, write y), backward 3 n (read dy and x, write dx); SwiG
 gate and up, write y), backward 5 n (read dy, gate and up, write both gradients).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness.measure import Case, Setting
+from bench.harness.measure import Case, Measure, Setting
 from bench.harness.passes import Contender, Function, Inputs, operator_case
 from bench.harness.peers import eager_and_compiled, liger, ours
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
@@ -87,8 +87,8 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def bench_mlp(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_mlp(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def _case(setting: Setting, op: str, rows: int, C: int, which: str, priority: int) -> Case:

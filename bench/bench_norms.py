@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.harness.measure import Case, Setting
+from bench.harness.measure import Case, Measure, Setting
 from bench.harness.passes import Contender, Function, Inputs, operator_case
 from bench.harness.peers import eager_and_compiled, liger, ours
 from kernels.layer_norm import (
@@ -133,8 +133,8 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def bench_norms(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_norms(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def _case(setting: Setting, op: str, rows: int, width: int, which: str, priority: int) -> Case:

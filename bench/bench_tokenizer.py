@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.harness.clocks import Work
-from bench.harness.measure import Case, Setting, Unavailable, Variant, WrongResult
+from bench.harness.measure import Case, Measure, Setting, Unavailable, Variant, WrongResult
 from bench.harness.peers import missing
 from gpt2.common.cpu import available_cores
 from gpt2.data.python_docs import python_docs
@@ -43,8 +43,8 @@ def cases(setting: Setting) -> list[Case]:
     ]
 
 
-def bench_tokenizer(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_tokenizer(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def _training_case(source: str, vocab_size: int) -> Case:

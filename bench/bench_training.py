@@ -21,12 +21,12 @@ Before a step is timed its gradients are compared, see `bench.harness.training_v
                           CPU by the resident memory of a process of its own
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 
-from bench.harness.measure import Case, Setting
+from bench.harness.measure import Case, Measure, Setting
 from bench.harness.peer_models import CHECKOUT, TRANSFORMERS, checkout_name
 from bench.harness.resident_memory import resident_memory
 from bench.harness.results import Scalar
@@ -60,8 +60,8 @@ def cases(setting: Setting) -> list[Case]:
     return _gpu_cases(setting)
 
 
-def bench_training(case: Case, measure: Callable[[Case], object]) -> None:
-    measure(case)
+def bench_training(case: Case, variant: str, measure: Measure) -> None:
+    measure(case, variant)
 
 
 def problem_for(

@@ -1,12 +1,12 @@
-"""The README's tables and plots of results, generated from the newest result file of each device.
+"""Tables and plots of the newest result file of each device, in README.md and bench/README.md.
 
     python -m bench.readme_tables --write
 
-fills what stands between `<!-- bench:TABLE -->` and `<!-- /bench -->`, and draws the plots of each
+fills the space between `<!-- bench:TABLE -->` and `<!-- /bench -->`, and draws the plots of each
 device beside its result files. TABLE is one of
 
     training        tokens per second and peak memory by model and variant
-    ladder          what each step of optimisation buys
+    ladder          speed of a training step, one optimisation added at a time
     largest_batch   the largest batch that fits, and its speed
     attention       useful TFLOP/s by length
     kernels         useful GB/s of the memory-bound kernels, and the share of a copy's rate
@@ -25,25 +25,25 @@ from pathlib import Path
 from typing import Any
 
 from bench.estimate import accounting
-from bench.harness.reading import ResultRow, bytes_label, in_order, read_results, timed
-from bench.harness.results import FOLDER, ROOT, newest
+from bench.harness.results import FOLDER, ROOT, ResultRow, in_order, newest, read_results, timed
 from bench.plot.__main__ import draw
 from bench.plot.style import label
 from gpt2.common.files import atomic_write
 
 Found = Mapping[str, Any]
+READMES = (ROOT / "README.md", ROOT / "bench/README.md")
 NO_RESULTS = "No results yet."
 _BLOCK = re.compile(r"(<!-- bench:(\w+) -->\n)(.*?)(<!-- /bench -->)", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Generate the README's tables and plots from the newest result file of each device."""
+    """Generate tables and plots from the newest result file of each device."""
 
     write: bool = False
-    """Write README and plots. Otherwise the README as it would be is printed."""
-    readme: Path = ROOT / "README.md"
-    """The text with the markers."""
+    """Write texts and plots. Otherwise the texts are printed as they would be."""
+    texts: tuple[Path, ...] = READMES
+    """The Markdown files with the markers."""
     results: Path = FOLDER
     """The folder with a folder of result files for each device."""
 
@@ -185,7 +185,7 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 
 
 def render(text: str, folder: Path) -> str:
-    """`text` with its tables made anew from the result files under `folder`.
+    """Return `text` with its tables generated from the result files under `folder`.
 
     Raises:
         ValueError: a marker that names no table.
@@ -220,12 +220,15 @@ def main(arguments: Arguments) -> None:
     Raises:
         ValueError: a marker that names no table, or a file that holds no results.
     """
-    text = render(arguments.readme.read_text(encoding="utf-8"), arguments.results)
+    for path in arguments.texts:
+        text = render(path.read_text(encoding="utf-8"), arguments.results)
+        if not arguments.write:
+            print(text)
+            continue
+        with atomic_write(path) as file:
+            file.write(text.encode())
     if not arguments.write:
-        print(text)
         return
-    with atomic_write(arguments.readme) as file:
-        file.write(text.encode())
     for path in newest_of_each_device(arguments.results):
         left_out = draw(read_results(path), path.parent, path.name)
         drawn = [name for name, reason in left_out.items() if reason is None]
@@ -282,7 +285,7 @@ def _rate_and_memory(rows: Sequence[ResultRow]) -> str:
 
 def _memory(row: ResultRow) -> str:
     memory = row["metrics"].get("peak_memory_bytes")
-    return "" if memory is None else bytes_label(memory)
+    return "" if memory is None else f"{memory / 2**30:.2f} GiB"
 
 
 def _brief(dtype: str) -> str:

@@ -34,11 +34,18 @@ class Quantity:
     name: str
     error: float
     allowed: float
+    size: float = 0.0
+    """The largest magnitude, or the norm, of the exact value."""
 
     @property
     def within(self) -> bool:
         """True if the budget is kept. An error of NaN does not keep it."""
         return self.error <= self.allowed
+
+    @property
+    def share(self) -> float:
+        """The error over the allowed error; 0 if both are 0."""
+        return self.error / self.allowed if self.allowed else self.error
 
     def __str__(self) -> str:
         return f"{self.name}: error {self.error:.3e}, allowed {self.allowed:.3e}"
@@ -222,7 +229,8 @@ class _Budget:
         if self.clamped:
             got = got.clamp(torch.finfo(got.dtype).min, torch.finfo(got.dtype).max)
         error = _size((got.double() - self.exact)[self.compared], self.norm)
-        return Quantity(name, error, 2 * (self.plain_error + self.rounding))
+        allowed = 2 * (self.plain_error + self.rounding)
+        return Quantity(name, error, allowed, _size(self.exact[self.compared], self.norm))
 
 
 def _size(x: Tensor, norm: float) -> float:

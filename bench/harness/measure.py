@@ -1,19 +1,19 @@
-"""All variants of a case, in turn, in one process.
+"""Measurement of a case: all of its variants, in turn, in one process.
 
-A `Case` is one problem and a `Variant` one way to do it. For each case
+A `Case` is one problem and a `Variant` one way to solve it. For each case
 
- 1. every variant is checked, if it brings a check; one that is wrong is reported, not timed;
+ 1. every variant with a check is checked; one that is wrong is reported and not timed;
  2. every variant is built and warmed up, which is when compilers run;
- 3. rounds are taken in turn (a b c a b c ...), so that drift hits all alike, until each variant has
-    used its time; one that needs less time per round gets more rounds, up to a bound.
+ 3. rounds are taken in turn (a b c a b c ...), so that drift affects all alike, until each variant
+    has used its time; a variant with short rounds gets more of them, up to a limit.
 
-A variant that raises is a row with the reason, and the others go on. (A fault that poisons the
-device's context, such as an illegal access, takes the rest of a CUDA run with it.)
+A variant that raises becomes a row with the reason, and the others go on. (A fault that destroys
+the device's context, such as an illegal access, ends the rest of a CUDA run as well.)
 """
 
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -21,25 +21,38 @@ import torch
 
 from bench.harness.clocks import Clock, Work
 from bench.harness.limits import Limits
-from bench.harness.results import Row, Scalar, summarise
+from bench.harness.results import Row, Scalar, describe, summarise
+from kernels.testing import Quantity
 
 PROFILES = ("smoke", "full", "gpu")
 
 
 class Unavailable(Exception):
-    """This machine cannot run the variant, for the reason given; its row is "skipped"."""
+    """Raised for a variant that this machine cannot run, with the reason; its row is "skipped"."""
 
 
 class WrongResult(Exception):
-    """The variant's result is not within the error budget; its row is "failed"."""
+    """Raised for a result outside the error budget; the variant's row is "failed"."""
+
+
+def error_share(found: Quantity, tolerated: float | None = None) -> float:
+    """The error as a share of its budget.
+
+    Raises:
+        WrongResult: the error is above `tolerated`, by default above the budget, or not a number.
+    """
+    most = found.allowed if tolerated is None else tolerated
+    if not found.error <= most:
+        raise WrongResult(f"{found.name} is off by {found.error:.2e}, allowed {most:.2e}")
+    return found.share
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What is measured where: what `cases(setting)` of a benchmark chooses its cases by."""
+    """The profile and device a benchmark builds its cases for."""
 
     profile: str
-    """smoke: everything, briefly and small; full: everything; gpu: what matters, on a GPU."""
+    """smoke: everything, briefly and small; full: everything; gpu: the most important, on a GPU."""
     device: torch.device
 
     @property
@@ -52,7 +65,7 @@ class Setting:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What kernels are measured in."""
+        """The dtype of the tensors that kernels are measured on."""
         return torch.bfloat16 if self.on_gpu else torch.float32
 
     @property
@@ -61,7 +74,7 @@ class Setting:
 
     @property
     def no_triton(self) -> str | None:
-        """Why our kernels are not timed here."""
+        """The reason not to time our kernels on this device; None on a GPU."""
         if self.on_gpu:
             return None
         return "no GPU here, and the time of Triton's interpreter would say nothing"
@@ -69,16 +82,16 @@ class Setting:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do what a case asks for.
+    """One way to solve the problem of a case.
 
     Attributes:
         name: unique in the case.
-        build: makes what is timed. May raise Unavailable.
-        ours: whether it is our own code; its failure fails the test.
-        skip: why it is not timed here. A check that it brings is made all the same.
-        check: raises WrongResult, or returns the error as a share of what it was allowed.
-        build_compiled: the same under torch.compile, timed as `compiled_us`.
-        metrics: more figures of the row, from the median of the seconds.
+        build: returns the work to time. May raise Unavailable.
+        ours: True for our own code, whose failure fails the benchmark.
+        skip: reason not to time it here. Its check, if it has one, runs all the same.
+        check: returns the error as a share of the allowed error; raises WrongResult above 1.
+        build_compiled: the same work under torch.compile, timed as `compiled_us`.
+        metrics: further figures of the row, computed from the median seconds.
     """
 
     name: str
@@ -90,21 +103,22 @@ class Variant:
     metrics: Callable[[float], Mapping[str, float]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Case:
-    """One problem, and who does it.
+    """One problem and the variants that solve it.
 
     Attributes:
-        bench: the benchmark's name, as in the result file.
-        case: what is measured, for the result file and the test's name.
-        variants: makes them; called when the case's turn comes, so that what they hold lives no
-            longer than it.
+        bench: name of the benchmark, as in the result file.
+        case: the parameters of the problem, for the result file and the names of the tests.
+        variants: makes the variants, cheaply: tensors and models are made when a variant is built.
+            Called once for their names and again when the case is measured, so that nothing that
+            they hold outlives the measurement.
         per_second: amounts of one call; over the seconds they become metrics: "tflops" (1e12
             operations), "gbps" (1e9 bytes), "tokens_per_s" ... The fraction of the limit is that of
             "tflops" if there is one, else of "gbps".
-        clock: "device", or "wall" for long calls that the host has a part in.
-        three_ways: on a GPU, also the host's view of a call: `eager_us` and `compiled_us`.
-        priority: order in the gpu profile, least first: 0 for headlines, 1, 2 for the rest.
+        clock: "device", or "wall" for long calls with a share of host time.
+        three_ways: on a GPU, also time a call as the host sees it: `eager_us` and `compiled_us`.
+        priority: order in the gpu profile, lowest first: 0 for headlines, 1 and 2 for the rest.
     """
 
     bench: str
@@ -116,17 +130,17 @@ class Case:
     priority: int = 1
 
     def __str__(self) -> str:
-        return ",".join(f"{name}={value}" for name, value in self.case.items() if value is not None)
+        return describe(self.case)
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure a variant, warm-up aside.
+    """Time to spend on a variant.
 
     Attributes:
-        seconds: while less has been spent, there are more rounds, up to `max_rounds`.
-        min_rounds: as many there are in any case, unless `patience` seconds have been spent.
-        warm_up: seconds before the first round; at least one call.
+        seconds: rounds are added until they have taken this long, up to `max_rounds`.
+        min_rounds: the least number of rounds, unless they have taken `patience` seconds.
+        warm_up: seconds of calls before the first round, at least one call; not counted above.
     """
 
     seconds: float
@@ -136,6 +150,7 @@ class Budget:
     warm_up: float = 0.05
 
 
+ONCE = Budget(0.0, min_rounds=1, warm_up=0.0)
 BUDGETS = {
     "smoke": Budget(0.05, min_rounds=2, max_rounds=20, patience=10.0, warm_up=0.0),
     "full": Budget(1.0, min_rounds=5),
@@ -145,15 +160,18 @@ BUDGETS = {
 
 @dataclass(frozen=True)
 class Measured:
-    """A row, and the rounds behind its statistics in seconds."""
+    """The row of a variant, and the seconds of each round."""
 
     row: Row
     rounds: Sequence[float]
 
 
+Measure = Callable[[Case, str], Measured]  # measures a case; returns the result of one variant
+
+
 @dataclass
 class _Track:
-    """Something of an entry that is timed in each round."""
+    """One timing of an entry, taken in each round."""
 
     metric: str
     time: Callable[[], float]
@@ -162,7 +180,7 @@ class _Track:
 
 
 class _Entry:
-    """A variant on its way through a case."""
+    """The state of a variant while its case is measured."""
 
     def __init__(self, variant: Variant) -> None:
         self.variant = variant
@@ -177,7 +195,7 @@ class _Entry:
 
     @contextmanager
     def guarded(self) -> Iterator[None]:
-        """Whatever is raised becomes the row's reason."""
+        """Turn any exception of the block into the status and reason of the row."""
         try:
             yield
         except Unavailable as error:
@@ -245,22 +263,39 @@ class _Entry:
         return Measured(row, rounds)
 
 
-def measure(case: Case, clock: Clock, limits: Limits, budget: Budget) -> list[Measured]:
-    """Check, warm up and time all variants of a case, in turn.
+def measure(
+    case: Case,
+    clock: Clock,
+    limits: Limits,
+    budget: Budget,
+    only: Container[str] | None = None,
+) -> list[Measured]:
+    """Check, warm up and time the variants of a case, in turn.
+
+    Args:
+        case: the problem and its variants.
+        clock: of the device.
+        limits: of the device, for the fractions of the limit.
+        budget: time to spend on each variant.
+        only: names of the variants to measure; None for all.
 
     Returns:
-        A result for each variant, in their order; nothing is raised for a variant that fails.
+        One result per variant, in their order; a variant that fails raises nothing.
     """
     torch.manual_seed(0)
     if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and this takes seconds
         torch.compiler.reset()  # or else a dozen shapes of one function end its compilation
-    results = _measure(case, clock, limits, budget)
+    chosen = [v for v in case.variants() if only is None or v.name in only]
+    results = _measure(case, chosen, clock, limits, budget)
+    del chosen
     clock.release()
     return results
 
 
-def _measure(case: Case, clock: Clock, limits: Limits, budget: Budget) -> list[Measured]:
-    entries = [_Entry(variant) for variant in case.variants()]
+def _measure(
+    case: Case, variants: Sequence[Variant], clock: Clock, limits: Limits, budget: Budget
+) -> list[Measured]:
+    entries = [_Entry(variant) for variant in variants]
     for entry in entries:
         entry.check()
     for entry in entries:
@@ -278,7 +313,7 @@ def _measure(case: Case, clock: Clock, limits: Limits, budget: Budget) -> list[M
 
 
 def rates(per_second: Mapping[str, float], seconds: float, limits: Limits) -> dict[str, float]:
-    """Amounts over seconds, and the fraction of the limit that they come to."""
+    """Divide amounts by seconds, and add the fraction of the measured limit."""
     found = {name: amount / seconds for name, amount in per_second.items()}
     if "tflops" in found:
         found["fraction_of_limit"] = found["tflops"] / limits.matmul_tflops

@@ -1,8 +1,10 @@
 """Result files: one JSON per run, `bench/results/<device>/<date>-<commit>.json`.
 
 A file holds the device, the commit, the versions, the limits measured in that run, and a row for
-each variant of each case. It is rewritten, atomically, after every case, so that a run cut short is
-still of use. Rows hold statistics, never raw rounds.
+each variant of each case, with statistics instead of raw rounds. It is rewritten, atomically, after
+every case, so that a run cut short still leaves what it measured. pytest-benchmark writes its own
+JSON at the end only, without the variants that were skipped or failed; `read_results` takes that
+one as well.
 """
 
 import dataclasses
@@ -24,15 +26,17 @@ import torch
 from bench.harness.limits import Limits
 from gpt2.common.cpu import available_cores, cpu_model
 from gpt2.common.files import write_json
+from gpt2.common.json_files import from_json, read_json_object
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "bench/results"
-PEERS = (
-    "flash_attn", "liger_kernel", "transformers", "tokenizers", "tiktoken",
+PACKAGES = (
+    "triton", "flash_attn", "liger_kernel", "transformers", "tokenizers", "tiktoken",
 )  # fmt: skip
-DIGITS = 5
+DIGITS = 5  # of a float in a file; more would be noise, in the figures and in version control
 
 Scalar = str | int | float | bool | None
+ResultRow = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -41,13 +45,13 @@ class Row:
 
     Attributes:
         bench: attention, norms, mlp, losses, training, generate or tokenizer.
-        case: what is measured.
-        variant: who does it.
+        case: the parameters of the problem.
+        variant: name of the implementation.
         status: "ok", "failed" or "skipped".
-        reason: why it is not "ok", in one sentence.
-        ours: whether the variant is our own code.
+        reason: why the status is not "ok", in one sentence.
+        ours: True for our own code.
         seconds: median, min, p10, p90 and rounds of the time of one call; None unless "ok".
-        metrics: what was measured besides, or follows from the median.
+        metrics: further measurements, and figures derived from the median.
     """
 
     bench: str
@@ -59,17 +63,27 @@ class Row:
     seconds: Mapping[str, float] | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
 
+    def as_dict(self) -> dict[str, Any]:
+        return _rounded(dataclasses.asdict(self))
 
-def summarise(rounds: Sequence[float]) -> dict[str, float]:
-    """Median, minimum, 10th and 90th percentile of the rounds, and how many they were."""
-    deciles = statistics.quantiles(rounds, n=10, method="inclusive") if len(rounds) > 1 else rounds
-    return {
-        "median": statistics.median(rounds),
-        "min": min(rounds),
-        "p10": deciles[0],
-        "p90": deciles[-1],
-        "rounds": len(rounds),
-    }
+
+@dataclass(frozen=True)
+class _File:
+    """The fields that a result file must have."""
+
+    device: str
+    slug: str
+    date: str
+    commit: str
+    profile: str
+    versions: dict[str, str | None]
+    limits: Limits
+    rows: list[Row]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if row.status == "ok" and not (row.seconds or {}).get("median", 0) > 0:
+                raise ValueError(f"rows: {row.variant} of {row.bench} is ok, and has no time")
 
 
 class Results:
@@ -79,11 +93,11 @@ class Results:
         device: of this run.
         profile: smoke, full or gpu.
         limits: as measured in this run.
-        folder: of the file, made if needed; None keeps the results in memory.
+        folder: folder of the file, made if needed; None keeps the results in memory.
 
     Attributes:
-        header: what holds for all rows: device, commit, versions, limits ...
-        rows: so far.
+        header: the fields of the file other than its rows: device, commit, versions, limits ...
+        rows: the rows so far.
         path: of the file; None if there is none.
     """
 
@@ -109,32 +123,68 @@ class Results:
             self.path = _unused(folder, f"{self.header['date']}-{self.header['commit']}")
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take rows in, and write the file anew."""
+        """Add rows, and rewrite the file."""
         self.rows.extend(rows)
         if self.path is not None:
-            write_json(self.path, self.as_dict())
-
-    def as_dict(self) -> dict[str, Any]:
-        """What the file holds."""
-        rows = [_rounded(dataclasses.asdict(row)) for row in self.rows]
-        return {**self.header, "rows": rows}
+            write_json(self.path, {**self.header, "rows": [row.as_dict() for row in self.rows]})
 
 
-def default_folder(device: torch.device) -> Path:
-    """Where the results of this device are kept."""
-    return FOLDER / slug(device_name(device), device.type)
+def read_results(path: Path) -> dict[str, Any]:
+    """Read a result file, or a JSON file of pytest-benchmark from a run of these benchmarks.
 
+    Returns:
+        The fields of a result file; `rows` are dictionaries with the fields of `Row`.
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a result file."""
-    results: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    Raises:
+        ValueError: there is no such file, or it is neither.
+    """
+    results = read_json_object(path)
+    try:
+        if "benchmarks" in results:
+            rows = [benchmark["extra_info"] for benchmark in results["benchmarks"]]
+            results = {**results["run"], "rows": rows}
+        from_json(_File, results, others=True, finite=False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no result file of a benchmark: {error}") from error
     return results
 
 
+def timed(results: Mapping[str, Any], *benches: str) -> list[ResultRow]:
+    """The rows of these benchmarks whose variant was timed."""
+    return [row for row in results["rows"] if row["bench"] in benches and row["status"] == "ok"]
+
+
 def newest(folder: Path) -> Path | None:
-    """The result file of a device's folder whose run began last; None if there is none."""
-    files = [(load(path).get("started", ""), path) for path in folder.glob("*.json")]
-    return max(files, default=(None, None))[1]
+    """The result file in a device's folder whose run started last; None if there is none."""
+    started = {path: json.loads(path.read_text())["started"] for path in folder.glob("*.json")}
+    return max(started, key=lambda path: (started[path], path), default=None)
+
+
+def default_folder(device: torch.device) -> Path:
+    """The folder for the results of a device."""
+    return FOLDER / slug(device_name(device), device.type)
+
+
+def describe(case: Mapping[str, Scalar]) -> str:
+    """A case in one line, `T=1024,B=16,pass=forward`, without the settings that are off."""
+    return ",".join(f"{name}={value}" for name, value in case.items() if value not in (None, False))
+
+
+def in_order(values: Sequence[Any]) -> list[Any]:
+    """Each value once, in the order of first appearance."""
+    return list(dict.fromkeys(values))
+
+
+def summarise(rounds: Sequence[float]) -> dict[str, float]:
+    """Median, minimum, 10th and 90th percentile, and number of the rounds."""
+    deciles = statistics.quantiles(rounds, n=10, method="inclusive") if len(rounds) > 1 else rounds
+    return {
+        "median": statistics.median(rounds),
+        "min": min(rounds),
+        "p10": deciles[0],
+        "p90": deciles[-1],
+        "rounds": len(rounds),
+    }
 
 
 def device_name(device: torch.device) -> str:
@@ -146,7 +196,7 @@ def device_name(device: torch.device) -> str:
 
 
 def slug(name: str, device_type: str) -> str:
-    """A folder's name for a device: `h200`, `geforce-rtx-4090`, `cpu-epyc-2`."""
+    """The folder name of a device: `h200`, `geforce-rtx-4090`, `cpu-epyc-2`."""
     name = re.sub(r"\((r|tm)\)|@.*hz|\b\d+-core\b", " ", name, flags=re.IGNORECASE)
     words = re.findall(r"[a-z0-9]+", name.lower())
     noise = {"nvidia", "amd", "intel", "cpu", "processor", "core", "cores", "graphics"}
@@ -157,7 +207,7 @@ def slug(name: str, device_type: str) -> str:
 def commit() -> str:
     """The short hash of the checkout, with `-dirty` if tracked files have changed.
 
-    A copy without its history is told by the variable GPT2_BENCH_COMMIT.
+    GPT2_BENCH_COMMIT in the environment names the commit of a copy without git history.
     """
     named = os.environ.get("GPT2_BENCH_COMMIT")
     if named:
@@ -173,14 +223,14 @@ def commit() -> str:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of what is measured, and of the peers that are installed."""
+    """Versions of Python, PyTorch and CUDA, and of the measured packages that are installed."""
     found: dict[str, str | None] = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": None,
         "cuda": torch.version.cuda,
     }
-    for package in ("triton", *PEERS):
+    for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
@@ -189,7 +239,7 @@ def versions() -> dict[str, str | None]:
 
 
 def _unused(folder: Path, stem: str) -> Path:
-    """A name in the folder that no earlier run of that commit and day has taken."""
+    """A file name that no earlier run of that commit and day has taken."""
     path, serial = folder / f"{stem}.json", 1
     while path.exists():
         serial += 1
@@ -198,7 +248,6 @@ def _unused(folder: Path, stem: str) -> Path:
 
 
 def _rounded(value: Any) -> Any:
-    """Floats to five digits: more would be noise, in the figures and in version control."""
     if isinstance(value, float):
         return float(f"{value:.{DIGITS}g}")
     if isinstance(value, dict):

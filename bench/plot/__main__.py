@@ -20,7 +20,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
-from bench.harness.reading import read_results
+from bench.harness.results import read_results
 from bench.plot.kernels import attention, kernels, loss_memory
 from bench.plot.style import Found, LeftOut
 from bench.plot.training import ladder, training_memory, training_speed

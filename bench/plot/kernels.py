@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.harness.reading import ResultRow, in_order, timed
+from bench.harness.results import ResultRow, in_order, timed
 from bench.plot.style import (
     FAINT,
     LIMIT,

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
-from bench.harness.reading import bytes_label, in_order, timed
+from bench.harness.results import in_order, timed
 from bench.plot.style import (
     FAINT,
     INK,
@@ -84,7 +84,7 @@ def ladder(results: Found) -> Figure:
         ax.barh(i, rate, height=0.66, color=OURS, alpha=0.5 + 0.5 * rate / fastest)
         memory = row["metrics"].get("peak_memory_bytes")
         gain = "" if previous is None else f"x {rate / previous:.2f}"
-        cells = (short(rate), gain, "" if memory is None else bytes_label(memory))
+        cells = (short(rate), gain, "" if memory is None else f"{memory / 2**30:.2f} GiB")
         for x, text in zip(columns, cells, strict=True):
             _cell(ax, x, i, text, INK)
         previous = rate

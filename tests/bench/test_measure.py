@@ -1,9 +1,6 @@
 """The measuring harness: turns, failures, checks, and the result file."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -26,7 +23,6 @@ from bench.harness.passes import Contender, operator_case
 from bench.harness.results import Results, newest, slug, summarise
 from kernels.layer_norm import layer_norm_reference
 
-ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(matmul_tflops=2.0, matmul_dtype="float32", copy_gbps=10.0, launch_us=None)
 FEW = Budget(seconds=0.0, min_rounds=3, patience=1e3, warm_up=0.0)
 
@@ -328,51 +324,6 @@ def test_a_result_file_is_whole_after_every_case_and_no_run_overwrites_another(
         "ours": False, "metrics": {"gbps": 3.0, "fraction_of_limit": 0.3},
         "seconds": {"median": 0.33333, "min": 0.33333, "p10": 0.33333, "p90": 0.33333, "rounds": 3},
     }  # fmt: skip
-
-
-SABOTAGED_RUN = """
-import sys, pytest, torch
-import kernels.rms_norm
-kernels.rms_norm.rms_norm = lambda x, weight: x * weight
-sys.exit(pytest.main(sys.argv[1:]))
-"""
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at what a run on a CPU leaves out")
-def test_a_smoke_run_checks_our_kernels_times_the_others_and_fails_only_for_ours(
-    tmp_path: Path,
-) -> None:
-    wanted = "add_layer_norm and forward or rms_norm and not add and backward"
-    command = [
-        sys.executable, "-c", SABOTAGED_RUN, "bench/bench_norms.py", "-q", "-k", wanted,
-        "--benchmark-only", "--bench-profile", "smoke", "--bench-out", str(tmp_path / "out"),
-        f"--benchmark-json={tmp_path / 'benchmark.json'}", "-p", "no:cacheprovider",
-    ]  # fmt: skip
-    # It must not take itself for a part of this run, which may be spread over processes.
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
-    environment = own | {"TRITON_INTERPRET": "1"}
-    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    assert run.returncode == 1, run.stdout
-    assert "triton: wrong result" in run.stdout
-
-    (file,) = (tmp_path / "out").glob("*.json")
-    assert file.name.startswith(json.loads(file.read_text())["date"])
-    rows = json.loads(file.read_text())["rows"]
-    status = {(row["case"]["op"], row["variant"]): row["status"] for row in rows}
-    assert status["add_layer_norm", "triton"] == "skipped"
-    assert status["rms_norm", "triton"] == "failed"
-    assert status["add_layer_norm", "eager"] == status["rms_norm", "F.rms_norm"] == "ok"
-    checked = next(row for row in rows if row["ours"] and row["status"] == "skipped")
-    assert 0 < checked["metrics"]["error_share"] <= 1
-
-    shown = json.loads((tmp_path / "benchmark.json").read_text())["benchmarks"]
-    for benchmark in shown:
-        row = next(
-            row for row in benchmark["extra_info"]["rows"]
-            if row["variant"] == benchmark["extra_info"]["shown"]
-        )  # fmt: skip
-        assert benchmark["stats"]["median"] == pytest.approx(row["seconds"]["median"])
-        assert benchmark["stats"]["rounds"] == row["seconds"]["rounds"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

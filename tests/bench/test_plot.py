@@ -113,7 +113,7 @@ def test_a_plot_without_its_rows_is_left_out_with_the_reason(
     plot: str, missing: Callable[[Any], bool], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = [row for row in results()["rows"] if not missing(row)]
-    monkeypatch.setattr("bench.plot.PLOTS", {plot: PLOTS[plot]})
+    monkeypatch.setattr("bench.plot.__main__.PLOTS", {plot: PLOTS[plot]})
     left_out = draw(results(rows=rows), tmp_path, "x.json")
     assert left_out[plot]
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Tables and plots in the README are those of the newest results."""
+"""Tables and plots in README.md and bench/README.md are those of the newest results."""
 
 import json
 import re
@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from bench.harness.results import FOLDER, ROOT, newest
-from bench.readme_tables import NO_RESULTS, Arguments, main, newest_of_each_device, render
+from bench.harness.results import FOLDER, newest
+from bench.readme_tables import NO_RESULTS, READMES, Arguments, main, newest_of_each_device, render
 from tests.bench.synthetic_results import not_timed, results
-
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def _marked(*tables: str) -> str:
@@ -26,16 +24,21 @@ def _keep(root: Path, name: str, **changes: Any) -> Path:
     return file
 
 
-def test_the_readme_agrees_with_the_results():
-    assert render(README, FOLDER) == README, "run python -m bench.readme_tables --write"
-
-
-def test_pictures_in_the_readme_are_of_the_newest_results():
-    for link in re.findall(r"\((bench/results/[^)]+\.png)\)", README):
-        file = newest((ROOT / link).parent)
+@pytest.mark.parametrize("readme", READMES, ids=["README.md", "bench/README.md"])
+def test_a_readme_agrees_with_the_results(readme):
+    text = readme.read_text(encoding="utf-8")
+    assert render(text, FOLDER) == text, "run python -m bench.readme_tables --write"
+    for link in re.findall(r"\(((?:bench/)?results/[^)]+\.png)\)", text):
+        file = newest((readme.parent / link).parent)
         assert file is not None
-        with Image.open(ROOT / link) as image:
+        with Image.open(readme.parent / link) as image:
             assert image.info["Source"] == file.name, link
+
+
+def test_the_training_table_is_in_the_readme_and_the_others_beside_the_benchmarks():
+    tables = [re.findall(r"<!-- bench:(\w+) -->", path.read_text()) for path in READMES]
+    assert tables[0] == ["training"]
+    assert {"ladder", "generate", "accounting"} <= {*tables[1]}
 
 
 def test_tables_show_the_newest_file_of_each_device_gpus_first(tmp_path):
@@ -90,6 +93,6 @@ def test_one_command_writes_tables_and_plots(tmp_path):
     file = _keep(tmp_path, "2000-01-01-a.json", rows=rungs)
     readme = tmp_path / "README.md"
     readme.write_text(_marked("ladder"))
-    main(Arguments(write=True, readme=readme, results=tmp_path / "bench/results"))
+    main(Arguments(write=True, texts=(readme,), results=tmp_path / "bench/results"))
     assert "| + torch.compile | 560,000 | x 1.33 | 4.99 GiB |" in readme.read_text()
     assert (file.parent / "ladder.svg").exists()
