@@ -1,9 +1,9 @@
 """Documents on their way from a source to the tokenizer.
 
-They travel in pieces of some 256 KiB, so that no document is ever whole in memory. A long one is
-cut only where a pre-token begins (see `gpt2.tokenizer.pretokens.cut`): the ids of its pieces,
-joined, are those of the whole. But half a million characters with no such place, which is no text,
-are cut there, so that memory stays bounded whatever a file unpacks to.
+They come in pieces of some 256 KiB, so that no document is ever whole in memory. A long one is cut
+only where a pre-token begins (see `gpt2.tokenizer.pretokens.cut`), so the ids of its pieces joined
+are those of the whole. Half a million characters with no such place are no text, and are cut all
+the same: memory stays bounded whatever a file unpacks to.
 """
 
 import re
@@ -30,8 +30,8 @@ class Piece(NamedTuple):
 
     Attributes:
         text: its text.
-        last: whether the document ends with it.
-        consumed: bytes read from the source since the piece before (for the progress bar).
+        last: the document ends with this piece.
+        consumed: bytes read from the source since the last piece, for the progress bar.
     """
 
     text: str
@@ -41,17 +41,17 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus: where its text is, which splits it names itself, how to read them.
+    """A corpus: its name, its own splits, and how to read them.
 
     Attributes:
         name: short name, usable in a file name.
         fingerprint: hex digits that change when the text, its order or its splits change.
         splits: for each split the source names ("train" for text without a name), a function that
             reads it from its beginning.
-        sizes: for each split the bytes that reading it consumes, where known.
-        holdout: where `sizes` says nothing: one document in this many is enough to hold out.
+        sizes: for each split the bytes that reading it consumes, if known.
+        holdout: one document in this many is enough to hold out, if `sizes` does not say more.
         notes: lines to tell the user.
-        details: what the manifest records of it.
+        details: entries for the manifest.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Source:
 
 
 def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
-    """Cut one whole document into pieces. Nothing but whitespace is no document."""
+    """Cut one whole document into pieces. A text of white space alone is no document."""
     if not text or text.isspace():
         return
     *parts, rest = _cut(text)
@@ -77,12 +77,12 @@ def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
 def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
     """Split running text into documents, and these into pieces.
 
-    Documents end at each `<|endoftext|>`; the line ends around that marker belong to it. Text that
-    opens like WikiText, with a ` = Title = ` line, is split before each such title instead, and
-    loses not a byte. Other text is one document.
+    Documents end at each `<|endoftext|>`, and the line ends around that marker belong to it. Text
+    that opens like WikiText, with a ` = Title = ` line, is split before each such title instead,
+    and loses no byte. Any other text is one document.
 
     Args:
-        blocks: the text in order, cut anywhere, each with the bytes read from the source for it.
+        blocks: the text in order, cut anywhere, each block with the number of bytes read for it.
     """
     boundary: re.Pattern[str] | None = None
     buffer, consumed = "", 0

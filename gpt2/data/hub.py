@@ -17,14 +17,14 @@ _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """Where a data set is on the hub.
+    """A data set on the hub.
 
     Attributes:
         repository: owner and name.
-        config: the configuration to load, None for the only one.
         splits: our names of its splits, each with the hub's.
-        holdout: one document in this many is enough for each split that has to be taken from train.
-        rows: what a row's "text" is: a document, or a line of WikiText.
+        holdout: one document in this many is enough for each split taken from train.
+        config: the configuration to load, None for the only one.
+        rows: "documents", or "lines" of WikiText.
         revision: branch.
     """
 
@@ -56,10 +56,10 @@ HUB_DATASETS = {
 
 
 def hub_source(name: str, *, cache_dir: Path) -> Source:
-    """The hub data set `name`, at the revision it was first seen at.
+    """Open the hub data set `name`, at the revision that was newest when it was first opened.
 
-    The revision is written to `cache_dir`/NAME.hub.json, so that an interrupted preparation goes on
-    with the same text, and one that is finished is used again with no network.
+    The revision is kept in `cache_dir`/NAME.hub.json, so that an interrupted preparation goes on
+    with the same text, and a finished one is used again without a network.
 
     Raises:
         ValueError: the hub does not answer within some seconds, or does not have the data set.

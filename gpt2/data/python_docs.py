@@ -2,7 +2,7 @@
 
 It is the reference behind `help("topics")` and the docstrings of the standard library, some 2 MB of
 English about one subject. The sources are parsed, never imported: importing a whole library would
-run it. The text differs a little between versions of Python, so its name holds the version.
+run it. The text differs a little between versions of Python, so the fingerprint holds the version.
 """
 
 import ast
@@ -18,19 +18,13 @@ from gpt2.data.documents import Piece, Source, document_pieces
 
 _LAYOUT = "1"  # part of the fingerprint: change it when the text made here changes
 _LEFT_OUT = {
-    "__pycache__",
-    "dist-packages",
-    "idle_test",
-    "lib-dynload",
-    "site-packages",
-    "test",
-    "tests",
-}
+    "__pycache__", "dist-packages", "idle_test", "lib-dynload", "site-packages", "test", "tests",
+}  # fmt: skip
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def python_docs() -> Source:
-    """The source `python-docs` of the running Python.
+    """Open the source `python-docs` of the running Python.
 
     Raises:
         ValueError: this Python comes without its library's sources.
@@ -60,7 +54,7 @@ def python_docs() -> Source:
 
 
 def _modules(root: Path) -> Iterator[Path]:
-    """The library's .py files in an order that is the same on every file system."""
+    """The library's .py files, in the same order on every file system."""
     for path in sorted(root.rglob("*.py"), key=lambda path: path.relative_to(root).as_posix()):
         if not _LEFT_OUT.intersection(path.relative_to(root).parts):
             yield path
@@ -68,7 +62,7 @@ def _modules(root: Path) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=1)
 def _documents(root: Path, paths: tuple[Path, ...]) -> tuple[str, ...]:
-    """Kept (2 MB): parsing takes seconds, and a preparation reads the text more than once."""
+    """The documents. Cached (2 MB): parsing takes seconds, and the text is read more than once."""
     documents: list[str] = []
     for path in paths:
         with warnings.catch_warnings():
@@ -95,7 +89,7 @@ def _topics(tree: ast.Module) -> list[str]:
 
 
 def _docstrings(node: _Documented, name: str) -> Iterator[str]:
-    """A node's docstring under its dotted name, then those of the classes and functions in it."""
+    """The docstrings of a node and all classes and functions in it, each with its dotted name."""
     if text := ast.get_docstring(node):
         yield f"{name}\n\n{text}"
     for child in node.body:

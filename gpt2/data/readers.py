@@ -1,4 +1,4 @@
-"""Read a local file as documents: plain text or JSON lines, also gzipped, or Parquet."""
+"""Read local files as documents: plain text and JSON lines, also gzipped, and Parquet."""
 
 import codecs
 import gzip
@@ -11,22 +11,17 @@ from gpt2.common.json_files import parse_json
 from gpt2.data.documents import PIECE_CHARS, Piece, document_pieces, text_pieces
 
 FORMATS = {
-    ".txt": "text",
-    ".text": "text",
-    ".md": "text",
-    ".tokens": "text",
-    ".raw": "text",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
+    **dict.fromkeys((".txt", ".text", ".md", ".tokens", ".raw"), "text"),
+    **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
     ".parquet": "parquet",
 }
 LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
-_PAGE_BYTES = 1 << 26  # to be unpacked without a second thought
+_PAGE_BYTES = 1 << 26  # unpacked without a check of the ratio
 _BOM = "\ufeff"
 
 
 def split_suffix(path: Path) -> tuple[str, str]:
-    """The stem and the suffix of a file's name, `.gz` being part of the latter."""
+    """Split a file's name into stem and suffix; `.gz` is part of the suffix."""
     name = path.name
     packed = name[-3:] if name.lower().endswith(".gz") else ""
     plain = Path(name.removesuffix(packed))
@@ -34,19 +29,19 @@ def split_suffix(path: Path) -> tuple[str, str]:
 
 
 def file_format(path: Path) -> str | None:
-    """One of "text", "jsonl", "parquet" by the file's name; None if it is of no kind read here."""
+    """The format by a file's name: "text", "jsonl" or "parquet"; None if it is no such file."""
     suffix = split_suffix(path)[1].lower()
     kind = FORMATS.get(suffix.removesuffix(".gz"))
     return None if kind == "parquet" and suffix.endswith(".gz") else kind
 
 
 def read_pieces(path: Path) -> Iterator[Piece]:
-    """The documents of a file in order, in pieces, with bounded memory.
+    """Read the documents of a file in order, in pieces, with bounded memory.
 
-    `consumed` counts bytes of the file as it is stored, so packed ones of a .gz.
+    `consumed` counts bytes of the file as stored, so compressed ones of a .gz.
 
     Raises:
-        ValueError: naming the file, and the place in it, where it cannot be read as what it is.
+        ValueError: the file is not of its format. Names the file and the place in it.
     """
     kind = file_format(path)
     assert kind is not None
@@ -90,7 +85,7 @@ def _decoded_blocks(
     read = offset = 0
     while True:
         block = file.read(PIECE_CHARS)
-        waiting = len(decoder.getstate()[0])  # bytes of a character begun in the block before
+        waiting = len(decoder.getstate()[0])  # bytes of a character cut by the block before
         try:
             text = decoder.decode(block, final=not block)
         except UnicodeDecodeError as error:
@@ -105,7 +100,7 @@ def _decoded_blocks(
 
 
 def _json_text(path: Path, number: int, line: bytes) -> str:
-    """The "text" of a line of JSON; nothing for a blank line."""
+    """The "text" of a line of JSON; empty for a blank line."""
     where = f"{path}, line {number:,}"
     if not line.strip():
         return ""
@@ -170,7 +165,7 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
 
 
 def _check_packing(path: Path, metadata: Any) -> None:
-    """Refuse what unpacks as no text does, before it fills the memory."""
+    """Refuse a file that unpacks to far more than text would, before it fills the memory."""
     for group in range(metadata.num_row_groups):
         for index in range(metadata.num_columns):
             column = metadata.row_group(group).column(index)

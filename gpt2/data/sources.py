@@ -1,6 +1,6 @@
-"""What `--data` may name: a built-in corpus, or local files; each becomes a `Source` of documents.
+"""The sources that `--data` may name: built-in corpora and local files.
 
-Files named for a split (train, valid, test) are that split, and the rest is training text.
+Files named for a split (train, valid, test) are that split; all others are training text.
 """
 
 import glob
@@ -25,17 +25,18 @@ _SPLIT_WORD = re.compile(
     r"(?<![a-z])(?:(train|training)|(valid|validation|val|dev)|(test))(?![a-z])"
 )
 _ABOUT_THE_DATA = {"readme", "license", "licence", "notice", "copying", "changelog"}
+_KINDS = f"Usable are UTF-8 text and Parquet: {', '.join(FORMATS)}; all but .parquet also as .gz."
 
 
 def open_source(data: str, *, cache_dir: Path) -> Source:
-    """Find what `data` names.
+    """Open the source that `data` names.
 
     Args:
         data: one of `BUILT_IN`, or the path of a file or folder, or a glob pattern.
         cache_dir: folder that keeps the checksums of files and the revisions of hub data sets.
 
     Raises:
-        ValueError: nothing there, or nothing that can be read; says what was looked for.
+        ValueError: there is nothing, or nothing that can be read; says what was looked for.
     """
     path = Path(data).expanduser()
     if data == "python-docs":
@@ -44,18 +45,20 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
         return hub_source(data, cache_dir=cache_dir)
     if path.is_file():
         if file_format(path) is None:
-            raise ValueError(f"--data {data}: {_kinds(path)}")
+            raise ValueError(
+                f"--data {data}: no known kind of file ({path.suffix or 'no suffix'}). {_KINDS}"
+            )
         return _local_source(split_suffix(path)[0], path.parent, [path], cache_dir)
     if path.is_dir():
         files = [file for file in path.rglob("*") if _is_usable(file, path)]
         if not files:
-            raise ValueError(f"--data {data}: no file in this folder can be used. {_kinds()}")
+            raise ValueError(f"--data {data}: no file in this folder can be used. {_KINDS}")
         return _local_source(path.resolve().name, path, files, cache_dir)
     if glob.has_magic(data):
         files = [Path(file) for file in glob.glob(str(path), recursive=True)]
         files = [file for file in files if file.is_file() and file_format(file)]
         if not files:
-            raise ValueError(f"--data {data}: the pattern matches no file to use. {_kinds()}")
+            raise ValueError(f"--data {data}: the pattern matches no file to use. {_KINDS}")
         root = Path(os.path.commonpath([file.parent for file in files]))
         return _local_source(root.resolve().name or "text", root, files, cache_dir)
     raise ValueError(
@@ -64,17 +67,8 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
     )
 
 
-def _kinds(path: Path | None = None) -> str:
-    kinds = (
-        f"Usable are UTF-8 text and Parquet: {', '.join(FORMATS)}; all but .parquet also as .gz."
-    )
-    return (
-        kinds if path is None else f"no known kind of file ({path.suffix or 'no suffix'}). {kinds}"
-    )
-
-
 def _is_usable(path: Path, root: Path) -> bool:
-    """Whether a file found in a folder is text to train on, not a note beside it or hidden."""
+    """Return whether a file in a folder is text to train on: not hidden, not a README."""
     hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
     about = split_suffix(path)[0].lower() in _ABOUT_THE_DATA
     return not hidden and not about and path.is_file() and file_format(path) is not None
@@ -82,7 +76,7 @@ def _is_usable(path: Path, root: Path) -> bool:
 
 def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path) -> Source:
     for path in files:
-        if not _is_unicode(str(path.resolve())):
+        if re.search("[\ud800-\udfff]", str(path.resolve())):
             raise ValueError(f"--data: the file name {str(path)!a} is not UTF-8: rename it")
     named: dict[str | None, list[Path]] = {}
     for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
@@ -115,15 +109,8 @@ def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path)
     )
 
 
-def _is_unicode(name: str) -> bool:
-    try:
-        return bool(name.encode("utf-8"))
-    except UnicodeEncodeError:
-        return False
-
-
 def _named_split(relative: Path) -> str | None:
-    """The split a path is named for: a word of the file's name, else of the nearest folder's."""
+    """The split in a path's name: a word of the file's name, else of the nearest folder's."""
     for part in (split_suffix(relative)[0], *reversed(relative.parts[:-1])):
         words = list(_SPLIT_WORD.finditer(part.lower()))
         if words:
@@ -133,8 +120,8 @@ def _named_split(relative: Path) -> str | None:
 
 
 def _drop_other_forms(chosen: dict[str, list[Path]]) -> list[Path]:
-    """Where a text is there in two forms (wiki.test.raw and wiki.test.tokens), keep the form
-    of the training text, and return the others: reading both would read the text twice."""
+    """Of a text in two forms (wiki.test.raw and wiki.test.tokens), keep the form of the training
+    text and return the others: reading both would read the text twice."""
     suffixes = {split_suffix(path)[1] for path in chosen.get("train", [])}
     dropped = []
     for split, paths in chosen.items():
@@ -173,8 +160,8 @@ def _reader(paths: Sequence[Path]) -> Callable[[], Iterator[Piece]]:
 
 
 def _hash_files(paths: Sequence[Path], cache_dir: Path) -> dict[Path, str]:
-    """The SHA-256 of each file, remembered by its path, size and time of change: a file of many
-    gigabytes is not read again at each start."""
+    """The SHA-256 of each file, kept by path, size and time of change, so that a file of many
+    gigabytes is not read at each start."""
     index = cache_dir / "checksums.json"
     known: dict[str, tuple[int, int, str]] = {}
     with suppress(ValueError):

@@ -1,10 +1,9 @@
-"""Which split a document belongs to, where the source does not say.
+"""Splits of a source that does not name its own.
 
-A source with many documents gives up one document in every 20 for validation and one for test
-(fewer of a large source), the places drawn by a hash, so that the choice depends on nothing but the
-order of the documents. One with few documents, a single book for example, is cut by position
-instead: first the training text, then validation, then test, each from the beginning of a paragraph
-or a line.
+Of a source with many documents, one document in every 20 is for validation and one for test (fewer
+of a large source), drawn by a hash, so that the choice depends only on the order of the documents.
+A source with few documents, such as a single book, is cut by position instead: first the training
+text, then validation, then test, each from the beginning of a paragraph or a line.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ HELD_OUT_BYTES = 10_000_000  # of the stored text: enough for a split held out o
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How the splits of a source come about.
+    """A plan for the splits that a source does not name.
 
     Attributes:
-        taken: splits that the source does not name and that are taken out of its training text.
-        every: by document: one of every so many goes to each of them. 0 is by position.
-        starts: by position: the character of the training text at which each taken split begins.
-        note: the same in words; empty when nothing is taken.
+        taken: these splits, which are taken out of the training text.
+        every: each of them gets one document of every so many; 0 if they are cut by position.
+        starts: cut by position: the character of the training text where each of them begins.
+        note: the same in words; empty if nothing is taken.
     """
 
     taken: tuple[str, ...] = ()
@@ -36,7 +35,7 @@ class SplitPlan:
 
 
 def plan_splits(source: Source) -> SplitPlan:
-    """Decide how `source` is divided. Reads up to as many documents as it takes to decide."""
+    """Decide how `source` is divided. Reads only as many documents as that takes."""
     taken = tuple(split for split in SPLITS[1:] if split not in source.splits)
     if "train" not in source.splits or not taken:
         return SplitPlan()
@@ -62,7 +61,7 @@ def split_pieces(
 ) -> Iterator[tuple[str, Piece]]:
     """All pieces of a source, each with its split, in an order that never changes.
 
-    With `only`, just what the source itself names so: its "train" also holds what the plan takes.
+    `only` reads one of the source's own splits; its "train" includes the splits taken from it.
     """
     for split, read in source.splits.items():
         if only not in (None, split):
@@ -86,7 +85,7 @@ def _by_document(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str
 
 
 def _slots(group: int, plan: SplitPlan) -> dict[int, str]:
-    """Which of a group of `plan.every` documents go to which of the taken splits."""
+    """The documents of a group of `plan.every` that go to a taken split, and to which."""
     digest = hashlib.sha256(f"held out of group {group}".encode()).digest()
     first = int.from_bytes(digest[:8], "little") % plan.every
     # The distance from the first to the second is never 0, so that they are two documents.

@@ -24,7 +24,7 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise, repeat
 
 from gpt2.common.cpu import available_cores
-from gpt2.tokenizer.pretokens import count_pretokens, progress_bar
+from gpt2.tokenizer.pretokens import check_unicode, count_pretokens, progress_bar
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -134,13 +134,8 @@ def _lay_out(words: Counter[str]) -> tuple[list[int], list[int]]:
     to_ids = bytes.maketrans(BYTE_ORDER, bytes(range(256)))
     ids, weights = [_BORDER], [0]
     for word, count in words.items():
-        try:
-            word_ids = word.encode().translate(to_ids)
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"the text has a lone surrogate, which is no character, in {word!r}: decode the "
-                "source with errors='strict' to find it, or errors='replace' to be rid of it"
-            ) from error
+        check_unicode(word)
+        word_ids = word.encode().translate(to_ids)
         if len(word_ids) > 1:
             ids.extend(word_ids)
             ids.append(_BORDER)

@@ -10,9 +10,8 @@ file as a script, so it imports little: nothing of ours, no torch, no numpy.
 
 from __future__ import annotations
 
-import marshal
+import pickle
 import signal
-import struct
 import subprocess
 import sys
 from collections import Counter, deque
@@ -68,6 +67,19 @@ def cut(text: str, size: int) -> Iterator[str]:
         yield text[start : border.start()]
         start = border.start()
     yield text[start:]
+
+
+def check_unicode(text: str) -> None:
+    """Raise a ValueError if a text has a lone surrogate, which UTF-8 cannot encode."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text has a lone surrogate, {text[error.start]!r} at character {error.start}, "
+            "which is no character: decode its source with errors='strict' to find it, or "
+            "errors='replace' to be rid of it"
+        ) from error
 
 
 def in_batches(
@@ -136,15 +148,15 @@ class _Worker:
     def send(self, piece: list[str]) -> None:
         assert self._process.stdin is not None
         try:
-            _write(self._process.stdin, piece)
+            _send(piece, self._process.stdin)
         except BrokenPipeError as error:
             raise self._ended_early() from error
 
     def receive(self) -> dict[str, int]:
         assert self._process.stdout is not None
         try:
-            return _read(self._process.stdout)
-        except EOFError as error:
+            return pickle.load(self._process.stdout)
+        except (EOFError, pickle.UnpicklingError) as error:
             raise self._ended_early() from error
 
     def stop(self) -> None:
@@ -158,19 +170,9 @@ class _Worker:
         )
 
 
-def _write(stream: IO[bytes], value: Any) -> None:
-    data = marshal.dumps(value)  # both ends run the same interpreter
-    stream.write(struct.pack("<Q", len(data)))
-    stream.write(data)
+def _send(value: object, stream: IO[bytes]) -> None:
+    pickle.dump(value, stream, pickle.HIGHEST_PROTOCOL)
     stream.flush()
-
-
-def _read(stream: IO[bytes]) -> Any:
-    header = stream.read(8)
-    if len(header) < 8:
-        raise EOFError
-    (length,) = struct.unpack("<Q", header)
-    return marshal.loads(stream.read(length))
 
 
 def _work() -> None:
@@ -178,8 +180,8 @@ def _work() -> None:
     with suppress(EOFError):  # the parent has ended
         while True:
             words: Counter[str] = Counter()
-            _count(_read(sys.stdin.buffer), words)
-            _write(sys.stdout.buffer, dict(words))
+            _count(pickle.load(sys.stdin.buffer), words)
+            _send(dict(words), sys.stdout.buffer)
 
 
 def progress_bar(enabled: bool, **options: Any) -> Any:

@@ -29,7 +29,7 @@ import tiktoken
 
 from gpt2.common.cpu import available_cores
 from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe
-from gpt2.tokenizer.pretokens import SPLIT_PATTERN, cut, in_batches
+from gpt2.tokenizer.pretokens import SPLIT_PATTERN, check_unicode, cut, in_batches
 from gpt2.tokenizer.vocabulary import (
     Vocabulary,
     read_vocabulary,
@@ -119,7 +119,7 @@ class Tokenizer:
         Raises:
             ValueError: the text has a lone surrogate.
         """
-        _check_unicode(text)
+        check_unicode(text)
         if allow_special:
             return self._encoding.encode(text, allowed_special="all", disallowed_special=())
         return _join(self._encode_parts(cut(text, _PART_CHARS))).tolist()
@@ -127,7 +127,7 @@ class Tokenizer:
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Encode many texts on all cores: the ids of each, uint32. No token is special."""
         for text in texts:
-            _check_unicode(text)
+            check_unicode(text)
         parts = [list(cut(text, _PART_CHARS)) for text in texts]
         batches = in_batches(chain.from_iterable(parts), _PART_CHARS)
         with ThreadPoolExecutor(available_cores()) as pool:
@@ -171,15 +171,3 @@ class Tokenizer:
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
-
-
-def _check_unicode(text: str) -> None:
-    try:
-        if not text.isascii():
-            text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"the text has a lone surrogate, {text[error.start]!r} at character {error.start}, "
-            "which is no character: decode its source with errors='strict' to find it, or "
-            "errors='replace' to be rid of it"
-        ) from error

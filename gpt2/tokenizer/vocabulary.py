@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -23,6 +24,7 @@ _BYTE_TO_CHAR = {
     byte: chr(byte if rank < _N_PRINTABLE else 0x100 + rank - _N_PRINTABLE)
     for rank, byte in enumerate(BYTE_ORDER)
 }
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()}
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, Hugging Face's
 _NEEDED = (
@@ -175,7 +177,7 @@ def _check(
     """Convert printable characters to bytes, and check every property that encoding relies on."""
     if END_OF_TEXT not in special_tokens:
         raise _refusal(path, f"{END_OF_TEXT} is not among its special tokens")
-    stray = [token for token in special_tokens if not _is_text(token)]
+    stray = [t for t in special_tokens if not isinstance(t, str) or not t or _SURROGATE.search(t)]
     if stray:
         raise _refusal(path, f"its special token {reprlib.repr(stray[0])} is no text")
     numbers = list(spelled_ids.values())
@@ -200,13 +202,6 @@ def _check(
     if unmade is not None:
         raise _refusal(path, f"its merges never make the token {unmade!r:.100} from its bytes")
     return Vocabulary(ids, merges, special_tokens)
-
-
-def _is_text(token: Any) -> bool:
-    try:
-        return isinstance(token, str) and bool(token.encode())
-    except UnicodeEncodeError:  # half a surrogate pair
-        return False
 
 
 def _unreachable(merges: list[tuple[bytes, bytes]]) -> bytes | None:
