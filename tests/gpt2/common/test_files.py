@@ -11,7 +11,7 @@ import pytest
 from gpt2.common.files import atomic_write, lock, remove_leftovers, sha256_file, write_json
 
 
-def test_atomic_write_replaces_the_file_only_at_the_end(tmp_path: Path) -> None:
+def test_atomic_write_replaces_the_file_only_at_the_end(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
     with atomic_write(path) as file:
@@ -22,7 +22,7 @@ def test_atomic_write_replaces_the_file_only_at_the_end(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"old")
 
@@ -37,28 +37,28 @@ def test_atomic_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: 
     assert os.listdir(tmp_path) == ["a.bin"]
 
 
-def test_atomic_write_gives_the_usual_permissions(tmp_path: Path) -> None:
+def test_atomic_write_gives_the_usual_permissions(tmp_path):
     (tmp_path / "plain").write_bytes(b"")
     with atomic_write(tmp_path / "atomic"):
         pass
     assert (tmp_path / "atomic").stat().st_mode == (tmp_path / "plain").stat().st_mode
 
 
-def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_writer_are_removed_and_nothing_else(tmp_path):
     for name in (".a.bin.0123abcd.tmp", "a.bin", ".lock", "notes.tmp"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     assert sorted(os.listdir(tmp_path)) == [".lock", "a.bin", "notes.tmp"]
 
 
-def test_sha256_from_an_offset_over_several_blocks(tmp_path: Path) -> None:
+def test_sha256_from_an_offset_over_several_blocks(tmp_path):
     content = os.urandom((2 << 20) + 17)
     (tmp_path / "a").write_bytes(content)
     assert sha256_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
     assert sha256_file(tmp_path / "a", start=256) == hashlib.sha256(content[256:]).hexdigest()
 
 
-def test_write_json_keeps_other_scripts_readable(tmp_path: Path) -> None:
+def test_write_json_keeps_other_scripts_readable(tmp_path):
     write_json(tmp_path / "a.json", {"name": "\u017dofia"})
     assert "\u017dofia" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
@@ -69,9 +69,7 @@ def _hold(path: Path, seconds: float, ready: "multiprocessing.synchronize.Event"
         time.sleep(seconds)
 
 
-def test_lock_excludes_other_processes_and_dies_with_its_holder(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path, capsys):
     path = tmp_path / ".lock"
     context = multiprocessing.get_context("spawn")
     ready = context.Event()

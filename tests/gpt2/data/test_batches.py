@@ -25,7 +25,7 @@ def stream_of(folder: Path, n_tokens: int) -> TokenStream:
 
 
 @pytest.fixture
-def stream(tmp_path: Path) -> TokenStream:
+def stream(tmp_path):
     return stream_of(tmp_path, 1003)
 
 
@@ -34,7 +34,7 @@ def epoch_of_starts(batches: Batches) -> list[int]:
     return [int(batches.next()[0][0, 0]) for _ in range(batches.windows_per_epoch)]
 
 
-def test_shapes_and_shift(stream: TokenStream) -> None:
+def test_shapes_and_shift(stream):
     x, y = Batches(stream, seq_len=10, batch_size=4, seed=0).next()
     assert x.shape == y.shape == (4, 10)
     assert x.dtype == y.dtype == torch.int64
@@ -44,7 +44,7 @@ def test_shapes_and_shift(stream: TokenStream) -> None:
 
 
 @pytest.mark.parametrize("epoch", [0, 1, 2])
-def test_each_epoch_serves_each_window_of_a_grid_once(stream: TokenStream, epoch: int) -> None:
+def test_each_epoch_serves_each_window_of_a_grid_once(stream, epoch):
     batches = Batches(stream, seq_len=10, batch_size=1, seed=5)
     batches.load_state_dict({"seed": 5, "epoch": epoch, "index": 0})
     targets: Counter[int] = Counter()
@@ -56,7 +56,7 @@ def test_each_epoch_serves_each_window_of_a_grid_once(stream: TokenStream, epoch
     assert len(targets) == batches.windows_per_epoch * 10 == 1000
 
 
-def test_epochs_differ_in_order_and_from_the_second_on_in_place(stream: TokenStream) -> None:
+def test_epochs_differ_in_order_and_from_the_second_on_in_place(stream):
     batches = Batches(stream, seq_len=10, batch_size=1, seed=5)
     epochs = [epoch_of_starts(batches) for _ in range(4)]
     assert sorted(epochs[0]) == list(range(0, 1000, 10))
@@ -64,14 +64,14 @@ def test_epochs_differ_in_order_and_from_the_second_on_in_place(stream: TokenStr
     assert len({tuple(sorted(starts)) for starts in epochs}) == 4
 
 
-def test_seed_fixes_the_order(stream: TokenStream) -> None:
+def test_seed_fixes_the_order(stream):
     first, same, other = (
         epoch_of_starts(Batches(stream, seq_len=10, batch_size=1, seed=seed)) for seed in (1, 1, 2)
     )
     assert first == same != other
 
 
-def test_batches_reach_over_the_end_of_an_epoch(stream: TokenStream) -> None:
+def test_batches_reach_over_the_end_of_an_epoch(stream):
     one = Batches(stream, seq_len=10, batch_size=1, seed=3)
     windows = torch.cat([one.next()[0] for _ in range(259)])
     seven = Batches(stream, seq_len=10, batch_size=7, seed=3)
@@ -79,7 +79,7 @@ def test_batches_reach_over_the_end_of_an_epoch(stream: TokenStream) -> None:
     assert seven.epoch == pytest.approx(2.59)
 
 
-def test_a_batch_may_be_larger_than_an_epoch(tmp_path: Path) -> None:
+def test_a_batch_may_be_larger_than_an_epoch(tmp_path):
     batches = Batches(stream_of(tmp_path, 11), seq_len=10, batch_size=3, seed=0)
     x, _ = batches.next()
     assert x.shape == (3, 10)
@@ -88,9 +88,7 @@ def test_a_batch_may_be_larger_than_an_epoch(tmp_path: Path) -> None:
 
 @settings(max_examples=30, deadline=None)
 @given(served=st.integers(0, 90), batch_size=st.integers(1, 9))
-def test_a_saved_position_continues_exactly(
-    tmp_path_factory: pytest.TempPathFactory, served: int, batch_size: int
-) -> None:
+def test_a_saved_position_continues_exactly(tmp_path_factory, served, batch_size):
     stream = stream_of(tmp_path_factory.mktemp("stream"), 207)
     batches = Batches(stream, seq_len=10, batch_size=batch_size, seed=7)
     for _ in range(served):
@@ -105,7 +103,7 @@ def test_a_saved_position_continues_exactly(
     assert batches.state_dict() == resumed.state_dict()
 
 
-def test_seeking_reads_nothing(stream: TokenStream, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seeking_reads_nothing(stream, monkeypatch):
     batches = Batches(stream, seq_len=10, batch_size=4, seed=0)
     monkeypatch.setattr(stream, "read", None)
     monkeypatch.setattr(batches, "next", None)
@@ -116,19 +114,19 @@ def test_seeking_reads_nothing(stream: TokenStream, monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize(
     "state", [{"seed": 0, "epoch": 0, "index": 101}, {"seed": 0, "epoch": -1, "index": 0}, {}]
 )
-def test_a_position_of_other_data_is_refused(stream: TokenStream, state: dict[str, int]) -> None:
+def test_a_position_of_other_data_is_refused(stream, state):
     batches = Batches(stream, seq_len=10, batch_size=1, seed=0)
     with pytest.raises(ValueError, match=r"100 windows of 10 tokens.*other data"):
         batches.load_state_dict(state)
 
 
-def test_the_first_epoch_ends_with_the_stream(tmp_path: Path) -> None:
+def test_the_first_epoch_ends_with_the_stream(tmp_path):
     """Where the last token falls on a border, it is no input: it has no successor."""
     batches = Batches(stream_of(tmp_path, 100), seq_len=10, batch_size=1, seed=0)
     assert sorted(epoch_of_starts(batches)) == list(range(0, 90, 10))
 
 
-def test_too_short_a_text_says_what_it_needs(tmp_path: Path) -> None:
+def test_too_short_a_text_says_what_it_needs(tmp_path):
     stream = stream_of(tmp_path, 16)
     assert Batches(stream, seq_len=15, batch_size=1, seed=0).windows_per_epoch == 1
     with pytest.raises(ValueError, match=r"--seq-len 16 needs 17 tokens and there are 16"):

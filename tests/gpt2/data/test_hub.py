@@ -52,9 +52,7 @@ for name in sys.argv[2:]:
     importlib.util.find_spec("datasets") is None,
     reason="needs the library datasets: pip install -e '.[hub]'",
 )
-def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, monkeypatch):
     stories = [f"Story {i}. " * (i % 7 + 1) for i in range(450)]
     repositories = {
         "roneneldan/TinyStories": {
@@ -118,18 +116,14 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(
     assert any("reused" in note for note in prepared.notes)
 
 
-def test_without_the_library_the_extra_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(ValueError, match=r"pip install -e '\.\[hub\]'.*--data path/to/tinystories"):
         prepare("tinystories", cache_dir=tmp_path)
 
 
 @pytest.mark.parametrize("network", ["refused", "silent", "no such host", "no such data set"])
-def test_without_the_network_the_way_round_is_told_in_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str
-) -> None:
+def test_without_the_network_the_way_round_is_told_in_time(tmp_path, monkeypatch, network):
     pytest.importorskip("huggingface_hub.constants", reason="pip install -e '.[hub]'")
     monkeypatch.setitem(sys.modules, "datasets", types.ModuleType("datasets"))
     with socket.socket() as silent, hub({}) as (empty, _):
@@ -150,7 +144,7 @@ def test_without_the_network_the_way_round_is_told_in_time(
         assert time.monotonic() - start < 5
 
 
-def test_a_hub_data_set_can_be_replaced_by_local_files(tmp_path: Path) -> None:
+def test_a_hub_data_set_can_be_replaced_by_local_files(tmp_path):
     """The advice given without a network works."""
     path = tmp_path / "tinystories.jsonl"
     path.write_text("".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(40)))

@@ -24,7 +24,7 @@ from tests.gpt2.data.corpora import NEVER, ROOT, all_files, flip, kill, start, s
 
 
 @pytest.fixture
-def corpus(tmp_path: Path) -> Path:
+def corpus(tmp_path):
     """200 stories in one file."""
     path = tmp_path / "stories.txt"
     path.write_text(f"\n{END_OF_TEXT}\n".join(stories(200)), encoding="utf-8")
@@ -32,7 +32,7 @@ def corpus(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def options(tmp_path: Path, tokenizer_file: Path) -> dict[str, Any]:
+def options(tmp_path, tokenizer_file):
     cache_dir = tmp_path / "cache"
     return {"tokenizer": str(tokenizer_file), "cache_dir": cache_dir, "progress": False}
 
@@ -46,7 +46,7 @@ def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
 
 
 @pytest.mark.parametrize("shard_bytes", [1 << 25, 700])
-def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_bytes: int) -> None:
+def test_the_ids_are_those_of_the_documents(tmp_path, corpus, shard_bytes):
     prepared = prepare(
         str(corpus), vocab_size=400, cache_dir=tmp_path, progress=False, shard_bytes=shard_bytes
     )
@@ -66,7 +66,7 @@ def test_the_ids_are_those_of_the_documents(tmp_path: Path, corpus: Path, shard_
 
 
 @pytest.mark.parametrize("named", [True, False])
-def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path: Path, named: bool) -> None:
+def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path, named):
     if named:
         (tmp_path / "train.txt").write_text("abababab\n" * 50)
         (tmp_path / "valid.txt").write_text("xyxyxyxy\n" * 50)
@@ -81,9 +81,7 @@ def test_the_tokenizer_learns_from_the_training_text_alone(tmp_path: Path, named
     assert kept.hash == prepared.tokenizer.hash
 
 
-def test_the_second_run_reads_nothing_but_the_shards(
-    tmp_path: Path, corpus: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_second_run_reads_nothing_but_the_shards(tmp_path, corpus, monkeypatch):
     options: dict[str, Any] = {"vocab_size": 300, "cache_dir": tmp_path / "cache"}
     first = prepare(str(corpus), progress=False, **options)
     before = all_files(first.folder)
@@ -97,9 +95,7 @@ def test_the_second_run_reads_nothing_but_the_shards(
     assert prepare(str(corpus), **options).folder == first.folder
 
 
-def test_another_text_or_tokenizer_is_prepared_anew(
-    corpus: Path, tokenizer_file: Path, options: dict[str, Any]
-) -> None:
+def test_another_text_or_tokenizer_is_prepared_anew(corpus, tokenizer_file, options):
     own = options | {"tokenizer": None, "vocab_size": 300}
     folders = [
         prepare(str(corpus), **given).folder
@@ -111,7 +107,7 @@ def test_another_text_or_tokenizer_is_prepared_anew(
     assert len(set(folders)) == 3
 
 
-def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_long_document_gets_the_ids_of_the_whole(tmp_path, options):
     text = "".join(f"Line {i}  of\t a long \n\n\n book.\n" for i in range(30_000))
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text(text if split == "train" else "Short.")
@@ -123,9 +119,7 @@ def test_a_long_document_gets_the_ids_of_the_whole(tmp_path: Path, options: dict
     assert stream.n_documents == 1
 
 
-def test_files_for_evaluation_alone_need_a_tokenizer(
-    tmp_path: Path, options: dict[str, Any]
-) -> None:
+def test_files_for_evaluation_alone_need_a_tokenizer(tmp_path, options):
     path = tmp_path / "my.test.txt"
     path.write_text("Only this.")
     with pytest.raises(
@@ -135,7 +129,7 @@ def test_files_for_evaluation_alone_need_a_tokenizer(
     assert list(prepare(str(path), **options).splits) == ["test"]
 
 
-def test_too_little_text_for_three_splits_is_said(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_too_little_text_for_three_splits_is_said(tmp_path, options):
     path = tmp_path / "a.txt"
     path.write_text("Hello.")
     with pytest.raises(ValueError, match=r"a is too short: nothing is left for the valid split"):
@@ -147,8 +141,8 @@ def test_too_little_text_for_three_splits_is_said(tmp_path: Path, options: dict[
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
 def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, options: dict[str, Any]
-) -> None:
+    tmp_path, corpus, tokenizer_file, options
+):
     options["shard_bytes"] = 700
     whole = prepare(str(corpus), **options | {"cache_dir": tmp_path / "whole"})
     kept: dict[Path, int] = {}
@@ -166,9 +160,7 @@ def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
     assert kept == {path: path.stat().st_mtime_ns for path in kept}
 
 
-def test_a_damaged_shard_of_an_interrupted_run_is_made_again(
-    corpus: Path, options: dict[str, Any]
-) -> None:
+def test_a_damaged_shard_of_an_interrupted_run_is_made_again(corpus, options):
     options["shard_bytes"] = 700
     folder = prepare(str(corpus), **options).folder
     whole = all_files(folder)
@@ -178,9 +170,7 @@ def test_a_damaged_shard_of_an_interrupted_run_is_made_again(
     assert all_files(folder) == whole
 
 
-def test_two_at_once_do_the_work_once(
-    tmp_path: Path, corpus: Path, tokenizer_file: Path, options: dict[str, Any]
-) -> None:
+def test_two_at_once_do_the_work_once(tmp_path, corpus, tokenizer_file, options):
     words = ("whole", NEVER, corpus, tokenizer_file, tmp_path / "cache", 700)
     both = [start(*words), start(*words)]
     for process in both:
@@ -195,7 +185,7 @@ def test_two_at_once_do_the_work_once(
 
 
 @pytest.fixture
-def done(corpus: Path, options: dict[str, Any]) -> tuple[Path, Any]:
+def done(corpus, options):
     """A prepared folder, and a function that opens it again."""
 
     def again(**more: Any) -> Prepared:
@@ -204,9 +194,7 @@ def done(corpus: Path, options: dict[str, Any]) -> tuple[Path, Any]:
     return again().folder, again
 
 
-def test_a_changed_shard_is_named_with_the_remedy(
-    done: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_changed_shard_is_named_with_the_remedy(done, monkeypatch):
     folder, again = done
     flip(folder / "test-00000.bin", HEADER_BYTES + 5)
     with pytest.raises(ShardError, match=r"test-00000\.bin fails its SHA-256"):
@@ -222,7 +210,7 @@ def test_a_changed_shard_is_named_with_the_remedy(
         again()
 
 
-def test_shards_exchanged_are_found(done: tuple[Path, Any]) -> None:
+def test_shards_exchanged_are_found(done):
     folder, again = done
     (folder / "valid-00000.bin").replace(folder / "x")
     (folder / "test-00000.bin").replace(folder / "valid-00000.bin")
@@ -231,7 +219,7 @@ def test_shards_exchanged_are_found(done: tuple[Path, Any]) -> None:
         again()
 
 
-def test_a_damaged_manifest_is_named_and_leads_to_no_file_outside(done: tuple[Path, Any]) -> None:
+def test_a_damaged_manifest_is_named_and_leads_to_no_file_outside(done):
     folder, again = done
     path = folder / "manifest.json"
     content = json.loads(path.read_text())
@@ -265,9 +253,7 @@ class Bytes:
         path.touch()
 
 
-def test_memory_does_not_grow_with_the_text(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     """One document of 64 MB, without a marker, takes a third of that, all buffers included."""
     path = tmp_path / "long.txt"
     line = b"All work and no play makes Jack a dull boy.\n"
@@ -288,7 +274,7 @@ def test_memory_does_not_grow_with_the_text(
 # The command, and real text
 
 
-def test_the_command_prepares_and_reports(tmp_path: Path, corpus: Path) -> None:
+def test_the_command_prepares_and_reports(tmp_path, corpus):
     command = [sys.executable, "-m", "gpt2.data.prepare", "--vocab-size", "300"]
     command += ["--cache-dir", str(tmp_path / "cache"), "--verify", "--data"]
     good = subprocess.run([*command, str(corpus)], cwd=ROOT, capture_output=True, text=True)
@@ -301,7 +287,7 @@ def test_the_command_prepares_and_reports(tmp_path: Path, corpus: Path) -> None:
     assert "Traceback" not in bad.stderr
 
 
-def test_real_text_has_the_published_token_counts(tmp_path: Path, real_data: Path) -> None:
+def test_real_text_has_the_published_token_counts(tmp_path, real_data):
     """Counts of GPT-2's tokenizer on whole files, and one end-of-text a document."""
     gpt2 = str(real_data / "gpt2-bpe")
     options: dict[str, Any] = {"tokenizer": gpt2, "cache_dir": tmp_path, "progress": False}

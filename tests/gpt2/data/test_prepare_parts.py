@@ -102,7 +102,7 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tokenizer_file: Path) -> Place:
+def place(tmp_path, tokenizer_file):
     (tmp_path / "corpus").mkdir()
     return Place(by_document(tmp_path / "corpus"), tokenizer_file, tmp_path / "cache")
 
@@ -116,12 +116,8 @@ def place(tmp_path: Path, tokenizer_file: Path) -> Place:
     ],
 )
 def test_parts_merged_are_byte_for_byte_what_one_process_makes(
-    tmp_path: Path,
-    tokenizer_file: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    write: Callable[[Path], Path],
-    of: int,
-) -> None:
+    tmp_path, tokenizer_file, monkeypatch, write, of
+):
     if write is by_position:  # of several pieces
         monkeypatch.setattr(documents, "PIECE_CHARS", 1 << 12)
     (tmp_path / "text").mkdir()
@@ -140,9 +136,7 @@ def test_parts_merged_are_byte_for_byte_what_one_process_makes(
     assert f"reused {place.folder}" in reused.notes
 
 
-def test_parts_of_two_machines_are_merged_when_copied_together(
-    tmp_path: Path, place: Place
-) -> None:
+def test_parts_of_two_machines_are_merged_when_copied_together(tmp_path, place):
     for number in (1, 2):
         text = tmp_path / f"machine-{number}" / "corpus"
         shutil.copytree(place.data, text)
@@ -156,7 +150,7 @@ def test_parts_of_two_machines_are_merged_when_copied_together(
     assert place.merge() == place.alone()
 
 
-def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place: Place) -> None:
+def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place):
     """As a user starts them: at once, with no tokenizer."""
     own = {"cache_dir": place.cache_dir, "vocab_size": 300, "progress": False}
     command = [sys.executable, "-m", "gpt2.data.prepare", "--data", str(place.data)]
@@ -177,7 +171,7 @@ def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place: P
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
-def test_killed_parts_and_merges_lose_no_shard(place: Place) -> None:
+def test_killed_parts_and_merges_lose_no_shard(place):
     kept: dict[str, int] = {}
     for part, at in ((1, 4), (1, 2)):
         place.kill(part, at)
@@ -195,9 +189,7 @@ def test_killed_parts_and_merges_lose_no_shard(place: Place) -> None:
     assert kept.items() < place.times().items()
 
 
-def test_a_part_that_is_done_reads_no_text_and_one_that_is_damaged_is_mended(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_part_that_is_done_reads_no_text_and_one_that_is_damaged_is_mended(place, monkeypatch):
     place.make(1, 2)
     before = all_files(place.folder)
     with monkeypatch.context() as patch:
@@ -214,7 +206,7 @@ def test_a_part_that_is_done_reads_no_text_and_one_that_is_damaged_is_mended(
         assert all_files(place.folder) == before
 
 
-def test_an_ordinary_preparation_takes_up_what_parts_have_made(place: Place) -> None:
+def test_an_ordinary_preparation_takes_up_what_parts_have_made(place):
     place.make(2, 3)
     kept = place.times()
     alone = place.alone()
@@ -224,7 +216,7 @@ def test_an_ordinary_preparation_takes_up_what_parts_have_made(place: Place) -> 
     assert all_files(place.folder) == alone
 
 
-def test_shards_that_were_cut_otherwise_are_refused(place: Place) -> None:
+def test_shards_that_were_cut_otherwise_are_refused(place):
     replace(place, shard_bytes=700).make(1, 2)
     with pytest.raises(ShardError, match=r"train-00000\.bin .* holds other text .*Delete the fold"):
         place.prepare()
@@ -234,8 +226,8 @@ def test_shards_that_were_cut_otherwise_are_refused(place: Place) -> None:
 
 
 def test_a_part_is_made_by_one_process_beside_the_others_and_merged_when_it_ends(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    place, monkeypatch
+):
     write_splits = prepare_module.write_splits
     waits = threading.Event()
     monkeypatch.setattr("gpt2.common.files.print", lambda *_, **__: waits.set(), raising=False)
@@ -264,7 +256,7 @@ def test_a_part_is_made_by_one_process_beside_the_others_and_merged_when_it_ends
 @pytest.mark.parametrize(
     "spec", ["0/4", "5/4", "x", "3", "-1/4", "1/0", "1/2/3", "1 / 2", "", "\u0663/8"]
 )
-def test_what_names_no_part_is_refused(spec: str) -> None:
+def test_what_names_no_part_is_refused(spec):
     with pytest.raises(ValueError, match=f"--shard {re.escape(spec)} names no part: give I/N"):
         parse_part(spec)
     assert parse_part("3/8") == Part(3, 8)
@@ -279,17 +271,13 @@ def test_what_names_no_part_is_refused(spec: str) -> None:
         (("--merge",), "--merge needs the tokenizer of the parts"),
     ],
 )
-def test_the_command_refuses_what_makes_no_sense(
-    place: Place, words: tuple[str, ...], message: str
-) -> None:
+def test_the_command_refuses_what_makes_no_sense(place, words, message):
     where = ["--data", str(place.data), "--cache-dir", str(place.cache_dir)]
     with pytest.raises(ValueError, match=re.escape(message)):
         main(tyro.cli(Arguments, args=[*where, *words]))
 
 
-def test_missing_parts_are_named_with_the_commands_that_make_them(
-    place: Place, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_parts_are_named_with_the_commands_that_make_them(place, monkeypatch):
     place.make(2, 4)
     for name in ("part-005-of-004.json", "part-0001-of-004.json", "part-000-of-000.json"):
         (place.folder / name).touch()
@@ -306,14 +294,14 @@ def test_missing_parts_are_named_with_the_commands_that_make_them(
     assert place.alone().items() <= place.merge().items()
 
 
-def test_of_many_missing_parts_some_are_named(place: Place) -> None:
+def test_of_many_missing_parts_some_are_named(place):
     place.make(2, 999_999_999)
     with pytest.raises(ValueError, match=r"has 1 of 999,999,999 parts") as caught:
         place.merge()
     assert str(caught.value).endswith("--shard 9/999999999\n  and 999,999,990 more")
 
 
-def test_parts_of_another_tokenizer_or_number_are_never_used(tmp_path: Path, place: Place) -> None:
+def test_parts_of_another_tokenizer_or_number_are_never_used(tmp_path, place):
     Tokenizer.train(stories(60), 300).save(tmp_path / "other.json")
     other = replace(place, tokenizer=tmp_path / "other.json")
     with pytest.raises(ValueError, match=r"has no part-\*\.json to merge.* --shard I/N"):
@@ -379,9 +367,7 @@ def without_the_first_shard(folder: Path) -> None:
         (without_the_first_shard, r"do not add up \(\d+ shards are listed, \d+ expected\)"),
     ],
 )
-def test_a_damaged_part_is_named(
-    place: Place, damage: Callable[[Path], object], message: str
-) -> None:
+def test_a_damaged_part_is_named(place, damage, message):
     for number in (1, 2):
         place.make(number, 2)
     damage(place.folder)
@@ -395,7 +381,7 @@ def test_a_damaged_part_is_named(
     place.merge()
 
 
-def test_parts_that_were_cut_otherwise_do_not_add_up(tmp_path: Path, place: Place) -> None:
+def test_parts_that_were_cut_otherwise_do_not_add_up(tmp_path, place):
     there = replace(place, shard_bytes=SHARD_BYTES // 2, cache_dir=tmp_path / "there")
     place.make(1, 2)
     there.make(2, 2)
@@ -404,7 +390,7 @@ def test_parts_that_were_cut_otherwise_do_not_add_up(tmp_path: Path, place: Plac
         place.merge()
 
 
-def test_real_text_in_parts(tmp_path: Path, real_data: Path) -> None:
+def test_real_text_in_parts(tmp_path, real_data):
     place = Place(
         real_data / "wikitext-2/wiki.*[td].tokens.gz", real_data / "gpt2-bpe", tmp_path, 1 << 18
     )

@@ -30,22 +30,20 @@ def save(path: Path, ids: Any, *, vocab_size: int = 1000, tokenizer_hash: str = 
 
 
 @pytest.mark.parametrize(("vocab_size", "itemsize"), [(257, 2), (65536, 2), (65537, 4)])
-def test_ids_up_to_the_last_of_the_vocabulary_survive(
-    tmp_path: Path, vocab_size: int, itemsize: int
-) -> None:
+def test_ids_up_to_the_last_of_the_vocabulary_survive(tmp_path, vocab_size, itemsize):
     ids = [0, 1, vocab_size - 1]
     path = save(tmp_path / "a.bin", ids, vocab_size=vocab_size)
     assert path.stat().st_size == HEADER_BYTES + 3 * itemsize
     assert TokenStream([path], verify=True).read(0, 3).tolist() == ids
 
 
-def test_header_tells_what_was_written(tmp_path: Path) -> None:
+def test_header_tells_what_was_written(tmp_path):
     info = read_header(save(tmp_path / "a.bin", [1, 2, 3]))
     assert (info.vocab_size, info.tokens, info.tokenizer_hash) == (1000, 3, HASH)
     assert info.counts == Counts(shards=1, pieces=5, documents=2, text_bytes=30)
 
 
-def test_stream_adds_up_its_shards(tmp_path: Path) -> None:
+def test_stream_adds_up_its_shards(tmp_path):
     paths = [save(tmp_path / f"{i}.bin", [i] * (i + 1)) for i in range(3)]
     stream = TokenStream(paths)
     assert (len(stream), stream.n_documents, stream.n_bytes) == (6, 6, 90)
@@ -54,9 +52,7 @@ def test_stream_adds_up_its_shards(tmp_path: Path) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(lengths=st.lists(st.integers(1, 7), min_size=1, max_size=5), data=st.data())
-def test_read_is_a_slice_of_the_joined_shards(
-    tmp_path_factory: pytest.TempPathFactory, lengths: list[int], data: st.DataObject
-) -> None:
+def test_read_is_a_slice_of_the_joined_shards(tmp_path_factory, lengths, data):
     folder = tmp_path_factory.mktemp("shards")
     whole = np.arange(sum(lengths))
     parts = np.split(whole, np.cumsum(lengths)[:-1])
@@ -69,12 +65,12 @@ def test_read_is_a_slice_of_the_joined_shards(
 
 
 @pytest.mark.parametrize(("start", "stop"), [(-1, 2), (2, 1), (0, 4)])
-def test_read_outside_of_the_stream_is_refused(tmp_path: Path, start: int, stop: int) -> None:
+def test_read_outside_of_the_stream_is_refused(tmp_path, start, stop):
     with pytest.raises(IndexError):
         TokenStream([save(tmp_path / "a.bin", [1, 2, 3])]).read(start, stop)
 
 
-def test_reads_are_copies(tmp_path: Path) -> None:
+def test_reads_are_copies(tmp_path):
     stream = TokenStream([save(tmp_path / "a.bin", [1, 2, 3])])
     stream.read(0, 3)[:] = 9
     assert stream.read(0, 3).tolist() == [1, 2, 3]
@@ -102,7 +98,7 @@ def damaged(path: Path, how: str) -> None:
     "how",
     ["truncated", "cut in the header", "longer", "another file", "newer version", "missing"],
 )
-def test_damage_is_found_at_opening_and_the_shard_named(tmp_path: Path, how: str) -> None:
+def test_damage_is_found_at_opening_and_the_shard_named(tmp_path, how):
     paths = [save(tmp_path / f"train-0000{i}.bin", range(100)) for i in range(3)]
     damaged(paths[1], how)
     with pytest.raises(ShardError, match=r"train-00001\.bin.*Delete the folder"):
@@ -110,7 +106,7 @@ def test_damage_is_found_at_opening_and_the_shard_named(tmp_path: Path, how: str
 
 
 @pytest.mark.parametrize("offset", [HEADER_BYTES, HEADER_BYTES + 101, HEADER_BYTES + 199])
-def test_a_changed_bit_fails_the_checksum(tmp_path: Path, offset: int) -> None:
+def test_a_changed_bit_fails_the_checksum(tmp_path, offset):
     path = save(tmp_path / "train-00000.bin", range(100))
     verify_shard(path)
     content = bytearray(path.read_bytes())
@@ -121,7 +117,7 @@ def test_a_changed_bit_fails_the_checksum(tmp_path: Path, offset: int) -> None:
         TokenStream([path], verify=True)
 
 
-def test_another_tokenizer_is_refused(tmp_path: Path) -> None:
+def test_another_tokenizer_is_refused(tmp_path):
     path = save(tmp_path / "a.bin", [1, 2])
     with pytest.raises(ShardError, match=r"abababab.*not with cdcdcdcd"):
         TokenStream([path], tokenizer_hash="cd" * 32)

@@ -8,7 +8,6 @@ import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import regex
@@ -51,7 +50,7 @@ def merge_naively(words: Counter[str], n_merges: int) -> list[tuple[bytes, bytes
 @given(st.lists(st.text(st.sampled_from("aab é!")), max_size=8), st.integers(0, 40))
 @example(["aaaa aaa aa aaaaa"], 5)  # overlapping pairs
 @example(["abab ababab"], 4)  # a pair that is born and used up within one merge
-def test_merges_are_those_of_recounting_all_pairs(documents: list[str], n_merges: int) -> None:
+def test_merges_are_those_of_recounting_all_pairs(documents, n_merges):
     if not any(documents):
         documents = ["a"]
     words = Counter(word for text in documents for word in regex.findall(PUBLISHED_PATTERN, text))
@@ -78,7 +77,7 @@ def hugging_face_merges(documents: list[str], vocab_size: int) -> list[tuple[byt
     ]
 
 
-def test_merges_equal_hugging_face_on_the_python_docs(documents: list[str]) -> None:
+def test_merges_equal_hugging_face_on_the_python_docs(documents):
     assert train_bpe(documents, 4096) == hugging_face_merges(documents, 4096)
 
 
@@ -90,9 +89,7 @@ def test_merges_equal_hugging_face_on_the_python_docs(documents: list[str]) -> N
     ],
 )
 @pytest.mark.filterwarnings("ignore:the text has no pairs left")
-def test_merges_equal_hugging_face_on_real_text(
-    real_data: Path, file: str, vocab_size: int
-) -> None:
+def test_merges_equal_hugging_face_on_real_text(real_data, file, vocab_size):
     data = (real_data / file).read_bytes()
     text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
     documents = text.split("<|endoftext|>\n")
@@ -103,13 +100,13 @@ def test_merges_equal_hugging_face_on_real_text(
 
 
 @pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_pieces(monkeypatch):
     monkeypatch.setattr(pretokens, "_PIECE_CHARS", 1 << 12)
     monkeypatch.setattr(pretokens, "_ALONE_CHARS", 1 << 14)
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_merges_do_not_depend_on_the_number_of_processes(documents: list[str]) -> None:
+def test_merges_do_not_depend_on_the_number_of_processes(documents):
     whole = Counter(word for text in documents for word in regex.findall(SPLIT_PATTERN, text))
     for processes in (1, 3):
         assert count_pretokens(iter(documents), processes=processes) == whole
@@ -119,7 +116,7 @@ def test_merges_do_not_depend_on_the_number_of_processes(documents: list[str]) -
 
 @pytest.mark.usefixtures("small_pieces")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_text_is_never_whole_in_memory(processes: int) -> None:
+def test_the_text_is_never_whole_in_memory(processes):
     def stream() -> Iterator[str]:
         for k in range(500):
             yield f"line {k % 100} " * 200  # 1.9 kB
@@ -132,7 +129,7 @@ def test_the_text_is_never_whole_in_memory(processes: int) -> None:
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_an_error_in_the_source_ends_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_in_the_source_ends_the_workers(monkeypatch):
     started = []
 
     class Recorded(subprocess.Popen):  # type: ignore[type-arg]
@@ -154,7 +151,7 @@ def test_an_error_in_the_source_ends_the_workers(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.usefixtures("small_pieces")
-def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\nexit 9\n")
     broken.chmod(0o755)
@@ -163,7 +160,7 @@ def test_a_worker_that_dies_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pat
         count_pretokens(["some text " * 10_000], processes=2)
 
 
-def test_a_worker_imports_neither_torch_nor_numpy() -> None:
+def test_a_worker_imports_neither_torch_nor_numpy():
     code = (
         "import runpy, sys; runpy.run_path(sys.argv[1]);"
         "print({'gpt2', 'torch', 'numpy', 'tqdm'} & set(sys.modules))"
@@ -175,26 +172,26 @@ def test_a_worker_imports_neither_torch_nor_numpy() -> None:
 
 
 @given(texts)
-def test_the_pattern_splits_as_the_published_one(text: str) -> None:
+def test_the_pattern_splits_as_the_published_one(text):
     assert regex.findall(SPLIT_PATTERN, text) == regex.findall(PUBLISHED_PATTERN, text)
 
 
 @settings(max_examples=200)
 @given(texts, st.integers(1, 5))
-def test_cutting_a_text_changes_no_pretoken(text: str, size: int) -> None:
+def test_cutting_a_text_changes_no_pretoken(text, size):
     parts = list(cut(text, size))
     assert "".join(parts) == text
     pieces = [word for part in parts for word in regex.findall(SPLIT_PATTERN, part)]
     assert pieces == regex.findall(SPLIT_PATTERN, text)
 
 
-def test_long_text_is_cut_near_the_size_asked_for(documents: list[str]) -> None:
+def test_long_text_is_cut_near_the_size_asked_for(documents):
     lengths = [len(part) for part in cut("".join(documents), 1000)]
     assert max(lengths) < 1200
     assert min(lengths[:-1]) >= 1000
 
 
-def test_too_small_a_vocabulary_is_refused() -> None:
+def test_too_small_a_vocabulary_is_refused():
     with pytest.raises(ValueError, match=r"vocab_size=256 is too small.*need 257"):
         train_bpe(["text"], 256)
     assert train_bpe(["text"], 257) == []
@@ -209,17 +206,17 @@ def test_too_small_a_vocabulary_is_refused() -> None:
         (["fine", "ab\ud800"], r"lone surrogate.*'\\ud800'"),
     ],
 )
-def test_what_is_no_corpus_is_refused(documents: list[str], message: str) -> None:
+def test_what_is_no_corpus_is_refused(documents, message):
     with pytest.raises(ValueError, match=message):
         train_bpe(documents, 300)
 
 
-def test_running_out_of_pairs_is_said() -> None:
+def test_running_out_of_pairs_is_said():
     with pytest.warns(UserWarning, match="260 tokens instead of 300"):
         merges = train_bpe(["abcd"], 300)
     assert merges == [(b"a", b"b"), (b"c", b"d"), (b"ab", b"cd")]
 
 
-def test_a_special_token_in_the_text_is_ordinary_text() -> None:
+def test_a_special_token_in_the_text_is_ordinary_text():
     merges = train_bpe(["<|endoftext|>"] * 3, 257 + 10)
     assert b"endoftext" in [left + right for left, right in merges]

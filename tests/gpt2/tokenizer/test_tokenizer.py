@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,34 +23,32 @@ texts = st.text(st.sampled_from("abe'stlé日😀1 \t\n<|endoftext|>"), max_size
 
 
 @pytest.fixture(scope="module")
-def tokenizer(documents: list[str]) -> Tokenizer:
+def tokenizer(documents):
     return Tokenizer.train(documents, vocab_size=1024)
 
 
 @pytest.fixture(scope="module")
-def saved(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def saved(tokenizer, tmp_path_factory):
     path = tmp_path_factory.mktemp("saved") / "tokenizer.json"
     tokenizer.save(path)
     return path
 
 
 @pytest.fixture(scope="module")
-def hugging_face(saved: Path) -> Any:
+def hugging_face(saved):
     """Our tokenizer as Hugging Face opens it."""
     return tokenizers.Tokenizer.from_file(str(saved))
 
 
 @pytest.fixture(scope="module")
-def gpt2_tokenizer(real_data: Path) -> Tokenizer:
+def gpt2_tokenizer(real_data):
     return Tokenizer.load(real_data / "gpt2-bpe")
 
 
 # Ids
 
 
-def test_ids_are_those_of_hugging_faces_trainer(
-    tokenizer: Tokenizer, documents: list[str], hugging_face: Any
-) -> None:
+def test_ids_are_those_of_hugging_faces_trainer(tokenizer, documents, hugging_face):
     """The same text gives the same vocabulary, id for id."""
     theirs = tokenizers.ByteLevelBPETokenizer()
     theirs.train_from_iterator(
@@ -64,9 +61,7 @@ def test_ids_are_those_of_hugging_faces_trainer(
 @given(texts)
 @example("")
 @example(" \u00a0\u2028\x1c\x85 \n\n  x\r\n")
-def test_ids_equal_hugging_faces_on_any_text(
-    tokenizer: Tokenizer, hugging_face: Any, text: str
-) -> None:
+def test_ids_equal_hugging_faces_on_any_text(tokenizer, hugging_face, text):
     """The saved file means the same to Hugging Face."""
     assume("<|endoftext|>" not in text)
     ids = tokenizer.encode(text)
@@ -74,7 +69,7 @@ def test_ids_equal_hugging_faces_on_any_text(
     assert hugging_face.decode(ids) == text
 
 
-def test_ids_equal_hugging_faces_on_real_text(real_data: Path, tmp_path: Path) -> None:
+def test_ids_equal_hugging_faces_on_real_text(real_data, tmp_path):
     text = gzip.decompress((real_data / "tinystories/tinystories-valid.txt.gz").read_bytes())
     stories = text.decode().split("<|endoftext|>\n")
     ours = Tokenizer.train(stories, vocab_size=4096)
@@ -86,7 +81,7 @@ def test_ids_equal_hugging_faces_on_real_text(real_data: Path, tmp_path: Path) -
         assert ids.tolist() == encoding.ids
 
 
-def test_end_of_text_in_a_document_is_plain_text_unless_allowed(tokenizer: Tokenizer) -> None:
+def test_end_of_text_in_a_document_is_plain_text_unless_allowed(tokenizer):
     plain = tokenizer.encode("a<|endoftext|>b")
     assert tokenizer.eot_id not in plain
     allowed = tokenizer.encode("a<|endoftext|>b", allow_special=True)
@@ -94,9 +89,7 @@ def test_end_of_text_in_a_document_is_plain_text_unless_allowed(tokenizer: Token
     assert tokenizer.decode(plain) == tokenizer.decode(allowed) == "a<|endoftext|>b"
 
 
-def test_documents_have_the_ids_of_single_texts(
-    tokenizer: Tokenizer, documents: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_documents_have_the_ids_of_single_texts(tokenizer, documents, monkeypatch):
     expected = [tokenizer.encode(text) for text in ["", *documents]]
     monkeypatch.setattr(gpt2.tokenizer.tokenizer, "_PART_CHARS", 100)  # cut even these
     got = tokenizer.encode_documents(["", *documents])
@@ -105,14 +98,14 @@ def test_documents_have_the_ids_of_single_texts(
     assert tokenizer.encode_documents([]) == []
 
 
-def test_long_runs_are_encoded_and_white_space_apart_from_a_word(tokenizer: Tokenizer) -> None:
+def test_long_runs_are_encoded_and_white_space_apart_from_a_word(tokenizer):
     for text in (" " * 200_000 + "a", "\n" * 200_000, "a" * 200_000):
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
     assert list(cut(" " * 200_000 + "a", 1 << 16)) == [" " * 199_999, " a"]
 
 
 @pytest.mark.parametrize("bulk", [False, True])
-def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer, bulk: bool) -> None:
+def test_a_lone_surrogate_is_refused(tokenizer, bulk):
     with pytest.raises(ValueError, match=r"'\\ud83d' at character 2"):
         tokenizer.encode_documents(["ab\ud83d"]) if bulk else tokenizer.encode("ab\ud83d")
     with pytest.raises(ValueError, match="lone surrogate"):
@@ -123,7 +116,7 @@ def test_a_lone_surrogate_is_refused(tokenizer: Tokenizer, bulk: bool) -> None:
 
 
 @given(texts)
-def test_the_very_bytes_come_back(tokenizer: Tokenizer, text: str) -> None:
+def test_the_very_bytes_come_back(tokenizer, text):
     ids = tokenizer.encode(text)
     assert tokenizer.decode_bytes(ids) == text.encode()
     assert tokenizer.decode(ids) == text
@@ -131,11 +124,11 @@ def test_the_very_bytes_come_back(tokenizer: Tokenizer, text: str) -> None:
 
 
 @given(st.lists(st.integers(0, 1023)))
-def test_a_stream_gives_the_text_of_decode(tokenizer: Tokenizer, ids: list[int]) -> None:
+def test_a_stream_gives_the_text_of_decode(tokenizer, ids):
     assert "".join(tokenizer.decode_stream(iter(ids))) == tokenizer.decode(ids)
 
 
-def test_a_stream_gives_whole_characters_as_soon_as_it_can(tokenizer: Tokenizer) -> None:
+def test_a_stream_gives_whole_characters_as_soon_as_it_can(tokenizer):
     ids = [1 + BYTE_ORDER.index(byte) for byte in "é😀".encode()]  # a token per byte
     stream = tokenizer.decode_stream(ids)
     assert list(stream) == ["é", "😀"]
@@ -143,7 +136,7 @@ def test_a_stream_gives_whole_characters_as_soon_as_it_can(tokenizer: Tokenizer)
 
 
 @pytest.mark.parametrize("bad", [1024, -1, 2**70])
-def test_an_unknown_id_is_named(tokenizer: Tokenizer, bad: int) -> None:
+def test_an_unknown_id_is_named(tokenizer, bad):
     with pytest.raises(ValueError, match=rf"id {bad} \(number 1 of 2\).*0 to 1023"):
         tokenizer.decode([5, bad])
 
@@ -154,9 +147,7 @@ def test_an_unknown_id_is_named(tokenizer: Tokenizer, bad: int) -> None:
 @settings(max_examples=25)
 @given(st.lists(st.text(st.sampled_from("abé "), min_size=1), min_size=1), texts)
 @pytest.mark.filterwarnings("ignore:the text has no pairs left")
-def test_a_saved_tokenizer_is_the_same_tokenizer(
-    tmp_path_factory: pytest.TempPathFactory, corpus: list[str], text: str
-) -> None:
+def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path_factory, corpus, text):
     trained = Tokenizer.train(corpus, vocab_size=270)
     folder = tmp_path_factory.mktemp("run")
     trained.save(folder)
@@ -167,14 +158,12 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(
         assert loaded.encode(text) == trained.encode(text)
 
 
-def test_the_hash_tells_tokenizers_apart(tokenizer: Tokenizer, documents: list[str]) -> None:
+def test_the_hash_tells_tokenizers_apart(tokenizer, documents):
     assert Tokenizer.train(documents, 1024).hash == tokenizer.hash
     assert Tokenizer.train(documents, 1023).hash != tokenizer.hash
 
 
-def test_a_save_that_fails_leaves_the_old_file(
-    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_fails_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
     tokenizer.save(tmp_path)
     before = (tmp_path / "tokenizer.json").read_bytes()
 
@@ -222,9 +211,7 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda t: t.pop("model"), "it is not a tokenizer.json"),
     ],
 )
-def test_a_foreign_tokenizer_json_is_refused_with_the_reason(
-    tokenizer: Tokenizer, tmp_path: Path, change: Callable[[Any], Any], reason: str
-) -> None:
+def test_a_foreign_tokenizer_json_is_refused_with_the_reason(tokenizer, tmp_path, change, reason):
     path = tmp_path / "tokenizer.json"
     tokenizer.save(path)
     content = json.loads(path.read_text(encoding="utf-8"))
@@ -236,7 +223,7 @@ def test_a_foreign_tokenizer_json_is_refused_with_the_reason(
     assert "Tokenizer.train" in str(error.value)
 
 
-def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path) -> None:
+def test_a_damaged_file_is_refused_with_the_reason(tmp_path):
     for content, reason in [
         (b'{"model": {"vo', "cannot be read as JSON: Unterminated"),
         (b"\xff\xfe", "cannot be read as JSON: 'utf-8' codec"),
@@ -248,7 +235,7 @@ def test_a_damaged_file_is_refused_with_the_reason(tmp_path: Path) -> None:
             Tokenizer.load(tmp_path)
 
 
-def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path):
     (tmp_path / "encoder.json").write_text("{}")  # its other half is missing
     for path in (tmp_path, tmp_path / "encoder.json", tmp_path / "none.json"):
         with pytest.raises(ValueError, match=r"no tokenizer at .*give a tokenizer\.json"):
@@ -259,9 +246,7 @@ def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path: Path) -> None:
 @example([(0, 1), (1, 1), (0, 3)], False)  # a+b, b+b, a+bb: "abb" becomes "ab" "b"
 @example([(0, 0), (1, 0), (3, 2)], False)  # a+a, b+a, ba+aa: in "baaa" the left "aa" goes first
 @example([(0, 1), (2, 0)], True)  # ab+a, a+b: a part that comes too late
-def test_tokens_that_merges_do_not_reach_are_found(
-    choices: list[tuple[int, int]], backwards: bool
-) -> None:
+def test_tokens_that_merges_do_not_reach_are_found(choices, backwards):
     tokens = ["a", "b"]
     merges = []
     for i, j in choices:
@@ -286,9 +271,7 @@ def test_tokens_that_merges_do_not_reach_are_found(
 
 
 @given(st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), max_size=12), st.text("ab"))
-def test_a_vocabulary_that_is_accepted_has_hugging_faces_ids(
-    choices: list[tuple[int, int]], text: str
-) -> None:
+def test_a_vocabulary_that_is_accepted_has_hugging_faces_ids(choices, text):
     tokens = [b"a", b"b"]
     merges: list[tuple[bytes, bytes]] = []
     for i, j in choices:
@@ -303,9 +286,7 @@ def test_a_vocabulary_that_is_accepted_has_hugging_faces_ids(
     assert Tokenizer(vocabulary).encode(text) == theirs.encode(text).ids
 
 
-def test_gpt2s_pair_and_the_older_style_of_tokenizer_json_are_read(
-    tokenizer: Tokenizer, saved: Path, tmp_path: Path
-) -> None:
+def test_gpt2s_pair_and_the_older_style_of_tokenizer_json_are_read(tokenizer, saved, tmp_path):
     """As on the hub: merges as one string each, no type of model, a normalized special token."""
     content = json.loads(saved.read_text(encoding="utf-8"))
     vocab, lines = content["model"]["vocab"], [" ".join(p) for p in content["model"]["merges"]]
@@ -330,7 +311,7 @@ def test_gpt2s_pair_and_the_older_style_of_tokenizer_json_are_read(
 # GPT-2's own vocabulary
 
 
-def test_gpt2_cases(real_data: Path, gpt2_tokenizer: Tokenizer) -> None:
+def test_gpt2_cases(real_data, gpt2_tokenizer):
     lines = (real_data / "gpt2-bpe/token-cases.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 45
     for case in map(json.loads, lines):
@@ -365,9 +346,7 @@ def test_gpt2_cases(real_data: Path, gpt2_tokenizer: Tokenizer) -> None:
         ),
     ],
 )  # fmt: skip
-def test_gpt2_ids_of_whole_files(
-    real_data: Path, gpt2_tokenizer: Tokenizer, file: str, count: int, sha256: str
-) -> None:
+def test_gpt2_ids_of_whole_files(real_data, gpt2_tokenizer, file, count, sha256):
     data = (real_data / file).read_bytes()
     text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
     documents = gpt2_tokenizer.encode_documents(text.split("<|endoftext|>"))
