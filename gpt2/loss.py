@@ -11,29 +11,28 @@ chunks whose logits fit a byte budget, and each chunk is turned into p - onehot 
 multiplied out at once. That saves the three logits-sized buffers of the usual head + cross-entropy
 (logits, log-softmax, gradient), which at GPT-2's vocabulary are most of a training step's memory.
 
-On a CPU the softmax of a chunk is taken a few rows at a time in fp32 scratch that stays in cache:
-the whole-chunk form is bound by memory traffic and takes several times longer. Products run in the
-compute dtype (autocast's when it is on); the softmax, the loss and the sum of dW over chunks in
-fp32.
+`kernel="torch"` is this file, in PyTorch's operators; "triton" is kernels/linear_cross_entropy.py,
+the same with a fused softmax. On a CPU the softmax of a chunk is taken a few rows at a time in fp32
+scratch that stays in cache: the whole-chunk form is bound by memory traffic and takes several times
+longer. Products run in the compute dtype (autocast's when it is on); the softmax, the loss and the
+sum of dW over chunks in fp32.
 """
 
 import threading
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from gpt2.config import Kernel
+from kernels._common.head import (
+    check_head,
+    chunk_rows,
+    count_targets,
+    scaled_gradients,
+)
 
 CHUNK_BYTES = 256 * 2**20
 CACHE_ELEMENTS = 2**19  # of a CPU softmax block: 2 MiB of fp32 scratch
-
-
-def linear_cross_entropy_reference(
-    x: Tensor, weight: Tensor, targets: Tensor, *, ignore_index: int = -100
-) -> Tensor:
-    """Mean cross-entropy of logits x W^T, plainly: the specification of `linear_cross_entropy`."""
-    total = F.cross_entropy(x @ weight.T, targets, ignore_index=ignore_index, reduction="sum")
-    return total / (targets != ignore_index).sum().clamp(min=1)
 
 
 def linear_cross_entropy(
@@ -43,7 +42,8 @@ def linear_cross_entropy(
     *,
     vocab_size: int | None = None,
     ignore_index: int = -100,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int | None = None,
+    kernel: Kernel = "torch",
 ) -> Tensor:
     """Mean next-token cross-entropy of the head `x @ weight.T`, in nats.
 
@@ -53,7 +53,9 @@ def linear_cross_entropy(
         targets: class of each row (N,), int64, in [0, vocab_size) or `ignore_index`.
         vocab_size: number of real classes; None means V.
         ignore_index: rows with this target count neither in the loss nor in its mean.
-        chunk_bytes: upper bound for the logits that exist at a time, in bytes.
+        chunk_bytes: upper bound for the logits that exist at a time, in bytes; None leaves
+            it to the kernel.
+        kernel: "torch" or "triton".
 
     Returns:
         The loss, a float32 scalar; 0 with zero gradients when every target is ignored.
@@ -62,74 +64,44 @@ def linear_cross_entropy(
     Raises:
         ValueError: shapes that do not fit, or (on a CPU) a target outside [0, vocab_size).
     """
-    vocab_size = len(weight) if vocab_size is None else vocab_size
-    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(f"expected x (N, C) and weight (V, C), got {x.shape} and {weight.shape}")
-    if targets.shape != x.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"expected int64 targets of shape ({len(x)},), got {targets.dtype} "
-            f"{tuple(targets.shape)}"
+    if kernel == "triton":
+        from kernels import linear_cross_entropy as fused
+
+        return fused.linear_cross_entropy(
+            x,
+            weight,
+            targets,
+            vocab_size=vocab_size,
+            ignore_index=ignore_index,
+            chunk_bytes=chunk_bytes or fused.CHUNK_BYTES,
         )
+    check_head("linear_cross_entropy", x, weight, targets)
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)
+    vocab_size = len(weight) if vocab_size is None else vocab_size
+    settings = (vocab_size, ignore_index, chunk_bytes or CHUNK_BYTES)
     loss: Tensor = _LinearCrossEntropy.apply(
-        x, weight, targets, dtype, vocab_size, ignore_index, chunk_bytes, torch.is_grad_enabled()
+        x, weight, targets, dtype, settings, torch.is_grad_enabled()
     )
     return loss
 
 
-class HeadLoss(Protocol):
-    """One signature for every implementation of output head and loss."""
-
-    def __call__(
-        self, x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int | None
-    ) -> Tensor: ...
-
-
-def triton_linear_cross_entropy(
-    x: Tensor, weight: Tensor, targets: Tensor, *, vocab_size: int | None
-) -> Tensor:
-    """The same by our kernel, see kernels/linear_cross_entropy.py."""
-    from kernels.linear_cross_entropy import linear_cross_entropy
-
-    return linear_cross_entropy(x, weight, targets, vocab_size=vocab_size)
-
-
-LOSSES: dict[str, HeadLoss] = {
-    "torch": linear_cross_entropy,
-    "triton": triton_linear_cross_entropy,
-}
-
-
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(  # type: ignore[no-untyped-def]
-        ctx, x, weight, targets, dtype, vocab_size, ignore_index, chunk_bytes, with_grad
-    ):
+    def forward(ctx, x, weight, targets, dtype, settings, with_grad):  # type: ignore[no-untyped-def]
         ctx.dtypes = x.dtype, weight.dtype
-        loss, dx, dw = _op(
-            x.detach().to(dtype),
-            weight.detach().to(dtype),
-            targets,
-            vocab_size,
-            ignore_index,
-            chunk_bytes,
-            with_grad and ctx.needs_input_grad[0],
-            with_grad and ctx.needs_input_grad[1],
+        needs = [with_grad and need for need in ctx.needs_input_grad[:2]]
+        loss, *saved = _op(
+            x.detach().to(dtype), weight.detach().to(dtype), targets, *settings, *needs
         )
-        ctx.save_for_backward(dx, dw)
+        ctx.save_for_backward(*saved)
         return loss
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        dx, dw = ctx.saved_tensors
-        # In place, since dw is as large as the head. Autograd notices a second use of the buffers
-        # by their version and refuses it.
-        dx = dx.mul_(grad).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-        dw = dw.mul_(grad).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-        return dx, dw, None, None, None, None, None, None
+    def backward(ctx, dloss):  # type: ignore[no-untyped-def]
+        return *scaled_gradients(ctx, dloss), None, None, None, None
 
 
 # An opaque operator, so that torch.compile keeps the cache-sized blocks instead of fusing whole
@@ -144,52 +116,46 @@ def _op(
     chunk_bytes: int,
     need_dx: bool,
     need_dw: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(loss, dx, dw); a gradient that is not needed comes as an empty tensor."""
-    n_rows, n_columns = len(x), len(weight)
-    counts = targets != ignore_index
-    if x.device.type == "cpu":
-        _check_targets(targets[counts], vocab_size)
-    # The mean and the ignored rows are applied to the narrow factors x and dx, never to the logits.
-    row_weight = counts / counts.sum().clamp(min=1)
-    targets = targets.where(counts, 0)
-    precise = _precise(x.dtype)
-    loss = x.new_zeros((), dtype=precise)
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, count, dx, dw), the gradients of the rows' sum; one that is not needed is empty."""
+    count = count_targets(targets, ignore_index, vocab_size)
+    counted = targets != ignore_index
+    # Ignored rows are left out of the narrow x and dx, never of the wide logits: zeros in x give
+    # no dW.
+    x = x.where(counted[:, None], 0)
+    targets = targets.where(counted, 0)
+    losses = x.new_zeros(len(x), dtype=_precise(x.dtype))
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dw = weight.new_empty(weight.shape if need_dw else 0, dtype=precise)
+    dw = weight.new_empty(weight.shape if need_dw else 0, dtype=losses.dtype)
+    if not len(x):
+        return losses.sum(), count, dx, dw.zero_()
 
-    if not n_rows:
-        dw.zero_()
-    fitting = max(1, chunk_bytes // (n_columns * x.element_size()))
-    chunk = -(-n_rows // max(1, -(-n_rows // fitting)))  # as few as fit, all about equal
-    logits_buffer = _buffer(chunk, n_columns, x)
-    for start in range(0, n_rows, max(1, chunk)):
-        rows = slice(start, start + chunk)
-        x_chunk, w_chunk = x[rows], row_weight[rows]
-        logits = torch.mm(x_chunk, weight.T, out=logits_buffer[: len(x_chunk)])
-        logits[:, vocab_size:] = -torch.inf
-        loss += (_softmax_minus_onehot_(logits, targets[rows]) * w_chunk).sum()
-        if need_dx:
-            torch.mm(logits, weight, out=dx[rows]).mul_(w_chunk[:, None])
-        if need_dw:
-            _add_product_(dw, logits.T, x_chunk * w_chunk[:, None].to(x.dtype), first=start == 0)
-    return loss, dx, dw
+    chunk = chunk_rows(len(x), len(weight) * x.element_size(), chunk_bytes)
+    buffer = _buffer(chunk, len(weight), x)
+    # Autocast would cast dW, the one operand that is meant to be float32.
+    with torch.autocast(x.device.type, enabled=False):
+        for start in range(0, len(x), chunk):
+            rows = slice(start, min(start + chunk, len(x)))
+            logits = torch.mm(x[rows], weight.T, out=buffer[: rows.stop - start])
+            logits[:, vocab_size:] = -torch.inf
+            losses[rows] = _softmax_minus_onehot_(logits, targets[rows])
+            if need_dx:
+                torch.mm(logits, weight, out=dx[rows])
+            if need_dw:
+                _add_product_(dw, logits.T, x[rows], first=start == 0)
+    if need_dx:
+        dx.mul_(counted[:, None])
+    return (losses * counted).sum() / count, count, dx, dw
 
 
 @_op.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    chunk_bytes: int,
-    need_dx: bool,
-    need_dw: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(  # type: ignore[no-untyped-def]
+    x, weight, targets, vocab_size, ignore_index, chunk_bytes, need_dx, need_dw
+):
+    loss = x.new_empty((), dtype=_precise(x.dtype))
+    count = x.new_empty((), dtype=torch.float32)
     dx = torch.empty_like(x) if need_dx else x.new_empty(0)
-    dw = weight.new_empty(weight.shape if need_dw else 0, dtype=_precise(x.dtype))
-    return x.new_empty((), dtype=_precise(x.dtype)), dx, dw
+    return loss, count, dx, weight.new_empty(weight.shape if need_dw else 0, dtype=loss.dtype)
 
 
 def _softmax_minus_onehot_(logits: Tensor, targets: Tensor) -> Tensor:
@@ -248,12 +214,3 @@ def _buffer(rows: int, columns: int, like: Tensor) -> Tensor:
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
     return torch.promote_types(dtype, torch.float32)  # fp64 stays, for tests against it
-
-
-def _check_targets(targets: Tensor, vocab_size: int) -> None:
-    if len(targets) and not (int(targets.min()) >= 0 and int(targets.max()) < vocab_size):
-        wrong = targets[(targets < 0) | (targets >= vocab_size)][0].item()
-        raise ValueError(
-            f"target {wrong} is outside the vocabulary [0, {vocab_size}): "
-            "were these tokens made by another tokenizer?"
-        )

@@ -34,6 +34,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels._common.head import count_targets
 from kernels._common.launch import check_launchable, multiprocessors, on_device_of, warps
 from kernels._common.op import register_op
 from kernels._common.rows import as_rows
@@ -227,23 +228,6 @@ def launch_cross_entropy(
             LANES=threads, VECTOR=16 // logits.element_size(),
             num_warps=warps(threads, logits),
         )  # fmt: skip
-
-
-def count_targets(targets: Tensor, ignore_index: int, vocab_size: int) -> Tensor:
-    """How many rows count, at least 1: a float32 scalar on the device.
-
-    Raises:
-        ValueError: on a CPU, a target outside the vocabulary (looking would stall a GPU).
-    """
-    counted = targets != ignore_index
-    if targets.device.type == "cpu":
-        wrong = targets[counted & ((targets < 0) | (targets >= vocab_size))]
-        if len(wrong):
-            raise ValueError(
-                f"target {int(wrong[0])} is outside the vocabulary [0, {vocab_size}): "
-                "were these tokens made by another tokenizer?"
-            )
-    return counted.sum(dtype=torch.float32).clamp_(min=1)
 
 
 def _fwd(

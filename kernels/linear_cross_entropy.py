@@ -28,18 +28,22 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from kernels._common.head import (
+    check_head,
+    chunk_rows,
+    count_targets,
+    scaled_gradients,
+)
 from kernels._common.launch import check_dtype, check_launchable
 from kernels._common.op import register_op
 from kernels.cross_entropy import (
     check_loss_options,
     check_vocab_size,
-    count_targets,
     cross_entropy_reference,
     launch_cross_entropy,
 )
 
 CHUNK_BYTES = 400 * 2**20
-ROW_MULTIPLE = 128  # of a chunk, for the sake of the matrix products
 LINE = 128  # bytes
 
 
@@ -58,17 +62,6 @@ def linear_cross_entropy_reference(
         x @ weight.T, targets, ignore_index=ignore_index, label_smoothing=label_smoothing,
         z_loss=z_loss, vocab_size=vocab_size,
     )  # fmt: skip
-
-
-def chunk_rows(n: int, row_bytes: int, chunk_bytes: int) -> int:
-    """Rows per chunk: as even as the budget allows, in round numbers where it allows many."""
-    most = max(1, chunk_bytes // row_bytes)
-    if n <= most:
-        return max(1, n)
-    if most >= ROW_MULTIPLE:
-        most -= most % ROW_MULTIPLE
-    even = triton.cdiv(n, triton.cdiv(n, most))
-    return min(most, triton.cdiv(even, ROW_MULTIPLE) * ROW_MULTIPLE)
 
 
 def _fwd_fake(
@@ -151,13 +144,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dloss):
-        count, dx, dw = ctx.saved_tensors
-        scale = dloss / count
-        # In place, since dw is as large as the head. Autograd notices a second use of the buffers
-        # by their version and refuses it.
-        dx = dx.mul_(scale).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None
-        dw = dw.mul_(scale).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None
-        return dx, dw, None, None, None, None
+        return *scaled_gradients(ctx, dloss), None, None, None, None
 
 
 def linear_cross_entropy(
@@ -197,16 +184,7 @@ def linear_cross_entropy(
         Hsu et al., Liger kernel: efficient Triton kernels for LLM training, arXiv 2410.10989.
     """
     op = "linear_cross_entropy"
-    if x.ndim != 2 or weight.ndim != 2 or x.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{op}: expected x (N, C) and weight (V, C), got {tuple(x.shape)} and "
-            f"{tuple(weight.shape)}"
-        )
-    if targets.shape != x.shape[:1] or targets.dtype != torch.int64:
-        raise ValueError(
-            f"{op}: expected int64 targets of shape ({len(x)},), got {targets.dtype} "
-            f"{tuple(targets.shape)}"
-        )
+    check_head(op, x, weight, targets)
     dtype = x.dtype
     if torch.is_autocast_enabled(x.device.type):
         dtype = torch.get_autocast_dtype(x.device.type)

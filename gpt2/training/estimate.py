@@ -30,7 +30,6 @@ Axes: L layers, C channels, T time, V vocabulary, H heads, F feed-forward width,
 a micro-batch. Sizes are in bytes, and s is the size of an element in the compute type.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -40,6 +39,7 @@ from gpt2.common.devices import human_bytes
 from gpt2.config import GPTConfig
 from gpt2.loss import CACHE_ELEMENTS, CHUNK_BYTES
 from gpt2.model import GPT, count_parameters
+from kernels._common.head import chunk_rows
 
 
 def flops_per_token(config: GPTConfig, seq_len: int) -> int:
@@ -369,13 +369,10 @@ class _Run:
 def rows_of_logits(config: GPTConfig, tokens: int, dtype: torch.dtype) -> int:
     """Return how many rows of logits exist at a time: the loss takes them in chunks."""
     row = config.padded_vocab_size * dtype.itemsize
+    budget = CHUNK_BYTES
     if config.loss_kernel == "triton":
-        from kernels.linear_cross_entropy import CHUNK_BYTES as OUR_CHUNK_BYTES
-        from kernels.linear_cross_entropy import chunk_rows
-
-        return chunk_rows(tokens, row, OUR_CHUNK_BYTES)
-    chunks = math.ceil(tokens / max(1, CHUNK_BYTES // row))
-    return math.ceil(tokens / chunks)
+        from kernels.linear_cross_entropy import CHUNK_BYTES as budget
+    return chunk_rows(tokens, row, budget)
 
 
 @lru_cache(maxsize=1)

@@ -60,7 +60,7 @@ PARTIALS: Place = (_partials, [_norm], fused_faults.PARTIALS)
 GELU: Place = (gelu, [pointwise], fused_faults.GELU_FAULTS)
 SWIGLU: Place = (swiglu, [pointwise], fused_faults.SWIGLU_FAULTS)
 LOSS: Place = (cross_entropy, [losses], fused_faults.LOSS_FAULTS)
-HEAD: Place = (linear_cross_entropy, [losses], fused_faults.HEAD_FAULTS)
+HEAD: Place = (linear_cross_entropy, [losses], fused_faults.OPERATOR_FAULTS)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

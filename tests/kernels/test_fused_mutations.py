@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import kernels._common.head
 import kernels._common.partials
 import kernels._norm.kernels
 import kernels._norm.operators
@@ -223,12 +224,6 @@ LOSS_FAULTS = [
         *LOSS,
     ),
     Mutation(
-        "ignored rows count in the mean",
-        "counted.sum(dtype",
-        "torch.ones_like(counted).sum(dtype",
-        *LOSS,
-    ),
-    Mutation(
         "z-loss has half its gradient",
         "2.0 * z_loss * lse",
         "z_loss * lse",
@@ -268,7 +263,6 @@ LOSS_FAULTS = [
     ),
 ]
 HEAD_FAULTS = [
-    Mutation("every chunk overwrites dW", "first=start == 0", "first=True", *HEAD),
     Mutation("1/n is forgotten", "scale = dloss / count", "scale = dloss", *HEAD),
     Mutation(
         "chunks exceed the budget",
@@ -276,6 +270,15 @@ HEAD_FAULTS = [
         "most = max(1, 2 * chunk_bytes // row_bytes)",
         test_linear_cross_entropy.test_chunks_fit_the_budget_and_are_even,
     ),
+    Mutation(
+        "ignored rows count in the mean",
+        "counted.sum(dtype",
+        "torch.ones_like(counted).sum(dtype",
+        *LOSS,
+    ),
+]
+OPERATOR_FAULTS = [
+    Mutation("every chunk overwrites dW", "first=start == 0", "first=True", *HEAD),
     Mutation(
         "a frozen head pays for its gradient",
         "needs = [with_grad and need for need in ctx.needs_input_grad[:2]]",
@@ -298,7 +301,12 @@ CASES: list[tuple[ModuleType, list[ModuleType], list[Mutation]]] = [
     (kernels.gelu, [test_gelu], GELU_FAULTS),
     (kernels.swiglu, [test_swiglu], SWIGLU_FAULTS),
     (kernels.cross_entropy, [test_cross_entropy], LOSS_FAULTS),
-    (kernels.linear_cross_entropy, [test_linear_cross_entropy], HEAD_FAULTS),
+    (
+        kernels._common.head,
+        [kernels.linear_cross_entropy, kernels.cross_entropy, test_linear_cross_entropy],
+        HEAD_FAULTS,
+    ),
+    (kernels.linear_cross_entropy, [test_linear_cross_entropy], OPERATOR_FAULTS),
 ]
 
 
