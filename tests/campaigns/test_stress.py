@@ -1,17 +1,15 @@
-"""Kernels under stress, in short: always the same random cases, and faults that they must find.
-
-`python -m tests.campaigns.stress --minutes 10` draws other cases for as long as you like.
-"""
+"""The kernels under stress, in short: the same random cases every time, and planted faults."""
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
-from torch import Tensor
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 
 from kernels import attention, cross_entropy, gelu, linear_cross_entropy, swiglu
 from kernels._attention import kernels as _attention_kernels
@@ -19,34 +17,27 @@ from kernels._attention import operators as _attention_ops
 from kernels._common import partials as _partials
 from kernels._norm import kernels as _norm_kernels
 from kernels._norm import operators as _norm
-from tests.campaigns.stress import campaign, losses, pointwise
-from tests.campaigns.stress.__main__ import Arguments, main
-from tests.campaigns.stress.campaign import OPERATORS, attempt
-from tests.campaigns.stress.case import Case
+from tests.campaigns.options import Budget
+from tests.campaigns.search import ALL_PHASES
+from tests.campaigns.stress import losses, pointwise
+from tests.campaigns.stress.campaign import OPERATORS, SHORT, stress
 from tests.campaigns.stress.draw import KINDS, Draw
 from tests.campaigns.stress.memory import Memory
 from tests.kernels import test_attention_mutations as attention_faults
 from tests.kernels import test_fused_mutations as fused_faults
 from tests.kernels.mutations import Mutation, expect_caught
 
-SEED = 0
-# A few seconds for each operator.
-CASES = dict.fromkeys(OPERATORS, 20) | {
-    "attention": 12, "attention_qkvpacked": 12, "rms_norm": 15, "add_rms_norm": 12, "gelu_tanh": 40,
-    "swiglu": 60, "swiglu_packed": 60, "cross_entropy": 30, "linear_cross_entropy": 50,
-}  # fmt: skip
 
-
-def check_cases(name: str, device: torch.device) -> None:
-    for index in range(CASES[name]):
-        wrong = attempt(name, SEED, index, device)
-        again = f"python -m tests.campaigns.stress --only {name} --seed {SEED} --case {index}"
-        assert wrong is None, f"{again}: {wrong}"
+def check_cases(
+    name: str, cases: int, device: torch.device, phases: Collection[Phase] = ALL_PHASES
+) -> None:
+    found = stress(name, device, Budget(cases, None), phases=phases)
+    assert not found.failures, "\n".join(found.failures)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
 def test_random_cases_keep_the_contract(name: str, device: torch.device) -> None:
-    check_cases(name, device)
+    check_cases(name, SHORT[name], device)
 
 
 Place = tuple[ModuleType, Sequence[ModuleType], Sequence[Mutation]]
@@ -87,27 +78,15 @@ def test_a_planted_fault_is_found(
 ) -> None:
     module, users, faults = place
     (mutation,) = (mutation for mutation in faults if mutation.fault == fault)
-    planted = dataclasses.replace(mutation, test=check_cases, arguments={"name": name})
+    arguments = {"name": name, "cases": 5 * SHORT[name], "phases": [Phase.generate]}
+    planted = dataclasses.replace(mutation, test=check_cases, arguments=arguments)
     expect_caught(module, users, planted, tmp_path, device=device)
 
 
-def test_a_case_is_the_same_every_time(device: torch.device) -> None:
-    for name, operator in OPERATORS.items():
-        first, second = (operator.draw(Draw(f"{name} 3", Memory(device))) for _ in range(2))
-        assert str(first) == str(second)
-        for one, other in zip(_tensors(first), _tensors(second), strict=True):
-            assert torch.equal(one.nan_to_num(), other.nan_to_num())
-        other_seed = operator.draw(Draw(f"{name} 4", Memory(device)))
-        assert str(first) != str(other_seed)
-
-
-def _tensors(case: Case) -> list[Tensor]:
-    given = [*case.inputs.values(), *case.upstream]
-    return [x.detach() for x in given if isinstance(x, Tensor)]
-
-
-def test_kinds_of_values_are_what_they_say(device: torch.device) -> None:
-    draw = Draw("kinds", Memory(device))
+@settings(max_examples=3, deadline=None)
+@given(st.data())
+def test_kinds_of_values_are_what_they_say(data: st.DataObject) -> None:
+    draw = Draw(data.draw, Memory(torch.device("cpu")))
     for dtype in (torch.float32, torch.float16):
         info = torch.finfo(dtype)
         for kind in KINDS:
@@ -120,9 +99,6 @@ def test_kinds_of_values_are_what_they_say(device: torch.device) -> None:
         zeros = draw.values((40, 50), dtype, kind="zeros")
         assert set(zeros.signbit().flatten().tolist()) == {True, False}
         assert not zeros.any()
-
-
-# ---- guarded memory
 
 
 def test_places_hold_the_values_and_nan_elsewhere(device: torch.device) -> None:
@@ -171,43 +147,3 @@ def test_what_a_launcher_allocates_is_guarded(device: torch.device) -> None:
     made[2].as_strided((1,), (1,), made[2].storage_offset() + 3).zero_()
     with pytest.raises(AssertionError, match=r"around an output \(3,\) torch.float32"):
         memory.check()
-
-
-# ---- the command
-
-
-def test_the_command_counts_and_names_failures(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(
-        campaign, "attempt", lambda name, seed, index, *_, **__: "too bad" if index == 1 else None
-    )
-    with pytest.raises(SystemExit) as ended:
-        main(Arguments(cases=3, only=("swiglu", "rms_norm"), seed=7, device="cpu"))
-    assert ended.value.code == 1
-    said = capsys.readouterr().out
-    again = "python -m tests.campaigns.stress --only rms_norm --seed 7 --case 1 --device cpu"
-    assert f"FAILED: {again}\n  too bad\n" in said
-    assert [line.split()[:3] for line in said.splitlines()[-2:]] == [
-        ["swiglu", "3", "1"], ["rms_norm", "3", "1"],
-    ]  # fmt: skip
-    main(Arguments(case=0, only=("swiglu",), device="cpu"))
-
-
-@pytest.mark.parametrize(
-    ("message", "arguments"),
-    [
-        ("no operator 'softmax': choose from attention", Arguments(only=("softmax",))),
-        ("--case is one case", Arguments(case=3, minutes=1.0)),
-        ("must be positive", Arguments(cases=0)),
-        ("must be positive", Arguments(minutes=-1.0)),
-        ("must be cpu or cuda, got 'tpu'", Arguments(device="tpu")),
-    ],
-)
-def test_the_command_refuses_what_it_cannot_do(
-    message: str, arguments: Arguments, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("TRITON_INTERPRET", "1")
-    with pytest.raises(ValueError, match=message):
-        main(arguments)

@@ -1,10 +1,10 @@
-"""What happens around a training: another one in its folder, a clock that jumps, memory that is
-short."""
+"""Faults around a training: another one in its folder, a clock that jumps, too little memory."""
 
 import random
 import shutil
 import time
 from collections.abc import Iterator
+from functools import partial
 
 from tests.campaigns.faults.processes import finish, limit_memory, run, start, wait_for
 from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, losses_differ, refused
@@ -21,51 +21,49 @@ _LARGE = [
 
 
 def second_run(place: Workplace) -> Iterator[Attempt]:
-    """Another process starts in the folder of a run: it is refused, and the first is not hurt."""
+    """Start another process in the folder of a run: it is refused, and the first is not hurt."""
     while True:
         shutil.rmtree(place.folder / "busy", ignore_errors=True)
-        pid = start(place.folder, "train.py", *MODEL, "--out", "busy")
-        wait_for(pid, (place.folder / "busy/checkpoints").exists)
-        second = start(place.folder, "train.py", "--resume", "busy")
-        second_status, done = finish(second), finish(pid)
-        if done:
+        first = start(place.folder, "train.py", *MODEL, "--out", "busy")
+        wait_for(first, (place.folder / "busy/checkpoints").exists)
+        second_status = finish(start(place.folder, "train.py", "--resume", "busy"))
+        if finish(first):
             yield "the first run was hurt"
         elif second_status == 2:
             yield place.trained("busy")
-        else:  # the first was through before the second asked
+        else:  # the first had ended before the second asked
             yield None if second_status == 0 else f"the second run ended with {second_status}"
 
 
 def clock_jumps(place: Workplace) -> Iterator[Attempt]:
-    """The wall clock jumps by years, back and forth, at every look at it."""
+    """Let the wall clock jump by years, back and forth, each time it is read."""
 
     def jump() -> None:
         time.time = lambda: random.uniform(0, 4e9)
 
     while True:
         shutil.rmtree(place.folder / "jumping", ignore_errors=True)
-        status, said = run(place.folder, "train.py", *MODEL, "--out", "jumping", first=jump)
-        yield said[-300:] if status else place.trained("jumping")
+        yield place.run_now("jumping", *MODEL, "--out", "jumping", first=jump)
 
 
 def short_of_memory(place: Workplace) -> Iterator[Attempt]:
-    """The process can allocate only so much: it says what to lower, or halves its micro-batches."""
+    """Limit memory: training says what to lower, or halves its micro-batches."""
     status, said = run(place.folder, "train.py", *_LARGE, "--out", "roomy")
     assert status == 0, said
-    roomy = place.folder / "roomy"
+    short = place.folder / "short"
     while True:
-        shutil.rmtree(place.folder / "short", ignore_errors=True)
+        shutil.rmtree(short, ignore_errors=True)
         size = place.random.randint(30 << 20, 170 << 20)
         words = [*_LARGE, "--out", "short", *place.random.choice([["--auto-batch"], []])]
-        status, said = run(place.folder, "train.py", *words, first=limit_memory(size))
-        loss = None
+        status, said = run(place.folder, "train.py", *words, first=partial(limit_memory, size))
+        wrong = None
         if status:
-            loss = refused(status, said, "out of memory") or refused(status, said, "--preset")
-            if not loss and "estimate" not in said:
-                loss = f"without the estimate: {said[-300:]!r}"
-            if not loss and list((place.folder / "short/checkpoints").glob("step-*")):
+            wrong = refused(status, said, "out of memory") or refused(status, said, "--preset")
+            if not wrong and "estimate" not in said:
+                wrong = f"without the estimate: {said[-300:]!r}"
+            if not wrong and list((short / "checkpoints").glob("step-*")):
                 status, said = run(place.folder, "train.py", "--resume", "short")
-                loss = f"could not be resumed: {said[-300:]!r}" if status else None
-        if not loss and not status:
-            loss = losses_differ(place.folder / "short", roomy)
-        yield loss and f"with {size >> 20} MiB: {loss}"
+                wrong = f"could not be resumed: {said[-300:]!r}" if status else None
+        if not wrong and not status:
+            wrong = losses_differ(short, place.folder / "roomy")
+        yield wrong and f"with {size >> 20} MiB: {wrong}"

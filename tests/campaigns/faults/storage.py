@@ -8,6 +8,7 @@ import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from gpt2.training.trainer import Trainer
@@ -24,25 +25,28 @@ from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, curve, r
 
 
 def disk_full(place: Workplace) -> Iterator[Attempt]:
-    """No file may grow beyond a random size: a clear end, and all is well with room again."""
+    """Limit the size of all files: training ends with a message, and resumes with room again."""
     while True:
         shutil.rmtree(place.folder / "full", ignore_errors=True)
         size = place.random.choice([100, 1_000, 5_000, 20_000, 60_000, 100_000, 150_000])
-        status, said = run(
-            place.folder, "train.py", *MODEL, "--out", "full", first=limit_file_size(size)
-        )
+        words = ["train.py", *MODEL, "--out", "full"]
+        status, said = run(place.folder, *words, first=partial(limit_file_size, size))
+        log_has_room = len(said.encode()) < size
         if status == 0:
             yield place.trained("full")
-        elif len(said.encode()) < size and (loss := refused(status, said, "")):
-            yield f"with files limited to {size} bytes: {loss}"  # if the log was not full, too
+        elif log_has_room and (wrong := refused(status, said, "")):
+            yield f"with files limited to {size} bytes: {wrong}"
         elif list((place.folder / "full/checkpoints").glob("step-*")):
             yield place.resume("full")
         else:
             yield None
 
 
+# ---- write-protected folders
+
+
 def write_protected(place: Workplace) -> Iterator[Attempt]:
-    """The run folder or the data cache: named, nothing lost, and gone on with once it is not."""
+    """Protect the run folder or the data cache: it is named, and training resumes without."""
     half_done(place, "half", *MODEL)
     kept = shutil.copytree(place.folder / "half", place.folder / "kept")
     cases = [_new_run, _new_cache, _prepared_cache, _in_training, _resumed]
@@ -52,70 +56,59 @@ def write_protected(place: Workplace) -> Iterator[Attempt]:
             for name in ("protected", "cache", "half"):
                 shutil.rmtree(place.folder / name, ignore_errors=True)
             shutil.copytree(kept, place.folder / "half")
-            loss = case(place)
-            yield loss and f"{case.__name__[1:]}: {loss}"
+            wrong = case(place)
+            yield wrong and f"{case.__name__[1:]}: {wrong}"
 
 
 def _new_run(place: Workplace) -> Attempt:
-    parent = place.folder / "protected"
-    parent.mkdir()
-    words = ["train.py", *MODEL, "--out", "protected/run"]
-    with _read_only(parent):
-        status, said = run(place.folder, *words, first=obey_permissions)
-    loss = refused(status, said, "protected")
-    return loss or _run_now(place, words, "protected/run")
+    return _refused_then_run(place, "protected", "protected/run", "--out", "protected/run")
 
 
 def _new_cache(place: Workplace) -> Attempt:
-    cache = place.folder / "cache"
-    cache.mkdir()
-    words = ["train.py", *MODEL, "--out", "protected", "--cache-dir", "cache"]
-    with _read_only(cache):
-        status, said = run(place.folder, *words, first=obey_permissions)
-    loss = refused(status, said, "cache")
-    return loss or _run_now(place, words, "protected")
+    return _refused_then_run(
+        place, "cache", "protected", "--out", "protected", "--cache-dir", "cache"
+    )
+
+
+def _refused_then_run(place: Workplace, folder: str, name: str, *options: str) -> Attempt:
+    """Start a run that needs to write into a new folder, first without the right to."""
+    (place.folder / folder).mkdir()
+    words = [*MODEL, *options]
+    with _read_only(place.folder / folder):
+        status, said = run(place.folder, "train.py", *words, first=obey_permissions)
+    return refused(status, said, folder) or place.run_now(name, *words)
 
 
 def _prepared_cache(place: Workplace) -> Attempt:
-    """Data that others have prepared is read, and needs no writing."""
+    """Start a run on prepared data, which needs no writing there."""
     with _read_only(place.folder / "data"):
-        words = ["train.py", *MODEL, "--out", "protected"]
-        return _run_now(place, words, "protected", first=obey_permissions)
+        return place.run_now("protected", *MODEL, "--out", "protected", first=obey_permissions)
 
 
 def _in_training(place: Workplace) -> Attempt:
     run_folder, log = place.folder / "protected", place.folder / LOG
     log.unlink()
     words = ["train.py", *MODEL, "--out", "protected"]
-    pid = start(place.folder, *words, first=obey_permissions)
+    process = start(place.folder, *words, first=obey_permissions)
     step = place.random.randrange(5, 40, 5)
-    wait_for(pid, (run_folder / f"checkpoints/step-{step:06d}").exists)
+    wait_for(process, (run_folder / f"checkpoints/step-{step:06d}").exists)
     with _read_only(run_folder):
-        status = finish(pid)
-    if status:
-        said = log.read_text(encoding="utf-8")
-        loss = refused(status, said, "protected")
-        return loss or place.resume("protected")
-    return place.trained("protected")  # it was through
+        status = finish(process)
+    if status == 0:  # it ended before
+        return place.trained("protected")
+    said = log.read_text(encoding="utf-8")
+    return refused(status, said, "protected") or place.resume("protected")
 
 
 def _resumed(place: Workplace) -> Attempt:
     with _read_only(place.folder / "half"):
         status, said = run(place.folder, "train.py", "--resume", "half", first=obey_permissions)
-    loss = refused(status, said, "half")
-    return loss or place.resume("half")
-
-
-def _run_now(
-    place: Workplace, words: list[str], name: str, first: Callable[[], object] = lambda: None
-) -> Attempt:
-    status, said = run(place.folder, *words, first=first)
-    return f"did not run: {said[-300:]!r}" if status else place.trained(name)
+    return refused(status, said, "half") or place.resume("half")
 
 
 @contextmanager
 def _read_only(folder: Path) -> Iterator[None]:
-    """Take the right to write from all that is in a folder, while it is being written."""
+    """Take the right to write from everything in a folder, while it is being written."""
     everything = [folder]
     for path in everything:  # grows on the way
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -129,8 +122,11 @@ def _read_only(folder: Path) -> Iterator[None]:
             path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
 
 
+# ---- wrong files in a half-done run
+
+
 def half_done(place: Workplace, name: str, *words: str) -> None:
-    """A run that was killed after step 20 of 40."""
+    """Train a run that is killed after step 20 of 40."""
 
     def die_half_way() -> None:
         save = Trainer.save
@@ -147,7 +143,7 @@ def half_done(place: Workplace, name: str, *words: str) -> None:
 
 
 def _judge(place: Workplace, name: str, status: int, said: str, *names: str) -> Attempt:
-    """What came of resuming a run with files that are wrong.
+    """Judge a command that met wrong files.
 
     Either it was refused by one of the names, or it trained as if undisturbed; only metrics.jsonl,
     which training does not depend on, may be wrong afterwards, if that was said.
@@ -159,6 +155,29 @@ def _judge(place: Workplace, name: str, status: int, said: str, *names: str) -> 
     if curve(place.folder / name) != place.curve and "metrics.jsonl is not what it was" not in said:
         return "trained on, and kept other losses, without a word"
     return None
+
+
+class _Files:
+    """Some folders as they are now, to be put back after each attempt."""
+
+    def __init__(self, folder: Path, *names: str) -> None:
+        self.folder, self.names = folder, names
+        for name in names:
+            shutil.copytree(folder / name, folder / "kept" / name)
+
+    def restore(self) -> None:
+        for name in self.names:
+            shutil.rmtree(self.folder / name)
+            shutil.copytree(self.folder / "kept" / name, self.folder / name)
+
+    def all(self) -> list[Path]:
+        """Return the files that hold anything but a plot."""
+        return sorted(
+            path
+            for name in self.names
+            for path in (self.folder / name).rglob("*")
+            if path.is_file() and path.stat().st_size and path.suffix != ".png"
+        )
 
 
 _DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
@@ -177,52 +196,27 @@ def _flip(content: bytes, bit: int) -> bytes:
 
 
 def damaged_files(place: Workplace) -> Iterator[Attempt]:
-    """Any file of a half-done run damaged: it is named, or it did not matter to the result."""
+    """Damage any file of a half-done run: it is named, or it did not matter to the result."""
     half_done(place, "half", *MODEL)
     files = _Files(place.folder, "half", "data")
     while True:
         for name, damage in _DAMAGES.items():
             files.restore()
-            path = place.random.choice(files.all)
+            path = place.random.choice(files.all())
             content = damage(path.read_bytes(), place.random)
             path.unlink()
             if content is not None:
                 path.write_bytes(content)
             status, said = run(place.folder, "train.py", "--resume", "half")
-            loss = _judge(place, "half", status, said, path.name, f"{path.parent.name}:")
-            yield loss and f"{path.relative_to(place.folder)} {name}: {loss}"
-
-
-class _Files:
-    """Some folders as they are now, to be put back after each attempt."""
-
-    def __init__(self, folder: Path, *names: str) -> None:
-        self.folder, self.names = folder, names
-        self.kept = folder / "kept"
-        for name in names:
-            shutil.copytree(folder / name, self.kept / name)
-
-    @property
-    def all(self) -> list[Path]:
-        """The files that hold anything but a plot."""
-        return sorted(
-            path
-            for name in self.names
-            for path in (self.folder / name).rglob("*")
-            if path.is_file() and path.stat().st_size and path.suffix != ".png"
-        )
-
-    def restore(self) -> None:
-        for name in self.names:
-            shutil.rmtree(self.folder / name)
-            shutil.copytree(self.kept / name, self.folder / name)
+            wrong = _judge(place, "half", status, said, path.name, f"{path.parent.name}:")
+            yield wrong and f"{path.relative_to(place.folder)} {name}: {wrong}"
 
 
 def swapped_files(place: Workplace) -> Iterator[Attempt]:
-    """Files and folders that change places, within a run or with another run or data set.
+    """Swap files and folders within a run, or with those of another run or data set.
 
-    The others are a run of the same model from another seed, and one on another text. When the run
-    is refused, it must go on once all is back in its place.
+    The others are a run of the same model from another seed, and one on another text. Where the
+    command is refused, it must succeed once everything is back in its place.
     """
     text = (place.folder / "stories.txt").read_text(encoding="utf-8")
     (place.folder / "fables.txt").write_text(
@@ -242,13 +236,13 @@ def swapped_files(place: Workplace) -> Iterator[Attempt]:
             name, words = "new", [*MODEL, "--out", "new"]
         _swap(one, other)
         status, said = run(place.folder, "train.py", *words)
-        loss = _judge(place, name, status, said, one.name, other.name)
-        if loss is None and status:
+        wrong = _judge(place, name, status, said, one.name, other.name)
+        if wrong is None and status:
             _swap(one, other)
-            status, said = run(place.folder, "train.py", *words)
-            loss = f"put back again: {said[-300:]!r}" if status else place.trained(name)
+            wrong = place.run_now(name, *words)
+            wrong = wrong and f"put back again: {wrong}"
         paths = (str(path.relative_to(place.folder)) for path in (one, other))
-        yield loss and f"{' and '.join(paths)}, {' '.join(words[:2])}: {loss}"
+        yield wrong and f"{' and '.join(paths)}, {' '.join(words[:2])}: {wrong}"
 
 
 def _swap(one: Path, other: Path) -> None:
@@ -262,7 +256,7 @@ _Pairs = list[tuple[Path, Path]]
 
 
 def _pairs_of_run(folder: Path) -> _Pairs:
-    """What of the half-done run can change places with what."""
+    """Return the pairs of which the first belongs to the half-done run."""
     half, runs = folder / "half", (folder / "seed", folder / "fables")
     newest, before = "checkpoints/step-000020", "checkpoints/step-000015"
     parts = [path.name for path in sorted((half / newest).iterdir())]
@@ -274,7 +268,7 @@ def _pairs_of_run(folder: Path) -> _Pairs:
 
 
 def _pairs_of_data(folder: Path) -> _Pairs:
-    """What of the data of the half-done run can change places with what."""
+    """Return the pairs of which the first belongs to the data of the half-done run."""
     data = folder / "data"
     (own,), (other,) = (list(data.glob(f"{name}-*/")) for name in ("stories", "fables"))
     trained = [next((data / "tokenizers").glob(f"{name}-*/")) for name in ("stories", "fables")]

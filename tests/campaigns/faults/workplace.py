@@ -1,4 +1,4 @@
-"""A folder with a text and the results of an undisturbed run on it, and what a fault must leave."""
+"""A folder with a text and an undisturbed run on it, which every fault is compared with."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from gpt2.runs.metrics import read_metrics
 from tests.campaigns.faults.processes import run
 
 Attempt = str | None
-"""None when nothing was lost, or a sentence on what was."""
+"""None when nothing was lost, else a sentence that says what was."""
 
 MODEL = [
     *("--data", "stories.txt", "--vocab-size", "300", "--n-layer", "1", "--n-head", "2"),
@@ -21,18 +21,20 @@ MODEL = [
     *("--dropout", "0.1", "--device", "cpu", "--dtype", "fp32", "--log-every", "1"),
     *("--sample-tokens", "4", "--steps", "40", "--eval-every", "20", "--checkpoint-every", "5"),
 ]
-LAST = "checkpoints/step-000040"
+_LAST = "checkpoints/step-000040"
 
 
 @dataclass(frozen=True)
 class Workplace:
-    """What was undisturbed, beside the text that it was made of.
+    """A folder in which processes are disturbed, and what an undisturbed run gave.
 
     Attributes:
-        folder: has stories.txt and its prepared data.
+        folder: holds stories.txt and its prepared data.
         random: chooses the moments, the files and the damage.
-        seconds: how long the run took.
-        curve, weights: of the run; `data`: the sum of each file of the prepared data.
+        seconds: duration of the undisturbed run.
+        curve: its metrics, see `curve`.
+        weights: SHA-256 of its last weights.
+        data: SHA-256 of each file of the prepared data.
     """
 
     folder: Path
@@ -43,16 +45,16 @@ class Workplace:
     data: dict[str, str]
 
     def copy(self, folder: Path, seed: str) -> "Workplace":
-        """The same in another folder, with other random choices."""
+        """Return the same in another folder, with other random choices."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return dataclasses.replace(self, folder=folder, random=random.Random(seed))
 
     def moment(self) -> float:
-        """A random time within a run, in seconds."""
+        """Return a random time within a run, in seconds."""
         return self.random.uniform(0, self.seconds)
 
     def trained(self, name: str) -> Attempt:
-        """None if a run gave what the undisturbed one did, bit for bit."""
+        """Compare a finished run with the undisturbed one, bit for bit."""
         if weights(self.folder / name) != self.weights:
             return "the weights differ from the undisturbed run's"
         if curve(self.folder / name) != self.curve:
@@ -60,11 +62,13 @@ class Workplace:
         return None
 
     def resume(self, name: str) -> Attempt:
-        """Go on with a run to its end, and compare it with the undisturbed one."""
-        status, said = run(self.folder, "train.py", "--resume", name)
-        if status:
-            return f"could not be resumed: {said.strip().splitlines()[-1:]}"
-        return self.trained(name)
+        """Resume a run to its end, and compare it with the undisturbed one."""
+        return self.run_now(name, "--resume", name)
+
+    def run_now(self, name: str, *words: str, **options: object) -> Attempt:
+        """Run train.py, which must succeed, and compare the run with the undisturbed one."""
+        status, said = run(self.folder, "train.py", *words, **options)  # type: ignore[arg-type]
+        return f"did not run: {said.strip()[-300:]!r}" if status else self.trained(name)
 
 
 def write_stories(folder: Path) -> None:
@@ -93,13 +97,13 @@ def undisturbed(folder: Path) -> Workplace:
 
 
 def curve(folder: Path) -> list[tuple[float, ...]]:
-    """All of a run's metrics that do not depend on the clock."""
+    """Return those of a run's metrics that do not depend on the clock, step by step."""
     keys = ("step", "loss", "grad_norm", "lr", "val_loss")
     return [tuple(m.get(k, -1.0) for k in keys) for m in read_metrics(folder / "metrics.jsonl")]
 
 
 def losses_differ(folder: Path, other: Path) -> Attempt:
-    """None if two runs have the same losses but for rounding: the sums were cut otherwise."""
+    """Compare the losses of two runs but for rounding, for sums that were cut differently."""
     ours, theirs = curve(folder), curve(other)
     close = len(ours) == len(theirs) and all(
         math.isclose(a, b, rel_tol=2e-5)
@@ -110,11 +114,12 @@ def losses_differ(folder: Path, other: Path) -> Attempt:
 
 
 def weights(folder: Path) -> str:
-    return sha256_file(folder / LAST / "model.safetensors")
+    """Return the SHA-256 of a finished run's weights."""
+    return sha256_file(folder / _LAST / "model.safetensors")
 
 
 def data_sums(folder: Path) -> dict[str, str]:
-    """Every byte of the prepared data and its tokenizer."""
+    """Return the SHA-256 of each file of the prepared data and its tokenizer."""
     return {
         str(path.relative_to(folder)): sha256_file(path)
         for path in sorted(folder.rglob("*"))
@@ -123,7 +128,7 @@ def data_sums(folder: Path) -> dict[str, str]:
 
 
 def refused(status: int, said: str, *names: str) -> Attempt:
-    """None if a command ended with a message, and this says one of the names."""
+    """Check that a command ended with status 2 and a message that holds one of the names."""
     _, _, message = said.rpartition("error: ")
     if status != 2 or "Traceback" in said or not message:
         return f"no clear message, but status {status}: {said[-300:]!r}"

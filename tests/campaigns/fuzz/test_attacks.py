@@ -1,20 +1,28 @@
-"""What an attacker would try first, each by name: bombs, code in a pickle, numbers without end."""
+"""The attacks that one would try first, each by name: bombs, code in a pickle, huge numbers.
+
+Every file here is small and harms no reader: where a real attack would need gigabytes, the bound
+that it runs into is lowered instead, and where it would crash or stall a library, the file is a
+harmless one that the same check refuses.
+"""
 
 import gzip
 import io
 import json
 import pickle
 import struct
+import tracemalloc
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from gpt2.common.json_files import read_json
 from gpt2.config import TrainConfig
+from gpt2.data import documents, readers
 from gpt2.data.manifest import open_splits
 from gpt2.data.readers import read_pieces
 from gpt2.data.shards import ShardError, TokenStream, read_header
@@ -26,7 +34,7 @@ from tests.campaigns.fuzz.mutations import Files
 from tests.campaigns.fuzz.targets import write
 from tests.campaigns.fuzz.watch import watched
 
-MIB = 1 << 20
+KIB, MIB = 1 << 10, 1 << 20
 
 
 def lay(folder: Path, files: dict[str, bytes]) -> Path:
@@ -34,41 +42,52 @@ def lay(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("size", [128 * MIB, pytest.param(1 << 30, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("text", [b"\0", b"the cat ", b"\xe4\xb8\xad"], ids=ascii)
-def test_packed_text_is_a_stream_however_much_it_is(tmp_path, text, size):
+def test_packed_text_is_a_stream_however_much_it_is(tmp_path, monkeypatch, text):
     """A file of a thousandth of what it unpacks to, in members, with and without spaces."""
-    member = gzip.compress(text * (16 * MIB // len(text)), mtime=0)
+    monkeypatch.setattr(readers, "PIECE_CHARS", 4 * KIB)
+    monkeypatch.setattr(documents, "PIECE_CHARS", 4 * KIB)
+    monkeypatch.setattr(documents, "_RUN_CHARS", 8 * KIB)
+    member = text * (256 * KIB // len(text))
     path = tmp_path / "bomb.txt.gz"
-    path.write_bytes(member * (size // (16 * MIB)))
-    with watched(seconds=120, memory=64 * MIB):
-        read = sum(len(piece.text.encode()) for piece in read_pieces(path))
-    assert read == size // (16 * MIB) * (16 * MIB // len(text)) * len(text)
+    path.write_bytes(gzip.compress(member, mtime=0) * 8)
+    tracemalloc.start()
+    read = sum(len(piece.text.encode()) for piece in read_pieces(path))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert read == 8 * len(member)
+    assert peak < 512 * KIB
 
 
-def test_a_line_without_end_is_refused(tmp_path):
-    path = tmp_path / "bomb.jsonl.gz"
-    path.write_bytes(gzip.compress(b'{"text": "') + gzip.compress(b"a" * (16 * MIB)) * 64)
-    with (
-        watched(memory=256 * MIB),
-        pytest.raises(ValueError, match=r"bomb\.jsonl\.gz, line 1: longer than 32 MiB"),
-    ):
-        list(read_pieces(path))
+@pytest.mark.parametrize("name", ["bomb.jsonl", "bomb.jsonl.gz"])
+def test_a_line_without_end_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.setattr(readers, "LINE_BYTES", 1000)
+    path = tmp_path / name
+    for length in (1000, 1001):
+        line = b'{"text": "' + b"a" * (length - 13) + b'"}\n'
+        assert len(line) == length
+        path.write_bytes(gzip.compress(line) if name.endswith("gz") else line)
+        if length == 1000:
+            assert len(list(read_pieces(path))) == 1
+        else:
+            with pytest.raises(ValueError, match=rf"{name}, line 1: longer than"):
+                list(read_pieces(path))
 
 
-def test_one_long_text_packed_as_many_rows_of_parquet(tmp_path):
+def test_one_long_text_packed_as_many_rows_of_parquet(tmp_path, monkeypatch):
     pa = pytest.importorskip("pyarrow")
     path = tmp_path / "bomb.parquet"
     pq = pytest.importorskip("pyarrow.parquet")
-    text = pa.array(["ab " * (2 * MIB)])
+    text = pa.array(["ab " * (100 * KIB)])
     rows = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), text)
     pq.write_table(pa.table({"text": rows}), path, compression="zstd", store_schema=False)
     assert path.stat().st_size < MIB
-    with watched(seconds=60, memory=256 * MIB):
+    with watched(memory=30 * MIB):  # of 60 MiB in all
         assert sum(piece.last for piece in read_pieces(path)) == 200
-    rows = text.take(pa.array([0] * 20))
+    monkeypatch.setattr(readers, "_PAGE_BYTES", MIB)
+    rows = text.take(pa.array([0] * 5))
     pq.write_table(pa.table({"text": rows}), path, compression="zstd", use_dictionary=False)
-    with watched(memory=64 * MIB), pytest.raises(ValueError, match="which no text does"):
+    with pytest.raises(ValueError, match="which no text does"):
         list(read_pieces(path))
 
 
@@ -171,24 +190,29 @@ def test_code_in_a_pickle_is_not_run(tmp_path, form: Callable[[object], bytes], 
     assert trap.exists(), "the trap works"
 
 
-def _chain(key: bool) -> bytes:
-    """A pickle of some hundred bytes: pairs of pairs ... 60 deep, each part twice in the next."""
+def _referring_twice(key: bool) -> bytes:
+    """Return a pickle of a pair of twice the same pair, as a key or as a whole.
+
+    Sixty of them, each twice in the next, would keep a reader busy for ever: it hashes the key part
+    by part, or walks through all parts of the whole.
+    """
     program = b"\x80\x02}q\x00" + (b"K\x01" if key else b"X\x01\x00\x00\x00a")
-    for number in range(1, 60):
+    for number in (1, 2):
         program += b"q" + bytes([number]) + b"h" + bytes([number]) + b"\x86"
     return program + (b"K\x02s." if key else b"s.")
 
 
 @pytest.mark.parametrize("key", [True, False])
 @pytest.mark.parametrize("form", ["zip", "old", "old before a zip"])
-def test_a_pickle_that_takes_forever_is_refused(tmp_path, form, key):
+def test_a_pickle_that_refers_twice_to_a_part_is_refused(tmp_path, form, key):
     files = examples.part("exported/", "config.json")
-    content = _with_member(io.BytesIO(_new({})), "data.pkl", _chain(key))
+    program = _referring_twice(key)
+    content = _with_member(io.BytesIO(_new({})), "data.pkl", program)
     if form != "zip":
         head = _old({}).partition(pickle.dumps({}, 2))[0]
-        content = head + _chain(key) + pickle.dumps([], 2) + (_new({}) if "zip" in form else b"")
+        content = head + program + pickle.dumps([], 2) + (_new({}) if "zip" in form else b"")
     files["pytorch_model.bin"] = content
-    with watched(seconds=5), pytest.raises(ValueError, match="refers twice to one of its parts"):
+    with pytest.raises(ValueError, match="refers twice to one of its parts"):
         load_pretrained(lay(tmp_path, files))
 
 
@@ -201,29 +225,30 @@ def _with_member(archive: io.BytesIO, suffix: str, content: bytes, kind: int = 0
 
 
 def test_a_packed_archive_of_tensors_is_refused(tmp_path):
+    """Even one that unpacks to little: another could unpack to a thousand times its size."""
     archive = io.BytesIO(_new({"wte.weight": torch.zeros(100)}))
     files = examples.part("exported/", "config.json")
-    zeros = bytes(256 * MIB)
-    files["pytorch_model.bin"] = _with_member(archive, "data/0", zeros, zipfile.ZIP_DEFLATED)
-    lay(tmp_path, files)
-    with watched(memory=16 * MIB), pytest.raises(ValueError, match=r"torch\.save packs none"):
-        load_pretrained(tmp_path)
+    files["pytorch_model.bin"] = _with_member(archive, "data/0", bytes(400), zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"torch\.save packs none"):
+        load_pretrained(lay(tmp_path, files))
 
 
-def test_a_random_state_that_would_crash_numpy_is_refused(tmp_path):
+def test_a_random_state_beyond_its_words_is_refused(tmp_path):
+    """NumPy would read there, beyond its memory; it refuses this state, whose words are too few."""
     files: Files = dict(examples.part(examples.STEP))
     content = files[RNG]
     assert isinstance(content, bytes)
-    (length,) = struct.unpack_from("<Q", content)
-    place = json.loads(content[8 : 8 + length])["numpy.position"]["data_offsets"][0] + 8 + length
-    files[RNG] = content[:place] + struct.pack("<q", 1 << 40) + content[place + 8 :]
+    state = safetensors.torch.load(content)
+    state["numpy.keys"] = state["numpy.keys"][:100].clone()
+    state["numpy.position"][0] = 101
+    files[RNG] = safetensors.torch.save(state)
     examples.reseal_checkpoint(files)
     write(files, tmp_path)
-    with pytest.raises(DamagedCheckpoint, match=r"rng\.safetensors holds no random state"):
+    with pytest.raises(DamagedCheckpoint, match="numpy's generator has no position 101"):
         load_checkpoint(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../train-00000.bin", "/etc/passwd", "..", "train-00000.bin\0"])
+@pytest.mark.parametrize("name", ["../train-00000.bin", "/x.bin", "..", "train-00000.bin\0"])
 def test_no_manifest_leads_out_of_its_folder(tmp_path, name):
     files = examples.prepared()
     manifest = json.loads(files["manifest.json"])
@@ -235,7 +260,10 @@ def test_no_manifest_leads_out_of_its_folder(tmp_path, name):
 
 
 def test_links_give_nothing_away(tmp_path):
-    """A link in a folder of data shows no line of the file that it leads to, and cannot hang."""
+    """A link in a folder of data shows no line of the file that it leads to.
+
+    One that leads to a device is not read at all: /dev/zero would never end.
+    """
     secret = tmp_path / "secret"
     secret.write_text("do not tell")
     folder = lay(tmp_path / "data", examples.prepared())
@@ -245,10 +273,10 @@ def test_links_give_nothing_away(tmp_path):
         with pytest.raises(ValueError, match=name) as error:
             open_splits(folder, examples.tokenizer())
         assert "do not tell" not in str(error.value)
-    endless = tmp_path / "endless.json"
-    endless.symlink_to("/dev/zero")
-    with watched(memory=MIB), pytest.raises(ValueError, match="there is no such file"):
-        read_json(endless)
+    device = tmp_path / "device.json"
+    device.symlink_to("/dev/null")
+    with pytest.raises(ValueError, match="there is no such file"):
+        read_json(device)
 
 
 def test_a_configuration_is_checked_entry_by_entry(tmp_path):

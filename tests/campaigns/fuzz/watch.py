@@ -10,11 +10,12 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import psutil
+
 SECONDS = 10.0
 BYTES = 1 << 30
 _ASKED = 4 << 30  # address space beyond what is mapped already: more is a MemoryError, not a swap
 _STUCK = 300.0  # seconds: a call that never returns to the interpreter heeds no signal
-_STATUS = Path("/proc/self/status")
 
 
 class Exceeded(AssertionError):
@@ -26,12 +27,15 @@ class _Hang(BaseException):
 
 
 @contextmanager
-def watched(*, seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
+def watched(
+    *, seconds: float = SECONDS, memory: int = BYTES, asked: int = _ASKED
+) -> Iterator[None]:
     """Hold the block to limits.
 
     Args:
         seconds: of processor time, so that a busy machine is no hang.
         memory: bytes by which the resident memory may grow at its peak; measured on Linux only.
+        asked: bytes of address space that can be allocated before a MemoryError.
 
     A call that cannot be interrupted ends the process, with a traceback, after five minutes.
 
@@ -43,12 +47,13 @@ def watched(*, seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
         raise _Hang
 
     faulthandler.dump_traceback_later(_STUCK, exit=True, file=sys.__stderr__)
-    before = _reset_peak()
+    before = psutil.Process().memory_info()
+    _forget_peak()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGPROF, hang)
     try:
-        room = _mapped() + _ASKED
-        if hard == resource.RLIM_INFINITY or room < hard:
+        room = before.vms + asked
+        if sys.platform == "linux" and (hard == resource.RLIM_INFINITY or room < hard):
             resource.setrlimit(resource.RLIMIT_AS, (room, hard))
         # Again and again, as an exception in a callback of the interpreter's own is ignored.
         signal.setitimer(signal.ITIMER_PROF, seconds, 1.0)
@@ -61,25 +66,19 @@ def watched(*, seconds: float = SECONDS, memory: int = BYTES) -> Iterator[None]:
         # Not the default, which would end the process if the last signal came late.
         signal.signal(signal.SIGPROF, signal.SIG_IGN if handler == signal.SIG_DFL else handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    grown = _status("VmHWM") - before
+    grown = _peak() - before.rss
     if grown > memory:
         raise Exceeded(f"used {grown >> 20} MiB of memory, more than {memory >> 20}")
 
 
-def _reset_peak() -> int:
-    """Forget the peak of the resident memory, and return what is resident now."""
+def _forget_peak() -> None:
+    """Let the peak of the resident memory begin at what is resident now."""
     if sys.platform == "linux":
         Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
 
 
-def _mapped() -> int:
-    return _status("VmSize")
-
-
-def _status(name: str) -> int:
-    """Bytes of an entry of /proc/self/status; 0 where there is none."""
+def _peak() -> int:
+    """Return the peak of the resident memory in bytes; 0 where it cannot be forgotten."""
     if sys.platform != "linux":
         return 0
-    line = next(line for line in _STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) << 10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10

@@ -1,66 +1,76 @@
-"""All operators under stress, case by case."""
+"""Every operator of `kernels` on random shapes, strides and values.
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+Without a GPU the kernels run in Triton's interpreter.
+"""
+
+from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
+from hypothesis import Phase
+from hypothesis import strategies as st
 
+from tests.campaigns.options import Budget, Options
+from tests.campaigns.search import ALL_PHASES, Found, search
 from tests.campaigns.stress import attention, losses, norms, pointwise
-from tests.campaigns.stress.case import Operator, check
+from tests.campaigns.stress.case import Case
 from tests.campaigns.stress.draw import Draw
 from tests.campaigns.stress.memory import Memory
 
-OPERATORS: dict[str, Operator] = {
+OPERATORS: dict[str, Callable[[Draw], Case]] = {
     **attention.OPERATORS, **norms.OPERATORS, **pointwise.OPERATORS, **losses.OPERATORS,
 }  # fmt: skip
+# A few seconds for each operator.
+SHORT = {
+    "attention": 16, "attention_qkvpacked": 10, "rms_norm": 15, "add_rms_norm": 10,
+    "layer_norm": 15, "add_layer_norm": 10, "gelu_tanh": 30, "swiglu": 40, "swiglu_packed": 40,
+    "cross_entropy": 20, "linear_cross_entropy": 30,
+}  # fmt: skip
+LONG_SECONDS = 600
 
 
-@dataclass
-class Tally:
-    """What was tried of one operator."""
-
-    cases: int = 0
-    failures: int = 0
-    seconds: float = 0.0
+@st.composite
+def cases(draw: st.DrawFn, name: str, device: torch.device, guarded: bool = True) -> Case:
+    """Draw arguments for an operator."""
+    return OPERATORS[name](Draw(draw, Memory(device, guarded)))
 
 
-def attempt(
-    name: str, seed: int, index: int, device: torch.device, *, guarded: bool = True
-) -> str | None:
-    """Check one case; return what was wrong, or None.
+def stress(
+    name: str,
+    device: torch.device,
+    budget: Budget,
+    *,
+    seed: int = 0,
+    guarded: bool = True,
+    phases: Collection[Phase] = ALL_PHASES,
+) -> Found:
+    """Search for a case in which an operator breaks its contract.
 
     Args:
         name: of the operator.
-        seed, index: which case.
         device: a GPU, or the CPU with Triton's interpreter.
+        budget: how many cases, or how long.
+        seed: which cases.
         guarded: watch the memory around tensors, see `Memory`.
+        phases: of the search, see `search`.
     """
-    draw = Draw(f"{seed} {name} {index}", Memory(device, guarded))
-    try:
-        check(OPERATORS[name], draw)
-    except AssertionError as error:
-        return str(error)
-    return None
+    examples = cases(name, device, guarded)
+    return search(
+        f"stress/{name}", examples, lambda case: case.check(), budget, seed=seed, phases=phases
+    )
 
 
-def run(
-    names: Sequence[str],
-    seed: int,
-    device: torch.device,
-    indices: Iterable[int],
-    *,
-    seconds: float | None = None,
-    guarded: bool = True,
-) -> Iterator[tuple[str, int, str | None]]:
-    """Check the cases with these numbers of each operator in turn, until `seconds` have passed.
-
-    Yields:
-        operator, number of the case, and what was wrong or None.
-    """
-    end = None if seconds is None else time.monotonic() + seconds
-    for index in indices:
-        for name in names:
-            if end is not None and time.monotonic() > end:
-                return
-            yield name, index, attempt(name, seed, index, device, guarded=guarded)
+def run(options: Options) -> dict[str, Any]:
+    """Stress the operators in turn; return how many cases were tried, and how many ways failed."""
+    torch.set_num_threads(1)  # sums in the same order on every machine
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    names = options.chosen(OPERATORS)
+    rows = []
+    for name in names:
+        budget = options.budget(SHORT[name], None, shares=len(names), seconds=LONG_SECONDS)
+        found = stress(name, device, budget, seed=options.seed)
+        for failure in found.failures:
+            print(f"FAILED: {name}: {failure}", flush=True)
+        print(f"{name}: {found.tried:,} tried, {len(found.failures)} failed", flush=True)
+        rows.append({"operator": name, "tried": found.tried, "failed": len(found.failures)})
+    return {"rows": rows}

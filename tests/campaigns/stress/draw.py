@@ -1,16 +1,16 @@
 """The random choices of a case: shapes, values, memory layouts.
 
-Everything follows from the seed, the operator and the number of the case, on any machine and at any
-speed: values are drawn on the CPU, whatever device they are for. A GPU gets larger cases, and
+hypothesis makes them, so that it can make a failing case smaller and try it again. Values are drawn
+on the CPU from a seed of its choice, whatever device they are for. A GPU gets larger cases, and
 bfloat16.
 """
 
 import math
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from tests.campaigns.stress.memory import Memory
@@ -18,50 +18,66 @@ from tests.campaigns.stress.memory import Memory
 T = TypeVar("T")
 # GPT-2's, and those at which something in a launcher changes.
 KNOWN_SIZES = (64, 96, 113, 128, 257, 512, 768, 1000, 1024, 1280, 1600, 2048, 3072, 4096, 5000)
+_PARTS = 600  # of which a chance is a whole number
 
 
 class Draw:
     """A source of random choices.
 
     Args:
-        key: what the choices depend on.
+        draw: of a composite strategy.
         memory: where tensors are placed.
     """
 
-    def __init__(self, key: str, memory: Memory) -> None:
-        self.random = random.Random(key)
+    def __init__(self, draw: st.DrawFn, memory: Memory) -> None:
+        self._draw = draw
         self.memory = memory
         self.on_gpu = memory.device.type == "cuda"
-        self._generator = torch.Generator().manual_seed(self.random.getrandbits(60))
+        self._generator = torch.Generator().manual_seed(self.integer(0, 2**32 - 1))
         # Half of the cases are of ordinary numbers, so that budgets are tight in many.
-        self._calm = self.chance(1 / 2)
+        self._calm = not self.chance(1 / 2)
+
+    def integer(self, low: int, high: int) -> int:
+        """Draw from `low` to `high`, both included."""
+        return self._draw(st.integers(low, high))
+
+    def number(self, low: float, high: float) -> float:
+        """Draw one of 1,000 numbers from `low` to `high`."""
+        return low + (high - low) * self.integer(0, 999) / 999
 
     def chance(self, probability: float) -> bool:
-        return self.random.random() < probability
+        """Draw True with this probability; hypothesis prefers False."""
+        # Not at the ends of the range, which hypothesis draws more often than other numbers.
+        return 2 <= self.integer(0, _PARTS) < 2 + _PARTS * probability
 
     def choose(self, *options: T) -> T:
-        return self.random.choice(options)
+        """Draw one of the options; hypothesis prefers the first."""
+        return self._draw(st.sampled_from(options))
+
+    def some(self, options: Sequence[T], count: int) -> list[T]:
+        """Draw `count` different options, in any order."""
+        return self._draw(st.permutations(options))[:count]
 
     def dtype(self) -> torch.dtype:
-        """Of what the kernels compute on this device; the interpreter has no bfloat16."""
+        """Draw a dtype that the kernels compute in; the interpreter has no bfloat16."""
         half = [torch.float16] + [torch.bfloat16] * self.on_gpu
         return self.choose(torch.float32, *half)
 
     def size(self, most: int) -> int:
-        """1 to `most`: small, next to a power of two, of GPT-2, or any."""
+        """Draw from 1 to `most`: small, next to a power of two, of GPT-2, or any."""
         kind = self.choose("small", "power", "known", "any")
         if kind == "small":
-            found = self.random.randint(1, 9)
+            found = self.integer(1, 9)
         elif kind == "power":
-            found = 2 ** self.random.randint(1, most.bit_length()) + self.choose(-1, 0, 1)
+            found = 2 ** self.integer(1, most.bit_length()) + self.choose(-1, 0, 1)
         elif kind == "known":
             found = self.choose(*KNOWN_SIZES)
         else:
-            found = round(math.exp(self.random.uniform(0, math.log(most))))
-        return found if 1 <= found <= most else self.random.randint(1, most)
+            found = round(math.exp(self.number(0, math.log(most))))
+        return found if 1 <= found <= most else self.integer(1, most)
 
     def rows(self, elements: int, width: int) -> tuple[int, ...]:
-        """Zero to three axes before one of this width: about so many elements; seldom, none.
+        """Draw up to three axes before one of this width: about so many elements; seldom, none.
 
         On a GPU, 16 times as many: Triton's interpreter is slow.
         """
@@ -70,13 +86,13 @@ class Draw:
         while len(shape) < 3 and self.chance(1 / 3):
             shape.insert(0, self.size(max(1, most // math.prod(shape))))
         if self.chance(1 / 40):
-            shape[self.random.randrange(len(shape))] = 0
+            shape[self.integer(0, len(shape) - 1)] = 0
         return () if shape == [1] and self.chance(1 / 2) else tuple(shape)
 
     def values(self, shape: Sequence[int], dtype: torch.dtype, kind: str = "") -> Tensor:
-        """Finite numbers of some kind, by default any of KINDS."""
+        """Draw finite numbers of a kind, by default of any of KINDS."""
         if not kind:
-            ordinary = self._calm or self.chance(1 / 2)
+            ordinary = self._calm or not self.chance(1 / 2)
             kind = "normal" if ordinary else self.choose(*KINDS)
         info = torch.finfo(dtype)
         return KINDS[kind](self, tuple(shape), info).clamp(info.min, info.max).to(dtype)
@@ -88,7 +104,7 @@ class Draw:
         return torch.rand(shape, generator=self._generator, dtype=torch.float64)
 
     def integers(self, low: int, high: int, shape: Sequence[int]) -> Tensor:
-        """int64 in [low, high)."""
+        """Draw int64 from [low, high)."""
         return torch.randint(low, high, tuple(shape), generator=self._generator)
 
     def place(self, values: Tensor, name: str, *, unit_last: bool = False) -> Tensor:
@@ -102,11 +118,10 @@ class Draw:
         shape = values.shape
         axes = list(range(len(shape)))
         strides = [1] * len(shape)
-        plain = self.chance(1 / 3)
+        plain = not self.chance(2 / 3)
         if not plain and self.chance(1 / 2):
             moved = axes[:-1] if unit_last else axes
-            order = self.random.sample(moved, len(moved))
-            axes = order + axes[len(moved) :]
+            axes = self.some(moved, len(moved)) + axes[len(moved) :]
         stretched = self.choose(*axes) if axes and self.chance(1 / 4) else -1
         extent = 1
         for axis in reversed(axes):
@@ -118,19 +133,22 @@ class Draw:
             strides[axis] = extent * step
             extent *= max(1, shape[axis]) * step
             if not plain and self.chance(1 / 4):
-                extent += self.random.randint(1, 9) * strides[axis]
-        offset = 0 if plain or self.chance(1 / 2) else self.random.randint(1, 9)
+                extent += self.integer(1, 9) * strides[axis]
+        offset = self.integer(1, 9) if not plain and self.chance(1 / 2) else 0
         return self.memory.place(values, strides, offset, name)
 
     def inputs(self, tensors: dict[str, Tensor], *, unit_last: bool = False) -> dict[str, Any]:
         """Place the values of arguments; most ask for a gradient."""
         return {
-            name: self.place(x, name, unit_last=unit_last).requires_grad_(self.chance(5 / 6))
-            for name, x in tensors.items()
+            name: self.ask(self.place(x, name, unit_last=unit_last)) for name, x in tensors.items()
         }
 
+    def ask(self, x: Tensor) -> Tensor:
+        """Let most tensors ask for a gradient."""
+        return x.requires_grad_(not self.chance(1 / 6))
+
     def upstream(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """The gradient of an output, in any layout."""
+        """Draw the gradient of an output, in any layout."""
         return self.place(self.values(shape, dtype), "the upstream gradient")
 
 
@@ -146,11 +164,11 @@ def _signs(draw: Draw, shape: tuple[int, ...]) -> Tensor:
 
 
 def _large(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * info.max ** draw.random.uniform(0, 1)
+    return draw.normal(*shape) * info.max ** draw.number(0, 1)
 
 
 def _small(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * info.smallest_normal ** draw.random.uniform(0, 1)
+    return draw.normal(*shape) * info.smallest_normal ** draw.number(0, 1)
 
 
 def _subnormal(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
@@ -166,19 +184,19 @@ def _zeros(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
 
 
 def _constant_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.random.uniform(-2, 3)
+    return draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.number(-2, 3)
 
 
 def _one_outlier(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
     x = draw.normal(*shape)
     if x.numel():
         place = int(draw.integers(0, x.numel(), ()))
-        x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, 10 ** draw.random.uniform(2, 6))
+        x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, 10 ** draw.number(2, 6))
     return x
 
 
 def _offset(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.random.uniform(0, 4)
+    return draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.number(0, 4)
 
 
 def _whole_numbers(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
@@ -190,7 +208,7 @@ def _sparse(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
 
 
 def _mixed_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    kinds = draw.random.sample([kind for kind in KINDS if kind != "mixed rows"], 3)
+    kinds = draw.some([kind for kind in KINDS if kind != "mixed rows"], 3)
     options = torch.stack([KINDS[kind](draw, shape, info) for kind in kinds])
     which = draw.integers(0, 3, _rows(shape)).expand(shape)
     return options.gather(0, which[None])[0]

@@ -1,7 +1,6 @@
 """Stress of gelu_tanh, swiglu and swiglu_packed."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,9 +11,7 @@ from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
 from tests.campaigns.stress.case import (
     FEW_PROGRAMS,
     Case,
-    Operator,
-    Refusals,
-    check_that_rows_do_not_touch,
+    rows_do_not_touch,
 )
 from tests.campaigns.stress.draw import Draw
 
@@ -22,11 +19,6 @@ from tests.campaigns.stress.draw import Draw
 def _shape(draw: Draw, tensors: int) -> tuple[int, ...]:
     width = 0 if draw.chance(1 / 60) else draw.size(7000)
     return (*draw.rows(30000, tensors * max(1, width)), width)
-
-
-def _also(case: Case, draw: Draw, names: list[str]) -> None:
-    if draw.chance(1 / 6):
-        check_that_rows_do_not_touch(case, draw, names, "element")
 
 
 def _gelu(draw: Draw) -> Case:
@@ -37,9 +29,9 @@ def _gelu(draw: Draw) -> Case:
     inputs = draw.inputs(values)
     upstream = draw.upstream(shape, dtype)
     return Case(
-        gelu_tanh, gelu_tanh_reference, inputs, [upstream], _gelu_cancelled(inputs, upstream),
-        FEW_PROGRAMS if draw.chance(3 / 4) else {},
-        partial(_also, draw=draw, names=["x"]),
+        draw.memory, gelu_tanh, gelu_tanh_reference, inputs, [upstream],
+        _gelu_cancelled(inputs, upstream), FEW_PROGRAMS if draw.chance(3 / 4) else {},
+        rows_do_not_touch(draw, inputs, ["x"], "element"),
     )  # fmt: skip
 
 
@@ -67,14 +59,14 @@ def _swiglu(draw: Draw) -> Case:
     if draw.chance(1 / 4):  # views of one projection
         both = draw.place(torch.cat([*values.values()], -1), "gate and up")
         parts = zip(names, both.chunk(2, -1), strict=True)
-        inputs: dict[str, Any] = {name: x.requires_grad_(draw.chance(5 / 6)) for name, x in parts}
+        inputs: dict[str, Any] = {name: draw.ask(x) for name, x in parts}
     else:
         inputs = draw.inputs(values)
     upstream = draw.upstream(shape, dtype)
     cancelled = _swiglu_cancelled(inputs["gate"], inputs["up"], upstream)
     return Case(
-        swiglu, swiglu_reference, inputs, [upstream], cancelled,
-        also=partial(_also, draw=draw, names=names),
+        draw.memory, swiglu, swiglu_reference, inputs, [upstream], cancelled,
+        also=rows_do_not_touch(draw, inputs, names, "element"),
     )  # fmt: skip
 
 
@@ -87,8 +79,8 @@ def _swiglu_packed(draw: Draw) -> Case:
     gate, up = inputs["gate_up"].chunk(2, -1)
     dgate = _swiglu_cancelled(gate, up, upstream)["dgate"]
     return Case(
-        swiglu_packed, lambda gate_up: swiglu_reference(*gate_up.chunk(2, -1)), inputs, [upstream],
-        {"dgate_up": torch.cat([dgate, torch.zeros_like(dgate)], -1)},
+        draw.memory, swiglu_packed, lambda gate_up: swiglu_reference(*gate_up.chunk(2, -1)),
+        inputs, [upstream], {"dgate_up": torch.cat([dgate, torch.zeros_like(dgate)], -1)},
     )  # fmt: skip
 
 
@@ -100,40 +92,4 @@ def _swiglu_cancelled(gate: Tensor, up: Tensor, dy: Tensor) -> dict[str, Tensor]
     return {"dgate": dgate}
 
 
-def _gelu_refusals(draw: Draw) -> Refusals:
-    width = draw.size(50)
-    x = draw.inputs({"x": draw.values((3, width), torch.float32)})["x"]
-    calls = [
-        (x, x.new_ones(width + 1)), (x, x.new_ones(1, width)), (x, x.new_ones(width).double()),
-        (x.double(),), (x.long(),), (x[0, 0],),
-    ]  # fmt: skip
-    if not draw.on_gpu:
-        calls += [(x.bfloat16(),), (x, x[0].bfloat16())]
-    return [partial(gelu_tanh, *arguments) for arguments in calls]
-
-
-def _swiglu_refusals(draw: Draw) -> Refusals:
-    x = draw.inputs({"x": draw.values((3, draw.size(50)), torch.float32)})["x"]
-    calls = [
-        (x, x[:2]), (x, x.half()), (x.double(), x.double()), (x, x[0]), (x[0, 0], x[0, 0]),
-        (x.long(), x.long()),
-    ]  # fmt: skip
-    if not draw.on_gpu:
-        calls.append((x.bfloat16(), x.bfloat16()))
-    return [partial(swiglu, *arguments) for arguments in calls]
-
-
-def _packed_refusals(draw: Draw) -> Refusals:
-    odd = 2 * draw.size(25) - 1
-    x = draw.inputs({"x": draw.values((3, odd + 1), torch.float32)})["x"]
-    calls = [x[:, :odd], x[0, 0], x.double(), x.int()]
-    if not draw.on_gpu:
-        calls.append(x.bfloat16())
-    return [partial(swiglu_packed, argument) for argument in calls]
-
-
-OPERATORS = {
-    "gelu_tanh": Operator(_gelu, _gelu_refusals),
-    "swiglu": Operator(_swiglu, _swiglu_refusals),
-    "swiglu_packed": Operator(_swiglu_packed, _packed_refusals),
-}
+OPERATORS = {"gelu_tanh": _gelu, "swiglu": _swiglu, "swiglu_packed": _swiglu_packed}

@@ -1,0 +1,111 @@
+"""The campaigns: searches that find in minutes or hours what pytest has no time for.
+
+    python -m tests.campaigns faults                        kill, starve and damage training runs
+    python -m tests.campaigns fuzz --seconds 600 --seed 7   hostile files for every reader
+    python -m tests.campaigns soak --long                   20,000 steps, while nothing may grow
+    python -m tests.campaigns stress --only rms_norm        random arguments for the kernels
+    python -m tests.campaigns tables                        the committed results, into a README
+
+tests/README.md describes them. Faults and soak need Linux.
+"""
+
+import importlib
+import json
+import os
+import platform
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.common.cli import run_tool
+from gpt2.common.files import write_json
+from tests.campaigns.options import Options
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+RESULTS = Path(__file__).resolve().parent / "results"
+_MODULES = {
+    "faults": "tests.campaigns.faults.cases",
+    "fuzz": "tests.campaigns.fuzz.engine",
+    "soak": "tests.campaigns.soak",
+    "stress": "tests.campaigns.stress.campaign",
+}
+
+
+def main(options: Options) -> None:
+    if options.campaign == "tables":
+        README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+        return
+    if not torch.cuda.is_available():  # must precede the first import of triton
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+    began = time.monotonic()
+    result = {
+        "command": options.command(),
+        "torch": torch.__version__,
+        "system": platform.platform(terse=True),
+        **importlib.import_module(_MODULES[options.campaign]).run(options),
+        "seconds": round(time.monotonic() - began),
+    }
+    if options.out:
+        write_json(options.out, result)
+    print(table(rows_of(result)))
+    if failures(result):
+        sys.exit(1)
+
+
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows of a result, which the soak calls its verdicts."""
+    rows: list[dict[str, Any]] = result.get("rows") or result["verdicts"]
+    return rows
+
+
+def failures(result: dict[str, Any]) -> int:
+    """Count what was lost, broken, failed or not kept."""
+    bad = ("lost", "broken", "failed")
+    rows = rows_of(result)
+    return sum(row.get(key, 0) for row in rows for key in bad) + sum(
+        not row.get("kept", True) for row in rows
+    )
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows of the same keys as Markdown."""
+    lines = [[*rows[0]], ["---:" if _is_number(x) else "---" for x in rows[0].values()]]
+    lines += [[_cell(value) for value in row.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if _is_number(value) else str(value)
+
+
+def with_tables(readme: str) -> str:
+    """Return tests/README.md with the blocks between markers made from the committed results."""
+    for path in sorted(RESULTS.glob("*.json")):
+        result = json.loads(path.read_text(encoding="utf-8"))
+        name, rows = path.stem, rows_of(result)
+        if name == "fuzz":
+            tried = sum(row["tried"] for row in rows)
+            block = f"{tried:,} damaged files were given to {len(rows)} readers, and "
+            block += f"{failures(result) or 'none'} broke one."
+        else:
+            block = table(rows)
+        block += f"\n\nFrom `{result['command']}`, in `tests/campaigns/results/{path.name}`."
+        marked = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)"
+        readme, count = re.subn(marked, lambda _, new=block: new, readme, flags=re.DOTALL)
+        assert count == 1, f"{README} has no place for {path.name}"
+    return readme
+
+
+if __name__ == "__main__":
+    run_tool(main, Options)

@@ -1,0 +1,85 @@
+"""The search by hypothesis for examples that break a property."""
+
+import itertools
+import sys
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+from hypothesis import HealthCheck, Phase
+from hypothesis.database import DirectoryBasedExampleDatabase
+from hypothesis.strategies import SearchStrategy
+
+from tests.campaigns.options import Budget
+
+DATABASE = Path(__file__).resolve().parents[2] / ".hypothesis/campaigns"
+# Examples between two looks at the clock. From the eleventh on, hypothesis would vary each one
+# several times, in place of others.
+_ROUND = 10
+ALL_PHASES = (Phase.reuse, Phase.generate, Phase.shrink)
+
+
+@dataclass
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        tried: examples, with those that were tried to make a failing one smaller.
+        failures: one message for each cause, with the smallest example that hypothesis found.
+    """
+
+    tried: int = 0
+    failures: list[str] = field(default_factory=list)
+
+
+def search(
+    name: str,
+    examples: SearchStrategy[Any],
+    check: Callable[[Any], object],
+    budget: Budget,
+    *,
+    seed: int = 0,
+    phases: Collection[Phase] = ALL_PHASES,
+) -> Found:
+    """Try examples until one fails or the budget is spent.
+
+    Failing examples are kept in .hypothesis/, under the name, and tried first the next time.
+
+    Args:
+        name: of the property, for the database.
+        examples: what is tried.
+        check: raises an exception for an example that breaks the property.
+        budget: how many examples, or how long.
+        seed: which examples.
+        phases: without Phase.shrink, a failing example stays as it was met; without Phase.reuse,
+            nothing is read from the database or kept there.
+    """
+    found = Found()
+    database = DirectoryBasedExampleDatabase(DATABASE / name) if Phase.reuse in phases else None
+    for number in itertools.count(seed << 32):
+        configured = hypothesis.settings(
+            max_examples=min(_ROUND, (budget.tries or sys.maxsize) - found.tried),
+            deadline=None,
+            database=database,
+            phases=phases,
+            suppress_health_check=list(HealthCheck),
+        )
+
+        def holds(example: Any) -> None:
+            found.tried += 1
+            check(example)
+
+        try:
+            configured(hypothesis.seed(number)(hypothesis.given(examples)(holds)))()
+        except Exception as error:
+            # Several causes come as one group.
+            found.failures += map(_message, getattr(error, "exceptions", [error]))
+        if found.failures or not budget.left(found.tried):
+            return found
+    raise AssertionError
+
+
+def _message(error: BaseException) -> str:
+    return "\n".join([f"{type(error).__name__}: {error}", *getattr(error, "__notes__", [])])

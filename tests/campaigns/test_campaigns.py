@@ -1,0 +1,100 @@
+"""The runner of the campaigns, and those in short that need processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.campaigns import __main__ as runner
+from tests.campaigns import soak
+from tests.campaigns.faults.cases import CASES
+from tests.campaigns.fuzz import engine
+from tests.campaigns.fuzz.targets import TARGETS
+from tests.campaigns.options import Budget, Options
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
+@pytest.mark.parametrize("name", ["faults", "soak"])
+def test_nothing_is_lost_and_nothing_grows(name, tmp_path):
+    """In a process without threads, which fork loses."""
+    out = tmp_path / "result.json"
+    words = ["-m", "tests.campaigns", name, "--seed", "1", "--out", str(out)]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(out.read_text(encoding="utf-8"))
+    assert result["command"] == f"python -m tests.campaigns {name} --seed 1"
+    if name == "faults":
+        rows = {row["case"]: (row["tried"], row["lost"]) for row in result["rows"]}
+        assert rows == {name: (case.short, 0) for name, case in CASES.items()}
+    else:
+        assert (len(result["verdicts"]), result["steps"]) == (6, soak.SHORT_STEPS)
+        assert len(result["samples"]) > 15
+
+
+def test_a_failure_is_counted_written_and_ends_with_status_1(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(
+        engine, "fuzz", lambda *_, **__: engine.Tally(engine.Found(7, ["KeyError: bad"]), 3)
+    )
+    out = tmp_path / "result.json"
+    with pytest.raises(SystemExit) as end:
+        runner.main(Options("fuzz", only="tokenizer-pair", seconds=0.5, out=str(out)))
+    assert end.value.code == 1
+    said = capsys.readouterr().out
+    assert "BROKEN: tokenizer-pair: KeyError: bad\n" in said
+    assert "| target | tried | accepted | broken |\n| --- | ---: | ---: | ---: |\n" in said
+    result = json.loads(out.read_text(encoding="utf-8"))
+    row = {"target": "tokenizer-pair", "tried": 7, "accepted": 3, "broken": 1}
+    assert result["rows"] == [row]
+    assert result["command"].endswith("fuzz --seconds 0.5 --only tokenizer-pair")
+
+
+def test_a_verdict_that_is_not_kept_is_a_failure():
+    assert runner.failures({"verdicts": [{"what": "threads", "kept": False}]}) == 1
+    assert runner.failures({"verdicts": [{"what": "threads", "kept": True}]}) == 0
+
+
+@pytest.mark.parametrize(
+    ("message", "run"),
+    [
+        ("no case contains 'softmax': choose from", lambda: Options("fuzz", only="softmax")),
+        ("--steps must be positive, got 0", lambda: Options("faults", steps=0)),
+        ("--seconds must be positive, got -1.0", lambda: Options("stress", seconds=-1.0)),
+        ("give --steps 300 or more", lambda: Options("soak", steps=200)),
+        ("no --seconds", lambda: Options("soak", seconds=9.0)),
+    ],
+)
+def test_what_cannot_be_done_is_refused(message, run):
+    with pytest.raises(ValueError, match=message):
+        runner.main(run())
+
+
+def test_budgets():
+    assert Options("faults").budget(2, 200, shares=1) == Budget(2, None)
+    assert Options("faults", long=True).budget(2, 200, shares=1) == Budget(200, None)
+    assert Options("fuzz", long=True).budget(2, None, shares=4, seconds=60) == Budget(None, 15)
+    assert Options("fuzz", seconds=8).budget(2, None, shares=4, seconds=60) == Budget(None, 2)
+    assert Options("fuzz", steps=5, long=True).budget(2, None, shares=4) == Budget(5, None)
+    assert [Budget(2, None).left(tried) for tried in range(3)] == [True, True, False]
+    assert [Budget(None, 0.0).left(tried) for tried in range(2)] == [True, False]
+
+
+def test_the_readme_shows_the_committed_results():
+    readme = runner.README.read_text(encoding="utf-8")
+    assert runner.with_tables(readme) == readme, "run: python -m tests.campaigns tables"
+    results = {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in runner.RESULTS.glob("*.json")
+    }
+    assert {row["case"] for row in results["faults"]["rows"]} == set(CASES)
+    assert {row["target"] for row in results["fuzz"]["rows"]} <= set(TARGETS)
