@@ -17,6 +17,7 @@ from gpt2.compare_sizes.results import compare as compare_sizes
 from gpt2.config import TrainConfig
 from gpt2.data import prepare
 from gpt2.data.documents import Piece
+from gpt2.data.job import Job
 from gpt2.data.manifest import open_splits
 from gpt2.data.shards import TokenStream, read_header, verify_shard
 from gpt2.data.sources import open_source
@@ -192,7 +193,7 @@ def _sizes_of_runs(folder: Path) -> None:
 
 def _merged(folder: Path) -> None:
     with examples.working_in(folder), examples.quiet():
-        merged = prepare.merge("stories.txt", vocab_size=264, progress=False)
+        merged = prepare.merge(Job("stories.txt", vocab_size=264, progress=False))
         for stream in merged.splits.values():
             _read_tokens(stream)
 
