@@ -2,7 +2,7 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, Phase
 from hypothesis.database import DirectoryBasedExampleDatabase
 from hypothesis.strategies import SearchStrategy
 
-from tests.campaigns.options import Budget
+from tests.campaigns.options import Budget, Options
 
 DATABASE = Path(__file__).resolve().parents[2] / ".hypothesis/campaigns"
 # Examples between two looks at the clock. From the eleventh on, hypothesis would vary each one
@@ -27,10 +27,12 @@ class Found:
 
     Attributes:
         tried: examples, with those that were tried to make a failing one smaller.
+        accepted: those for which the check returned True.
         failures: one message for each cause, with the smallest example that hypothesis found.
     """
 
     tried: int = 0
+    accepted: int = 0
     failures: list[str] = field(default_factory=list)
 
 
@@ -50,7 +52,7 @@ def search(
     Args:
         name: of the property, for the database.
         examples: what is tried.
-        check: raises an exception for an example that breaks the property.
+        check: raises an exception for an example that breaks the property; see also `Found`.
         budget: how many examples, or how long.
         seed: which examples.
         phases: without Phase.shrink, a failing example stays as it was met; without Phase.reuse,
@@ -69,7 +71,7 @@ def search(
 
         def holds(example: Any) -> None:
             found.tried += 1
-            check(example)
+            found.accepted += check(example) is True
 
         try:
             configured(hypothesis.seed(number)(hypothesis.given(examples)(holds)))()
@@ -79,6 +81,31 @@ def search(
         if found.failures or not budget.left(found.tried):
             return found
     raise AssertionError
+
+
+def search_each(
+    options: Options,
+    short: Mapping[str, int],
+    seconds: float,
+    search_one: Callable[[str, Budget, int], Found],
+) -> dict[str, Found]:
+    """Search for failures of each property in turn, and print them.
+
+    Args:
+        options: say how long, and which of the properties.
+        short: names of the properties, and how many examples of each the short form tries.
+        seconds: duration of the long form.
+        search_one: takes a name, its budget and the seed.
+    """
+    names = options.chosen(short)
+    results = {}
+    for name in names:
+        budget = options.budget(short[name], None, shares=len(names), seconds=seconds)
+        results[name] = found = search_one(name, budget, options.seed)
+        for failure in found.failures:
+            print(f"FAILED: {name}: {failure}")
+        print(f"{name}: {found.tried:,} tried, {len(found.failures)} failed", flush=True)
+    return results
 
 
 def _message(error: BaseException) -> str:

@@ -14,6 +14,7 @@ from tests.campaigns.faults.cases import CASES
 from tests.campaigns.fuzz import engine
 from tests.campaigns.fuzz.targets import TARGETS
 from tests.campaigns.options import Budget, Options
+from tests.campaigns.search import Found
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
 @pytest.mark.parametrize("name", ["faults", "soak"])
 def test_nothing_is_lost_and_nothing_grows(name, tmp_path):
-    """In a process without threads, which fork loses."""
+    """Run in a process without threads, which a fork would lose."""
     out = tmp_path / "result.json"
     words = ["-m", "tests.campaigns", name, "--seed", "1", "--out", str(out)]
     done = subprocess.run(
@@ -43,15 +44,13 @@ def test_nothing_is_lost_and_nothing_grows(name, tmp_path):
 
 
 def test_a_failure_is_counted_written_and_ends_with_status_1(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(
-        engine, "fuzz", lambda *_, **__: engine.Tally(engine.Found(7, ["KeyError: bad"]), 3)
-    )
+    monkeypatch.setattr(engine, "fuzz", lambda *_: Found(7, 3, ["KeyError: bad"]))
     out = tmp_path / "result.json"
     with pytest.raises(SystemExit) as end:
         runner.main(Options("fuzz", only="tokenizer-pair", seconds=0.5, out=str(out)))
     assert end.value.code == 1
     said = capsys.readouterr().out
-    assert "BROKEN: tokenizer-pair: KeyError: bad\n" in said
+    assert "FAILED: tokenizer-pair: KeyError: bad\n" in said
     assert "| target | tried | accepted | broken |\n| --- | ---: | ---: | ---: |\n" in said
     result = json.loads(out.read_text(encoding="utf-8"))
     row = {"target": "tokenizer-pair", "tried": 7, "accepted": 3, "broken": 1}

@@ -8,7 +8,7 @@ from tests.campaigns.soak import LINE, LOG_EVERY, Sample, judge, line_fit
 
 
 def _samples(steps: int = 20_000) -> list[Sample]:
-    """A process that settles in its first steps, and then keeps what it has."""
+    """Return samples of a process that settles in its first steps and then does not grow."""
     return [
         Sample(
             step=step,
@@ -48,7 +48,7 @@ def test_what_grows_is_named(leak, named):
 
 
 def test_a_short_soak_sees_a_step_that_is_kept():
-    """Of 100 KiB: the activations of such a step."""
+    """A step of 100 KiB: its activations."""
     leaking = [replace(s, rss=s.rss + (100 << 10) * s.step) for s in _samples(1000)]
     assert _refused(leaking) == ["resident memory, growth per 1,000 steps"]
 

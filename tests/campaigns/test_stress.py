@@ -28,16 +28,14 @@ from tests.kernels import test_fused_mutations as fused_faults
 from tests.kernels.mutations import Mutation, expect_caught
 
 
-def check_cases(
-    name: str, cases: int, device: torch.device, phases: Collection[Phase] = ALL_PHASES
-) -> None:
-    found = stress(name, device, Budget(cases, None), phases=phases)
+def check_cases(name: str, cases: int, phases: Collection[Phase] = ALL_PHASES) -> None:
+    found = stress(name, Budget(cases, None), phases=phases)
     assert not found.failures, "\n".join(found.failures)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_random_cases_keep_the_contract(name: str, device: torch.device) -> None:
-    check_cases(name, SHORT[name], device)
+def test_random_cases_keep_the_contract(name: str) -> None:
+    check_cases(name, SHORT[name])
 
 
 Place = tuple[ModuleType, Sequence[ModuleType], Sequence[Mutation]]
@@ -73,14 +71,12 @@ HEAD: Place = (linear_cross_entropy, [losses], fused_faults.OPERATOR_FAULTS)
         )
     ],
 )
-def test_a_planted_fault_is_found(
-    name: str, place: Place, fault: str, tmp_path: Path, device: torch.device
-) -> None:
+def test_a_planted_fault_is_found(name: str, place: Place, fault: str, tmp_path: Path) -> None:
     module, users, faults = place
     (mutation,) = (mutation for mutation in faults if mutation.fault == fault)
     arguments = {"name": name, "cases": 5 * SHORT[name], "phases": [Phase.generate]}
     planted = dataclasses.replace(mutation, test=check_cases, arguments=arguments)
-    expect_caught(module, users, planted, tmp_path, device=device)
+    expect_caught(module, users, planted, tmp_path)
 
 
 @settings(max_examples=3, deadline=None)

@@ -17,7 +17,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.campaigns.stress.campaign import OPERATORS
 
@@ -25,13 +24,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TOOLS = ("memcheck", "racecheck", "synccheck")
 CASES = 6
 STRESS = """
-import torch
 from hypothesis import Phase
 from tests.campaigns.options import Budget
 from tests.campaigns.stress.campaign import stress
 
 budget, phases = Budget({1}, None), [Phase.generate]
-found = stress("{0}", torch.device("cuda"), budget, guarded=False, phases=phases)
+found = stress("{0}", budget, guarded=False, phases=phases)
 assert not found.failures, found.failures
 """
 FOUND = 86  # the status when a tool has found something
@@ -91,8 +89,8 @@ def program() -> str:
     return found
 
 
-def test_the_stress_under_a_tool_runs(device: torch.device) -> None:
-    exec(STRESS.format("swiglu", 2).replace("cuda", device.type))
+def test_the_stress_under_a_tool_runs() -> None:
+    exec(STRESS.format("swiglu", 2))
 
 
 @pytest.mark.cuda

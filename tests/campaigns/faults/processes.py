@@ -21,7 +21,7 @@ PATIENCE = 240  # seconds after which a process counts as hung, on a busy machin
 
 
 def nothing() -> None:
-    """The default for what a new process does before its command."""
+    """Do nothing: the default of `first`, called in a new process before its command."""
 
 
 def preload() -> None:

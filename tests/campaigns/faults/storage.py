@@ -42,20 +42,15 @@ def disk_full(place: Workplace) -> Iterator[Attempt]:
             yield None
 
 
-# ---- write-protected folders
-
-
 def write_protected(place: Workplace) -> Iterator[Attempt]:
     """Protect the run folder or the data cache: it is named, and training resumes without."""
     half_done(place, "half", *MODEL)
-    kept = shutil.copytree(place.folder / "half", place.folder / "kept")
+    kept = _keep(place)
     cases = [_new_run, _new_cache, _prepared_cache, _in_training, _resumed]
     while True:
         place.random.shuffle(cases)
         for case in cases:
-            for name in ("protected", "cache", "half"):
-                shutil.rmtree(place.folder / name, ignore_errors=True)
-            shutil.copytree(kept, place.folder / "half")
+            _restore(place, kept)
             wrong = case(place)
             yield wrong and f"{case.__name__[1:]}: {wrong}"
 
@@ -122,9 +117,6 @@ def _read_only(folder: Path) -> Iterator[None]:
             path.chmod(stat.S_IMODE(path.stat().st_mode) | 0o200)
 
 
-# ---- wrong files in a half-done run
-
-
 def half_done(place: Workplace, name: str, *words: str) -> None:
     """Train a run that is killed after step 20 of 40."""
 
@@ -157,27 +149,14 @@ def _judge(place: Workplace, name: str, status: int, said: str, *names: str) -> 
     return None
 
 
-class _Files:
-    """Some folders as they are now, to be put back after each attempt."""
+def _keep(place: Workplace) -> Path:
+    """Copy the folder as it is now; return the copy."""
+    return Path(shutil.copytree(place.folder, place.folder.with_name(f"{place.folder.name}-kept")))
 
-    def __init__(self, folder: Path, *names: str) -> None:
-        self.folder, self.names = folder, names
-        for name in names:
-            shutil.copytree(folder / name, folder / "kept" / name)
 
-    def restore(self) -> None:
-        for name in self.names:
-            shutil.rmtree(self.folder / name)
-            shutil.copytree(self.folder / "kept" / name, self.folder / name)
-
-    def all(self) -> list[Path]:
-        """Return the files that hold anything but a plot."""
-        return sorted(
-            path
-            for name in self.names
-            for path in (self.folder / name).rglob("*")
-            if path.is_file() and path.stat().st_size and path.suffix != ".png"
-        )
+def _restore(place: Workplace, kept: Path) -> None:
+    shutil.rmtree(place.folder)
+    shutil.copytree(kept, place.folder)
 
 
 _DAMAGES: dict[str, Callable[[bytes, random.Random], bytes | None]] = {
@@ -198,11 +177,16 @@ def _flip(content: bytes, bit: int) -> bytes:
 def damaged_files(place: Workplace) -> Iterator[Attempt]:
     """Damage any file of a half-done run: it is named, or it did not matter to the result."""
     half_done(place, "half", *MODEL)
-    files = _Files(place.folder, "half", "data")
+    kept = _keep(place)
+    files = [
+        path.relative_to(kept)
+        for path in sorted([*(kept / "half").rglob("*"), *(kept / "data").rglob("*")])
+        if path.is_file() and path.stat().st_size and path.suffix != ".png"
+    ]
     while True:
         for name, damage in _DAMAGES.items():
-            files.restore()
-            path = place.random.choice(files.all())
+            _restore(place, kept)
+            path = place.folder / place.random.choice(files)
             content = damage(path.read_bytes(), place.random)
             path.unlink()
             if content is not None:
@@ -225,10 +209,9 @@ def swapped_files(place: Workplace) -> Iterator[Attempt]:
     half_done(place, "half", *MODEL)
     half_done(place, "seed", *MODEL, "--seed", "7")
     half_done(place, "fables", *MODEL, "--data", "fables.txt")
-    files = _Files(place.folder, "half", "seed", "fables", "data")
+    kept = _keep(place)
     while True:
-        files.restore()
-        shutil.rmtree(place.folder / "new", ignore_errors=True)
+        _restore(place, kept)
         of_run, of_data = _pairs_of_run(place.folder), _pairs_of_data(place.folder)
         one, other = place.random.choice(place.random.choice([of_run, of_data]))
         name, words = "half", ["--resume", "half"]

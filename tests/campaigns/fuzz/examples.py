@@ -1,7 +1,6 @@
-"""Valid files of every kind, made by the code that writes them; small, and made once a process."""
+"""Small valid files of every kind, made once a process by the code that writes them."""
 
 import contextlib
-import gzip
 import hashlib
 import io
 import json
@@ -57,7 +56,7 @@ def stories() -> bytes:
 
 @cache
 def trained() -> dict[str, bytes]:
-    """A finished run in `run`, its data in `data`, and an export of it in `exported`."""
+    """Train a run in `run` with its data in `data`; export it to `exported`."""
     with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
@@ -77,7 +76,7 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def part(prefix: str, *names: str) -> dict[str, bytes]:
-    """The files of `trained` whose path begins so, without that beginning; or some of them."""
+    """Return the files of `trained` below a path, or those of these names there."""
     files = {
         path.removeprefix(prefix): content
         for path, content in trained().items()
@@ -86,15 +85,15 @@ def part(prefix: str, *names: str) -> dict[str, bytes]:
     return {name: files[name] for name in names} if names else files
 
 
-def prepared() -> dict[str, bytes]:
-    """The folder of tokenised data."""
+def prepared(*names: str) -> dict[str, bytes]:
+    """Return the files of the tokenised data, or those of these names."""
     (manifest,) = (path for path in trained() if path.endswith("/manifest.json") and "data" in path)
-    return part(manifest.removesuffix("manifest.json"))
+    return part(manifest.removesuffix("manifest.json"), *names)
 
 
 @cache
 def parts() -> dict[str, bytes]:
-    """Data prepared in two parts, still to be merged, and the text that it is made of."""
+    """Prepare data in two parts, still to be merged; return it with its text."""
     with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
@@ -105,7 +104,7 @@ def parts() -> dict[str, bytes]:
 
 
 def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes]:
-    """The exported model, as an index and one shard."""
+    """Return the exported model as an index and one shard."""
     shard = f"{stem}-00001-of-00001.{suffix}"
     names = _header(part("exported/")["model.safetensors"])
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
@@ -132,7 +131,7 @@ def tokenizer() -> Tokenizer:
 
 @cache
 def vocabulary_pair() -> dict[str, bytes]:
-    """The tokenizer as GPT-2's own two files."""
+    """Return the tokenizer as GPT-2's own two files."""
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
         ids, merges, special = read_vocabulary(name)
@@ -155,10 +154,6 @@ def parquet() -> bytes:
     file = io.BytesIO()
     pq.write_table(pa.table({"text": texts, "n": range(6)}), file, compression="gzip")
     return file.getvalue()
-
-
-def packed(content: bytes) -> bytes:
-    return gzip.compress(content, mtime=0)
 
 
 def decoding() -> bytes:
@@ -194,7 +189,7 @@ def sizes() -> bytes:
 
 @cache
 def bench() -> bytes:
-    """A committed result, with the first two cases of each benchmark."""
+    """Return a committed result, with the first two cases of each benchmark."""
     path = next((ROOT / "bench/results").glob("cpu*/*.json"))
     results = json.loads(path.read_bytes())
     kept: dict[str, list[str]] = {}
@@ -208,7 +203,7 @@ def bench() -> bytes:
 
 
 def reseal_checkpoint(files: Files) -> None:
-    """Write the manifest anew, with the checksums that the files have now."""
+    """Write the manifest again, with the checksums that the files have now."""
     for path in [path for path in files if path.endswith("state.json")]:
         prefix = path.removesuffix("state.json")
         sums = {

@@ -1,4 +1,4 @@
-"""Valid files made wrong: in their bytes, in what the bytes mean, and in what lies there at all."""
+"""Valid files made wrong: in their bytes, in their meaning, or by something else in their place."""
 
 import gzip
 import io
@@ -79,9 +79,10 @@ _NO_MEANING = (
 _SHARD_HEADER = struct.Struct("<8sIIQQQQQ64s32s")  # as gpt2/data/shards.py has it
 
 
+@st.composite
 def hostile(
-    files: dict[str, bytes], *, reseal: Callable[[Files], None] | None = None
-) -> st.SearchStrategy[Files]:
+    draw: Draw, files: dict[str, bytes], *, reseal: Callable[[Files], None] | None = None
+) -> Files:
     """Draw the files with one or two of them made wrong.
 
     Args:
@@ -89,17 +90,12 @@ def hostile(
         reseal: puts checksums right, as an attacker would; done to some of the examples.
     """
 
-    @st.composite
-    def changed(draw: Draw) -> Files:
-        result = Damaged(files)
-        for _ in range(draw(st.sampled_from([1, 1, 2]))):
-            name = draw(st.sampled_from(sorted(files)))
-            _change_entry(draw, result, name, files)
-        if reseal and draw(st.booleans()):
-            reseal(result)
-        return result
-
-    return changed()
+    result = Damaged(files)
+    for _ in range(draw(st.sampled_from([1, 1, 2]))):
+        _change_entry(draw, result, draw(st.sampled_from(sorted(files))), files)
+    if reseal and draw(st.booleans()):
+        reseal(result)
+    return result
 
 
 def _change_entry(draw: Draw, result: Files, name: str, files: dict[str, bytes]) -> None:

@@ -4,6 +4,7 @@ A target has a valid example and a `parse`, which gets a folder with a damaged o
 ValueError that names the file; what it returns instead must be sound, which `parse` asserts.
 """
 
+import gzip
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,29 +38,79 @@ from tests.campaigns.fuzz import examples
 from tests.campaigns.fuzz.mutations import Files, Link
 
 _MAX_PIECES = 10_000
+Make = Callable[[], dict[str, bytes]]
+Parse = Callable[[Path], object]
+Reseal = Callable[[Files], None]
 
 
 @dataclass(frozen=True)
 class Target:
-    """What is fuzzed.
+    """A reader under test.
 
     Attributes:
-        make: the valid files by their path in a folder.
+        make: returns valid files by their path in a folder.
         parse: reads that folder.
         reseal: puts checksums right after a change, as an attacker would.
     """
 
-    make: Callable[[], dict[str, bytes]]
-    parse: Callable[[Path], object]
-    reseal: Callable[[Files], None] | None = None
+    make: Make
+    parse: Parse
+    reseal: Reseal | None = None
 
 
+TARGETS: dict[str, Target] = {}
+
+
+def target(name: str, make: Make, reseal: Reseal | None = None) -> Callable[[Parse], Parse]:
+    """Register the decorated function as the `parse` of a target."""
+
+    def register(parse: Parse) -> Parse:
+        TARGETS[name] = Target(make, parse, reseal)
+        return parse
+
+    return register
+
+
+def write(files: Files, folder: Path) -> None:
+    """Write the files into an empty folder."""
+    for name, entry in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(entry, bytes):
+            path.write_bytes(entry)
+        elif isinstance(entry, Link):
+            path.symlink_to(path.name if entry.to == "itself" else entry.to)
+        else:
+            path.mkdir()
+
+
+def _run_alone() -> dict[str, bytes]:
+    files = examples.part("run/")
+    return {f"run/{name}": files[name] for name in files if "-000002" not in name}
+
+
+def _run_and_data() -> dict[str, bytes]:
+    return {k: v for k, v in examples.trained().items() if not k.startswith("exported")}
+
+
+def _run_without_checkpoints() -> dict[str, bytes]:
+    files = examples.part("run/")
+    return {f"run/{name}": files[name] for name in files if "/" not in name}
+
+
+def _reseal_all(files: Files) -> None:
+    examples.reseal_checkpoint(files)
+    examples.reseal_shards(files)
+
+
+@target("shard", lambda: examples.prepared("train-00000.bin"), examples.reseal_shards)
 def _shard(folder: Path) -> None:
     path = folder / "train-00000.bin"
     assert read_header(path) == verify_shard(path)
     _read_tokens(TokenStream([path], verify=True))
 
 
+@target("prepared", examples.prepared, examples.reseal_shards)
 def _splits(folder: Path) -> None:
     tokenizer = examples.tokenizer()
     for stream in open_splits(folder, tokenizer).values():
@@ -73,11 +124,21 @@ def _read_tokens(stream: TokenStream) -> None:
     assert not len(ids) or 0 <= ids.min() <= ids.max() < stream.vocab_size
 
 
+@target("parts", examples.parts, examples.reseal_shards)
+def _merged(folder: Path) -> None:
+    with examples.working_in(folder), examples.quiet():
+        merged = prepare.merge(Job("stories.txt", vocab_size=264, progress=False))
+        for stream in merged.splits.values():
+            _read_tokens(stream)
+
+
+@target("checkpoint", lambda: examples.part(examples.STEP), examples.reseal_checkpoint)
 def _checkpoint(folder: Path) -> None:
     loaded = load_checkpoint(folder)
     assert isinstance(loaded.state.step, int)
 
 
+@target("run", _run_alone, examples.reseal_checkpoint)
 def _run(folder: Path) -> None:
     run = load_run(folder / "run", device="cpu")
     assert run.model.config.vocab_size == run.tokenizer.vocab_size
@@ -90,6 +151,20 @@ def _use(model: GPT) -> None:
     assert logits.shape == (1, 2, model.config.vocab_size)
 
 
+@target("demo", _run_alone, examples.reseal_checkpoint)
+def _facts(folder: Path) -> None:
+    demo_model.facts(load_run(folder / "run", device="cpu"))
+
+
+@target("sizes-of-runs", _run_alone, examples.reseal_checkpoint)
+def _sizes_of_runs(folder: Path) -> None:
+    with examples.quiet():
+        compare_sizes(
+            {"one": folder / "run"}, {"Story": [1]}, data="stories", device="cpu", sample_tokens=1
+        )
+
+
+@target("resume", _run_and_data, _reseal_all)
 def _resume(folder: Path) -> None:
     with examples.working_in(folder), examples.quiet():
         plan = make_plan(TrainConfig(resume="run"))
@@ -100,10 +175,16 @@ def _resume(folder: Path) -> None:
             Logs(plan.folder, after_step=trainer.step).close()
 
 
+@target("pretrained", lambda: examples.part("exported/", "config.json", "model.safetensors"))
+@target("pretrained-shards", examples.sharded)
+@target("pickle", lambda: examples.part("exported/", "config.json", "pytorch_model.bin"))
+@target("pickle-shards", lambda: examples.sharded("pytorch_model", "bin"))
 def _pretrained(folder: Path) -> None:
     _use(load_pretrained(folder))
 
 
+@target("tokenizer", lambda: examples.part("run/", "tokenizer.json"))
+@target("tokenizer-pair", examples.vocabulary_pair)
 def _tokenizer(folder: Path) -> None:
     tokenizer = Tokenizer.load(folder)
     for text in ("Story 1. The cat saw\n\n  birds \u00e9\u4e2d\0", "<|endoftext|>"):
@@ -115,6 +196,7 @@ def _tokenizer(folder: Path) -> None:
     tokenizer.decode(range(tokenizer.vocab_size))
 
 
+@target("metrics", lambda: examples.part("run/", "metrics.jsonl"))
 def _metrics(folder: Path) -> None:
     lines = read_metrics(folder / "metrics.jsonl")
     for line in lines:
@@ -124,20 +206,43 @@ def _metrics(folder: Path) -> None:
     assert all(line["step"] <= 2 for line in read_metrics(folder / "metrics.jsonl"))
 
 
+@target("report", _run_without_checkpoints)
 def _report(folder: Path) -> None:
     gather([read_run(folder / "run", folder / "data")])
 
 
+@cache
+def _reported() -> RunFacts:
+    """Return a valid run, to be reported on with the file under test."""
+    with tempfile.TemporaryDirectory() as folder:
+        write(dict(examples.part("run/")), Path(folder))
+        return read_run(Path(folder))
+
+
+@target("decoding", lambda: {"decoding.json": examples.decoding()})
 def _decoding(folder: Path) -> None:
     gather([_reported()], decoding=read_decoding(folder / "decoding.json"))
 
 
+@target("sizes", lambda: {"sizes.json": examples.sizes()})
 def _sizes(folder: Path) -> None:
     gather([_reported()], sizes=read_sizes(folder / "sizes.json"))
 
 
+@target("bench", lambda: {"bench.json": examples.bench()})
 def _bench(folder: Path) -> None:
     gather([_reported()], bench=read_bench(folder / "bench.json"))
+
+
+@target("compared", lambda: dict.fromkeys(("old.json", "new.json"), examples.bench()))
+def _compared(folder: Path) -> None:
+    with examples.quiet():
+        compare.main(compare.Arguments(folder / "old.json", folder / "new.json", force=True))
+
+
+@target("rows", lambda: {"rows.jsonl": examples.json_lines()})
+def _rows(folder: Path) -> None:
+    assert all(isinstance(row, dict) for row in read_rows(str(folder / "rows.jsonl"), "lambada"))
 
 
 def _text(name: str, folder: Path) -> None:
@@ -149,129 +254,13 @@ def _text(name: str, folder: Path) -> None:
             assert number < _MAX_PIECES
 
 
-@cache
-def _reported() -> RunFacts:
-    """A run that is in order, to be reported on with the file under test."""
-    with tempfile.TemporaryDirectory() as folder:
-        write(dict(examples.part("run/")), Path(folder))
-        return read_run(Path(folder))
+def _add_text(suffix: str, make: Callable[[], bytes]) -> None:
+    name = f"a.{suffix}"
+    TARGETS[suffix] = Target(lambda: {name: make()}, partial(_text, name))
 
 
-def write(files: Files, folder: Path) -> None:
-    """Lay the files into an empty folder."""
-    for name, entry in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(entry, bytes):
-            path.write_bytes(entry)
-        elif isinstance(entry, Link):
-            path.symlink_to(path.name if entry.to == "itself" else entry.to)
-        else:
-            path.mkdir()
-
-
-def _reseal_all(files: Files) -> None:
-    examples.reseal_checkpoint(files)
-    examples.reseal_shards(files)
-
-
-def _compared(folder: Path) -> None:
-    with examples.quiet():
-        compare.main(compare.Arguments(folder / "old.json", folder / "new.json", force=True))
-
-
-def _rows(folder: Path) -> None:
-    assert all(isinstance(row, dict) for row in read_rows(str(folder / "rows.jsonl"), "lambada"))
-
-
-def _sizes_of_runs(folder: Path) -> None:
-    with examples.quiet():
-        compare_sizes(
-            {"one": folder / "run"}, {"Story": [1]}, data="stories", device="cpu", sample_tokens=1
-        )
-
-
-def _merged(folder: Path) -> None:
-    with examples.working_in(folder), examples.quiet():
-        merged = prepare.merge(Job("stories.txt", vocab_size=264, progress=False))
-        for stream in merged.splits.values():
-            _read_tokens(stream)
-
-
-def _facts(folder: Path) -> None:
-    demo_model.facts(load_run(folder / "run", device="cpu"))
-
-
-def _bin() -> dict[str, bytes]:
-    return examples.part("exported/", "config.json", "pytorch_model.bin")
-
-
-def _file(name: str, make: Callable[[], bytes]) -> Callable[[], dict[str, bytes]]:
-    return lambda: {name: make()}
-
-
-def _texts(name: str, make: Callable[[], bytes]) -> Target:
-    return Target(_file(name, make), partial(_text, name))
-
-
-TARGETS: dict[str, Target] = {
-    "shard": Target(
-        lambda: {"train-00000.bin": examples.prepared()["train-00000.bin"]},
-        _shard,
-        examples.reseal_shards,
-    ),
-    "prepared": Target(examples.prepared, _splits, examples.reseal_shards),
-    "checkpoint": Target(
-        lambda: examples.part(examples.STEP), _checkpoint, examples.reseal_checkpoint
-    ),
-    "run": Target(
-        lambda: {f"run/{k}": v for k, v in examples.part("run/").items() if "-000002" not in k},
-        _run,
-        examples.reseal_checkpoint,
-    ),
-    "resume": Target(
-        lambda: {k: v for k, v in examples.trained().items() if not k.startswith("exported")},
-        _resume,
-        _reseal_all,
-    ),
-    "pretrained": Target(
-        lambda: examples.part("exported/", "config.json", "model.safetensors"), _pretrained
-    ),
-    "pretrained-shards": Target(examples.sharded, _pretrained),
-    "pickle": Target(_bin, _pretrained),
-    "pickle-shards": Target(lambda: examples.sharded("pytorch_model", "bin"), _pretrained),
-    "tokenizer": Target(lambda: examples.part("run/", "tokenizer.json"), _tokenizer),
-    "tokenizer-pair": Target(examples.vocabulary_pair, _tokenizer),
-    "metrics": Target(lambda: examples.part("run/", "metrics.jsonl"), _metrics),
-    "report": Target(
-        lambda: {
-            f"run/{name}": content
-            for name, content in examples.part("run/").items()
-            if "/" not in name
-        },
-        _report,
-    ),
-    "decoding": Target(_file("decoding.json", examples.decoding), _decoding),
-    "sizes": Target(_file("sizes.json", examples.sizes), _sizes),
-    "bench": Target(_file("bench.json", examples.bench), _bench),
-    "sizes-of-runs": Target(
-        lambda: {f"run/{k}": v for k, v in examples.part("run/").items() if "-000002" not in k},
-        _sizes_of_runs,
-        examples.reseal_checkpoint,
-    ),
-    "parts": Target(examples.parts, _merged, examples.reseal_shards),
-    "compared": Target(
-        lambda: {"old.json": examples.bench(), "new.json": examples.bench()}, _compared
-    ),
-    "demo": Target(
-        lambda: {f"run/{k}": v for k, v in examples.part("run/").items() if "-000002" not in k},
-        _facts,
-        examples.reseal_checkpoint,
-    ),
-    "txt": _texts("a.txt", examples.stories),
-    "txt.gz": _texts("a.txt.gz", lambda: examples.packed(examples.stories())),
-    "jsonl": _texts("a.jsonl", examples.json_lines),
-    "jsonl.gz": _texts("a.jsonl.gz", lambda: examples.packed(examples.json_lines())),
-    "parquet": _texts("a.parquet", examples.parquet),
-    "rows": Target(_file("rows.jsonl", examples.json_lines), _rows),
-}
+_add_text("txt", examples.stories)
+_add_text("txt.gz", lambda: gzip.compress(examples.stories(), mtime=0))
+_add_text("jsonl", examples.json_lines)
+_add_text("jsonl.gz", lambda: gzip.compress(examples.json_lines(), mtime=0))
+_add_text("parquet", examples.parquet)

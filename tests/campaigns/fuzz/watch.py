@@ -1,4 +1,4 @@
-"""Limits on one call: processor time, memory that was really used, memory that was asked for."""
+"""Limits on one call: processor time, memory used, memory asked for."""
 
 import faulthandler
 import resource

@@ -1,4 +1,4 @@
-"""Stress of attention and attention_qkvpacked, both backward passes."""
+"""Stress cases of attention and attention_qkvpacked, for both backward passes."""
 
 import math
 from collections.abc import Callable
@@ -28,7 +28,7 @@ WIDTHS = (1, 2, 3, 8, 15, 16, 16, 17, 20, 32, 32, 40, 64, 64, 80, 96, 128, 160, 
 
 
 class _SmallTiles:
-    """In the place of `choose_tiles`, so that short sequences have many tiles."""
+    """A stand-in for `choose_tiles` with which short sequences have many tiles."""
 
     def __init__(self, block_m: int, block_n: int) -> None:
         tile = Tile(block_m, block_n, 4, 2)
@@ -118,7 +118,7 @@ def _check_mask(keep: Tensor, seed: Tensor, dropout_p: float) -> None:
 def _cancelled(
     qkv: dict[str, Tensor], do: Tensor, keep: Tensor | None, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """The equations with every difference made a sum.
+    """Compute the magnitudes of what cancels: the equations with every difference made a sum.
 
     S has roundings of the size of scale |q| |k|^T, and P = exp(S - L) has them relative to itself,
     as long as they are small against 1.

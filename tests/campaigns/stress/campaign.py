@@ -11,7 +11,7 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 
 from tests.campaigns.options import Budget, Options
-from tests.campaigns.search import ALL_PHASES, Found, search
+from tests.campaigns.search import ALL_PHASES, Found, search, search_each
 from tests.campaigns.stress import attention, losses, norms, pointwise
 from tests.campaigns.stress.case import Case
 from tests.campaigns.stress.draw import Draw
@@ -37,10 +37,9 @@ def cases(draw: st.DrawFn, name: str, device: torch.device, guarded: bool = True
 
 def stress(
     name: str,
-    device: torch.device,
     budget: Budget,
-    *,
     seed: int = 0,
+    *,
     guarded: bool = True,
     phases: Collection[Phase] = ALL_PHASES,
 ) -> Found:
@@ -48,29 +47,23 @@ def stress(
 
     Args:
         name: of the operator.
-        device: a GPU, or the CPU with Triton's interpreter.
         budget: how many cases, or how long.
         seed: which cases.
         guarded: watch the memory around tensors, see `Memory`.
         phases: of the search, see `search`.
     """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = cases(name, device, guarded)
-    return search(
-        f"stress/{name}", examples, lambda case: case.check(), budget, seed=seed, phases=phases
-    )
+    return search(f"stress/{name}", examples, Case.check, budget, seed=seed, phases=phases)
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Stress the operators in turn; return how many cases were tried, and how many ways failed."""
+    """Stress the operators; return how many cases of each were tried, and how many ways failed."""
     torch.set_num_threads(1)  # sums in the same order on every machine
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    names = options.chosen(OPERATORS)
-    rows = []
-    for name in names:
-        budget = options.budget(SHORT[name], None, shares=len(names), seconds=LONG_SECONDS)
-        found = stress(name, device, budget, seed=options.seed)
-        for failure in found.failures:
-            print(f"FAILED: {name}: {failure}", flush=True)
-        print(f"{name}: {found.tried:,} tried, {len(found.failures)} failed", flush=True)
-        rows.append({"operator": name, "tried": found.tried, "failed": len(found.failures)})
-    return {"rows": rows}
+    results = search_each(options, SHORT, LONG_SECONDS, stress)
+    return {
+        "rows": [
+            {"operator": name, "tried": found.tried, "failed": len(found.failures)}
+            for name, found in results.items()
+        ]
+    }

@@ -28,7 +28,7 @@ FEW_PROGRAMS = {"kernels._common.launch._multiprocessors": one_multiprocessor}
 
 
 def nothing_else(case: "Case") -> None:
-    """The default for what else must hold."""
+    """Assert nothing: the default of `Case.also`."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Case:
     """Arguments that an operator must take, and what must come out."""
 
     memory: Memory
-    """Where its tensors lie."""
+    """The memory that its tensors lie in."""
     kernel: Function
     reference: Function
     inputs: dict[str, Any]
@@ -44,9 +44,9 @@ class Case:
     cancelled: Mapping[str, Tensor]
     """See `kernels.testing.compare`: magnitudes of the float32 numbers that cancel on the way."""
     patches: dict[str, Any] = field(default_factory=dict)
-    """Dotted name of a constant or function of a launcher -> what stands in its place."""
+    """Stand-ins for constants and functions of a launcher, by dotted name."""
     also: Callable[["Case"], None] = nothing_else
-    """Asserts what else must hold."""
+    """Asserts anything else that must hold."""
 
     def __repr__(self) -> str:
         tensors = {name: x for name, x in self.inputs.items() if isinstance(x, Tensor)}

@@ -163,48 +163,12 @@ def _signs(draw: Draw, shape: tuple[int, ...]) -> Tensor:
     return torch.where(draw.uniform(*shape) < 0.5, -1.0, 1.0).double()
 
 
-def _large(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * info.max ** draw.number(0, 1)
-
-
-def _small(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * info.smallest_normal ** draw.number(0, 1)
-
-
-def _subnormal(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * info.smallest_normal / 4
-
-
-def _huge(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return _signs(draw, shape) * (1 - draw.uniform(*shape) / 2) * info.max
-
-
-def _zeros(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return _signs(draw, shape) * 0.0
-
-
-def _constant_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.number(-2, 3)
-
-
 def _one_outlier(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
     x = draw.normal(*shape)
     if x.numel():
         place = int(draw.integers(0, x.numel(), ()))
         x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, 10 ** draw.number(2, 6))
     return x
-
-
-def _offset(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.number(0, 4)
-
-
-def _whole_numbers(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.integers(-3, 4, shape).double()
-
-
-def _sparse(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
-    return draw.normal(*shape) * (draw.uniform(*shape) < 0.1)
 
 
 def _mixed_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
@@ -216,15 +180,23 @@ def _mixed_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor
 
 KINDS: dict[str, Kind] = {
     "normal": lambda draw, shape, info: draw.normal(*shape),
-    "large": _large,
-    "small": _small,
-    "subnormal": _subnormal,
-    "huge": _huge,
-    "zeros": _zeros,
-    "constant rows": _constant_rows,
+    "large": lambda draw, shape, info: draw.normal(*shape) * info.max ** draw.number(0, 1),
+    "small": lambda draw, shape, info: (
+        draw.normal(*shape) * info.smallest_normal ** draw.number(0, 1)
+    ),
+    "subnormal": lambda draw, shape, info: draw.normal(*shape) * info.smallest_normal / 4,
+    "huge": lambda draw, shape, info: (
+        _signs(draw, shape) * (1 - draw.uniform(*shape) / 2) * info.max
+    ),
+    "zeros": lambda draw, shape, info: _signs(draw, shape) * 0.0,
+    "constant rows": lambda draw, shape, info: (
+        draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.number(-2, 3)
+    ),
     "one outlier": _one_outlier,
-    "offset": _offset,
-    "whole numbers": _whole_numbers,
-    "sparse": _sparse,
+    "offset": lambda draw, shape, info: (
+        draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.number(0, 4)
+    ),
+    "whole numbers": lambda draw, shape, info: draw.integers(-3, 4, shape).double(),
+    "sparse": lambda draw, shape, info: draw.normal(*shape) * (draw.uniform(*shape) < 0.1),
     "mixed rows": _mixed_rows,
 }

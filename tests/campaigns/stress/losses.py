@@ -1,4 +1,4 @@
-"""Stress of cross_entropy and linear_cross_entropy."""
+"""Stress cases of cross_entropy and linear_cross_entropy."""
 
 import math
 from collections.abc import Callable
@@ -25,7 +25,7 @@ INEXACT = 2.0**40
 
 
 def _options(draw: Draw, width: int) -> dict[str, Any]:
-    """Keyword arguments that both losses take."""
+    """Draw keyword arguments that both losses take."""
     vocab_size = draw.size(width) if draw.chance(1 / 2) else width
     return {
         "ignore_index": draw.choose(-100, -100, -1, 2**40, vocab_size - 1),
@@ -43,7 +43,7 @@ def _targets(draw: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> Ten
 
 
 def _upstream(draw: Draw) -> Tensor:
-    """The gradient of the loss; 1 takes a way of its own."""
+    """Draw the gradient of the loss; 1 takes a path of its own."""
     factor = 0.0 if draw.chance(1 / 20) else draw.choose(1.0, 1.0, -3.0, 0.25, 2.0**16, 1e-6)
     return draw.memory.place(torch.tensor(factor), (), 0, "the upstream gradient")
 
@@ -93,7 +93,7 @@ def _cross_entropy(draw: Draw) -> Case:
 
 
 def _sizes(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """The magnitudes of what is added up, for rows that count.
+    """Compute the magnitudes of what is added up, for rows that count.
 
     The loss: log sum exp(x - max), max - x_t, z-loss and, with smoothing, max and mean logit. Each
     of n rows has about 4 roundings of that size, and their sum, whose order is free, up to n.
@@ -113,9 +113,10 @@ def _sizes(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Te
 def _cancelled(
     inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """p - onehot is a difference of numbers up to 1, times what the row is multiplied by.
+    """Compute the magnitudes of what cancels.
 
-    What is kept until the backward is the gradient of the sum of the losses, which may overflow.
+    p - onehot is a difference of numbers up to 1, times the factor of its row. The gradient that is
+    kept until the backward is that of the sum of the losses, which may overflow.
     """
     logits, targets = inputs["logits"].detach(), inputs["targets"]
     counted = targets != options["ignore_index"]
@@ -178,7 +179,9 @@ def _linear_cross_entropy(draw: Draw) -> Case:
 def _linear_cancelled(
     inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
 ) -> dict[str, Tensor]:
-    """As for given logits; and these have errors of the size of |x| |W|^T, which p takes over.
+    """Compute the magnitudes of what cancels, as for given logits.
+
+    The logits here have errors of the size of |x| |W|^T, which p inherits.
 
     dx and dW of the sum of the losses are multiplied by dloss / n last. Until then a product below
     the smallest normal number has the roundings of that number, and what is too large overflows.

@@ -1,4 +1,4 @@
-"""Memory with guards on both sides, for what a kernel reads and for what it writes.
+"""Memory with guards on both sides, for the tensors that a kernel reads and for those it writes.
 
 Every byte that belongs to no element is 0xFF, which is NaN in each floating-point format and -1 in
 an integer: an element read from there spoils the result, and one written there is seen. Inputs are
@@ -73,7 +73,7 @@ class Memory:
 
     @contextmanager
     def watch(self) -> Iterator[None]:
-        """Inside, what the launchers allocate has guards too."""
+        """Give guards to the tensors that the launchers allocate inside the block, too."""
         if not self.guarded:
             yield
             return
@@ -103,7 +103,7 @@ class Memory:
             yield
 
     def check(self) -> None:
-        """Assert that inputs are what they were, and that nothing was written around a tensor."""
+        """Assert that inputs are unchanged, and that nothing was written around a tensor."""
         for block in self._blocks:
             now = block.data.clone()
             if block.free is not None:
@@ -137,5 +137,5 @@ class Memory:
 
 
 def _shape(size: Any) -> torch.Size:
-    """The shape that `torch.empty` is asked for: one sequence, or numbers."""
+    """Return the shape that `torch.empty` was asked for: one sequence, or numbers."""
     return torch.Size(size if not size or isinstance(size[0], int) else size[0])

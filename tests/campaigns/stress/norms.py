@@ -1,4 +1,4 @@
-"""Stress of rms_norm, add_rms_norm, layer_norm and add_layer_norm."""
+"""Stress cases of rms_norm, add_rms_norm, layer_norm and add_layer_norm."""
 
 from functools import partial
 from typing import Any
@@ -69,7 +69,7 @@ def _draw(name: str, draw: Draw) -> Case:
 def _cancelled(
     inputs: dict[str, Any], upstream: list[Tensor | None], eps: float, centred: bool
 ) -> dict[str, Tensor]:
-    """The equations with every difference made a sum: how large what cancels is.
+    """Compute the magnitudes of what cancels: the equations with every difference made a sum.
 
     x - mean carries roundings of the size of x and of the mean, so n does of (|x| + |mean|) * rstd,
     called m. dx = rstd (g - mean(g) - n mean(g n)) then has terms of the sizes of |g|, of the mean

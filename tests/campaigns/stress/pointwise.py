@@ -1,4 +1,4 @@
-"""Stress of gelu_tanh, swiglu and swiglu_packed."""
+"""Stress cases of gelu_tanh, swiglu and swiglu_packed."""
 
 import math
 from typing import Any
@@ -36,7 +36,7 @@ def _gelu(draw: Draw) -> Case:
 
 
 def _gelu_cancelled(inputs: dict[str, Any], dy: Tensor) -> dict[str, Tensor]:
-    """The two terms of dx have opposite signs left of zero.
+    """Compute the magnitudes of what cancels: the terms of dx have opposite signs left of zero.
 
     dbias is their sum over N rows, whose order is free: up to N roundings of the size of its terms
     together.
@@ -85,7 +85,10 @@ def _swiglu_packed(draw: Draw) -> Case:
 
 
 def _swiglu_cancelled(gate: Tensor, up: Tensor, dy: Tensor) -> dict[str, Tensor]:
-    """1 + gate (1 - s), which vanishes near gate = -1.28, where 1 - s is itself a difference."""
+    """Compute the magnitudes of what cancels in dgate.
+
+    1 + gate (1 - s) vanishes near gate = -1.28, and 1 - s is itself a difference.
+    """
     gate, up = gate.detach().double(), up.detach().double()
     s = torch.sigmoid(gate)
     dgate = (dy.double() * up * s).abs() * (1 + gate.abs() * (1 - s))
