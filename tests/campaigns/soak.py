@@ -19,6 +19,7 @@ import psutil
 import torch
 
 from gpt2.runs.metrics import read_metrics
+from gpt2.training import trainer
 from tests.campaigns.faults import processes
 from tests.campaigns.faults.processes import LOG, finish, start, stop, wait_for
 from tests.campaigns.faults.workplace import write_stories
@@ -87,7 +88,7 @@ def run(options: Options) -> dict[str, Any]:
 def _watched(folder: Path, steps: int, more: int, seed: int) -> list[Sample]:
     """Train until `steps`, then kill; return some forty samples, or one in 50 steps."""
     words = [*_MODEL, "--seed", str(seed), "--steps", str(steps + more), "--out", "run"]
-    process = start(folder, "train.py", *words)
+    process = start(folder, "train.py", *words, first=_draw_each_time)
     samples: list[Sample] = []
     every = max(1, min(50, steps // 40))
 
@@ -102,6 +103,11 @@ def _watched(folder: Path, steps: int, more: int, seed: int) -> list[Sample]:
     status = finish(process)
     assert arrived, f"training ended by itself, with {status}: {(folder / LOG).read_text()}"
     return samples
+
+
+def _draw_each_time() -> None:
+    """Draw loss.png at each evaluation: its first drawing needs memory, the others should not."""
+    trainer.PLOT_SECONDS = 0.0
 
 
 def _last_step(metrics: Path) -> int:

@@ -183,7 +183,7 @@ def _kill_one(place: Workplace, mode: str) -> Attempt:
         wait_for(agent, until.exists)
         time.sleep(place.random.uniform(0, 0.1))
         started = agent.children(recursive=True)
-        ranks = [process for process in started if str(ROOT / "train.py") in process.cmdline()]
+        ranks = [process for process in started if _trains(process)]
         if len(ranks) != 2:
             said = (place.folder / LOG).read_text(encoding="utf-8", errors="replace")
             return f"it did not get to {until.name}: {said[-300:]!r}"
@@ -198,6 +198,14 @@ def _kill_one(place: Workplace, mode: str) -> Attempt:
         agent.kill()
         agent.wait()
         kill_survivors(started, patience=0)
+
+
+def _trains(process: psutil.Process) -> bool:
+    """Return whether a process runs train.py; some others end before they can be asked."""
+    try:
+        return str(ROOT / "train.py") in process.cmdline()
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _damaged_checkpoint(folder: Path) -> Attempt:
