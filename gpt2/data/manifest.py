@@ -74,15 +74,18 @@ def open_splits(
         ShardError: manifest or shard missing, damaged, or of another tokenizer; says which.
     """
     listed = _read_listed(folder, source)
-    headers = {name: read_header(folder / name) for name in itertools.chain(*listed.values())}
-    for name, sha256 in itertools.chain.from_iterable(files.items() for files in listed.values()):
-        if headers[name].sha256 != sha256:
-            raise ShardError(
-                f"token shard {folder / name} is not the one that {folder / MANIFEST} lists. "
-                f"Delete the folder {folder} and run again."
-            )
+    size = 0
+    for files in listed.values():
+        for name, sha256 in files.items():
+            header = read_header(folder / name)
+            size += header.payload_bytes
+            if header.sha256 != sha256:
+                raise ShardError(
+                    f"token shard {folder / name} is not the one that {folder / MANIFEST} lists. "
+                    f"Delete the folder {folder} and run again."
+                )
     if verify is None:
-        verify = sum(header.payload_bytes for header in headers.values()) <= _VERIFY_BYTES
+        verify = size <= _VERIFY_BYTES
     streams = {
         split: TokenStream(
             [folder / name for name in listed[split]], tokenizer_hash=tokenizer.hash, verify=verify

@@ -1,16 +1,12 @@
 """A preparation divided over processes and machines: its parts, their manifests, their merging.
 
 Of n parts, part i makes every n-th shard, from the i-th on, and reads past the text of the others.
-Where a shard begins and ends depends on the text alone, so
-
-- a part need not know how much text there is: a gzip file or a stream tells only at its end;
-- shards have their final names from the start, and those of n parts together are, byte for byte,
-  those that one process makes: a merge moves nothing, and shards of another n are as good;
-- costly and cheap text (other languages, code) fall to all parts alike.
-
-Ranges of files or bytes could be skipped faster, but to which split a document belongs, and where
-it begins in a gzip file, is known only after reading everything before it. Reading is cheap beside
-tokenising with tiktoken.
+The text alone decides where shards begin and end. So no part need know how much text there is,
+which a gzip file or a stream tells only at its end; shards have their final names from the start,
+and those of n parts together are, byte for byte, those that one process makes; and costly text
+(other languages, code) falls to all parts alike. Ranges of files or bytes could be skipped faster,
+but to which split a document belongs is known only after reading everything before it, and reading
+is cheap beside tokenising.
 
 A part ends with its manifest, part-003-of-008.json beside the shards. It lists the shards made and
 counts the text of all parts. From these manifests a merge knows, without reading the text, whether
@@ -269,10 +265,8 @@ class Parts:
                 )
         listed = [name for manifest in manifests.values() for name in manifest.sha256]
         expected = sum(counts.shards for counts in first.totals.values())
-        if not len(listed) == expected == len(set(listed)):
+        if len(listed) != expected or set(listed) != {name for _, name in _names(first)}:
             raise self._do_not_add_up(f"{len(listed):,} shards are listed, {expected:,} expected")
-        if set(listed) != {name for _, name in _names(first)}:
-            raise self._do_not_add_up("shards are missing")
 
     def _command(self, part: Part | str) -> str:
         return self.job.command("--shard", str(part))

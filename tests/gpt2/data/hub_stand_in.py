@@ -1,40 +1,40 @@
-"""A small stand-in for the Hugging Face hub: the requests that `datasets` makes, over loopback."""
+"""A small stand-in for the Hugging Face hub over loopback: the requests that its libraries make."""
 
 import hashlib
 import json
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
-
-from tests.gpt2.data.loopback import Answers, serving
 
 COMMIT = "c0ffee" + "0" * 34
 
 
 @contextmanager
-def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, list[str]]]:
-    """Serve data sets: for each "owner/name" its files by path.
+def hub(
+    repositories: Mapping[str, Mapping[str, bytes]], kind: str = "datasets"
+) -> Iterator[tuple[str, list[str]]]:
+    """Serve data sets, or "models": for each "owner/name" its files by path.
 
     Yields:
-        The address for HF_ENDPOINT, and the list of requests so far.
+        The address for HF_ENDPOINT, and the list of files sent so far.
     """
-    requests: list[str] = []
+    sent: list[str] = []
+    root = "/datasets" if kind == "datasets" else ""
 
-    class Handler(Answers):
+    class Handler(BaseHTTPRequestHandler):
         def do_HEAD(self) -> None:
             self.do_GET()
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            requests.append(path)
             for name, files in repositories.items():
-                if path.startswith(f"/api/datasets/{name}"):
-                    self._describe(path, name, files)
-                    return
-                if path.startswith(f"/datasets/{name}/resolve/"):
-                    self._send_file(path.split("/resolve/")[1], files)
-                    return
-            self.send(404, b"", {"X-Error-Code": "RepoNotFound"})
+                if path.startswith(f"/api/{kind}/{name}"):
+                    return self._describe(path, name, files)
+                if path.startswith(f"{root}/{name}/resolve/"):
+                    return self._send_file(path.split("/resolve/")[1], files)
+            return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
 
         def _describe(self, path: str, name: str, files: Mapping[str, bytes]) -> None:
             if "/tree/" not in path:
@@ -55,15 +55,17 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
                         "oid": hashlib.sha1(content).hexdigest(),
                     }
             if folder and not entries:
-                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
-                return
-            self._send_json(list(entries.values()))
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            else:
+                self._send_json(list(entries.values()))
 
         def _send_file(self, revision_and_file: str, files: Mapping[str, bytes]) -> None:
             file = next((file for file in files if revision_and_file.endswith(f"/{file}")), None)
             if file is None:
-                self.send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
                 return
+            if self.command == "GET":
+                sent.append(file)
             content, status, headers = files[file], 200, {"X-Repo-Commit": COMMIT}
             headers["ETag"] = f'"{hashlib.sha1(content).hexdigest()}"'
             if ranged := self.headers.get("Range"):
@@ -71,10 +73,28 @@ def hub(repositories: Mapping[str, Mapping[str, bytes]]) -> Iterator[tuple[str, 
                 end = min(int(last or len(content)), len(content) - 1)
                 headers["Content-Range"] = f"bytes {first}-{end}/{len(content)}"
                 content, status = content[int(first) : end + 1], 206
-            self.send(status, content, headers)
+            self._send(status, content, headers)
 
         def _send_json(self, value: object) -> None:
-            self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+            self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    with serving(Handler) as address:
-        yield address, requests
+        def _send(self, status: int, content: bytes, headers: Mapping[str, str]) -> None:
+            self.send_response(status)
+            for key, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(content)
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", sent
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -20,8 +20,8 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.vocabulary import Vocabulary, write_tokenizer_json
 from gpt2.weights.export import export
 from gpt2.weights.open_model import open_model
+from tests.gpt2.data.hub_stand_in import hub
 from tests.gpt2.stand_ins import write_run
-from tests.gpt2.weights.model_hub_stand_in import model_hub
 from tests.gpt2.weights.test_pretrained import NOT_WANTED, needs_hub
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -102,7 +102,7 @@ def test_each_tool_opens_a_model_by_each_of_its_names(workplace, tmp_path):
         for tool, (words, _) in TOOLS.items()
         if tool != "compare_decoding" or name == "gpt2"  # which takes long
     ]
-    with model_hub("openai-community/gpt2", files | NOT_WANTED) as (address, sent):
+    with hub({"openai-community/gpt2": files | NOT_WANTED}, "models") as (address, sent):
         done = subprocess.run(
             [sys.executable, "-c", RUN_TOOLS, json.dumps(jobs)],
             cwd=workplace,

@@ -23,7 +23,7 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.weights.export import export
 from gpt2.weights.hugging_face import tensors_to_hugging_face
 from gpt2.weights.pretrained import find_pretrained, load_pretrained, load_pretrained_tokenizer
-from tests.gpt2.weights.model_hub_stand_in import model_hub
+from tests.gpt2.data.hub_stand_in import hub
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -351,7 +351,7 @@ NOT_WANTED = {"tf_model.h5": b"", "onnx/model.onnx": b"", "onnx/config.json": b"
 def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_path):
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | NOT_WANTED
     home = tmp_path / "home"
-    with model_hub("openai-community/gpt2", files) as (address, sent):
+    with hub({"openai-community/gpt2": files}, "models") as (address, sent):
         first = load_from_hub(address, home, "gpt2").splitlines()
         assert set(sent) == {"config.json", "tokenizer.json", "model.safetensors"}
         unknown = load_from_hub(address, home, "openai-community/gpt5")
@@ -374,7 +374,7 @@ def test_pickles_are_fetched_only_where_there_is_nothing_else(model, folder, tmp
     (folder / "model.safetensors").unlink()
     torch.save(weights, folder / "pytorch_model.bin")
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | NOT_WANTED
-    with model_hub("someone/model", files) as (address, sent):
+    with hub({"someone/model": files}, "models") as (address, sent):
         answer = load_from_hub(address, tmp_path / "home", "someone/model").splitlines()
     assert float(answer[1].split()[0]) == pytest.approx(model.wte.weight.sum().item())
     assert set(sent) == {"config.json", "tokenizer.json", "pytorch_model.bin"}
