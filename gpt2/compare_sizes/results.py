@@ -11,6 +11,7 @@ from gpt2.common.json_files import from_json, read_json_object
 from gpt2.data.prepare import Prepared
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
+from gpt2.report.result_files import Size, Sizes
 from gpt2.report.sources import read_run
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
@@ -34,58 +35,32 @@ class _Memory:
 
 
 @dataclass(frozen=True)
-class Row:
-    """A size and what it came to.
+class Row(Size):
+    """A size with the details of its training.
 
     Attributes:
-        tokens: trained on.
-        seconds: in training steps; validation and checkpoints are not counted.
-        tokens_per_s: tokens / seconds.
-        peak_memory_bytes: see `Comparison.memory`; None where it was not measured.
-        flops: of the training; see `Comparison.flops`.
         step: of the weights with the lowest validation loss, which is `val_loss`; they were tested.
-        test_loss: nats per token, over the whole test split, as are the two after it.
-        val_curve: (tokens, validation loss) over the training.
-        samples: continuations, by prompt.
     """
 
-    name: str
     n_layer: int
     n_head: int
     n_embd: int
-    parameters: int
     lr: float
-    tokens: int
-    seconds: float
-    tokens_per_s: float
-    peak_memory_bytes: int | None
-    flops: int
     step: int
     val_loss: float
-    test_loss: float
-    test_perplexity: float
-    test_bits_per_byte: float
-    val_curve: list[tuple[int, float]]
-    samples: dict[str, str]
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """The sizes, smallest first, what they share, and what their figures mean."""
+class Comparison(Sizes):
+    """The sizes, smallest first, and what they share."""
 
-    data: str
-    tokens: int
+    rows: list[Row]  # type: ignore[assignment]
     tokens_per_step: int
     context: int
     vocab_size: int
     tokenizer_hash: str
     optimizer: str
-    device: str
     flops: str
-    memory: str
-    test: str
-    sampling: str
-    rows: list[Row]
 
 
 def is_finished(folder: Path) -> bool:

@@ -40,7 +40,18 @@ class Decoding(_About):
 
 @dataclass(frozen=True)
 class Size:
-    """A model size and what it came to; see gpt2/compare_sizes/results.py."""
+    """A model size and what it came to; see `gpt2.compare_sizes`.
+
+    Attributes:
+        tokens: trained on.
+        seconds: in training steps; validation and checkpoints are not counted.
+        tokens_per_s: tokens / seconds.
+        peak_memory_bytes: see `Sizes.memory`; None where it was not measured.
+        flops: of the training, forward and backward.
+        test_loss: nats per token, over the whole test split, as are the two after it.
+        val_curve: (tokens, validation loss) over the training.
+        samples: continuations, by prompt.
+    """
 
     name: str
     parameters: int
