@@ -23,4 +23,5 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    run_tool(main, TrainConfig, description=__doc__, failures=(Diverged, OutOfMemory))
+    examples = __doc__.replace("\npython", "\n\npython")  # a line each, where text is reflowed
+    run_tool(main, TrainConfig, description=examples, failures=(Diverged, OutOfMemory))
