@@ -1,23 +1,23 @@
-"""A local web page for a trained model: strategies side by side, and what the next token may be.
+"""A local web page for a trained model: strategies side by side, and the next token's chances.
 
     python -m gpt2.demo runs/python-docs-demo
 
 The page is served on 127.0.0.1 only, and neither it nor the server asks anything of the network.
-gpt2/demo/model.py has what it shows, gpt2/demo/html.py how that looks.
+gpt2/demo/model.py computes what the page shows, gpt2/demo/html.py makes HTML of it.
 """
 
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from gpt2.demo.html import CSS, chart, column, header, note, remark
+from gpt2.demo.html import CSS, chart, column, header, remark
 from gpt2.demo.model import facts, next_tokens, side_by_side, strategies
-from gpt2.generate.sampling import Sampling
 from gpt2.runs.run import Run
 from gpt2.weights.open_model import open_model
 
@@ -27,100 +27,81 @@ if TYPE_CHECKING:
 HOST = "127.0.0.1"
 
 
+class Answers:
+    """The functions behind the page's button and sliders."""
+
+    def __init__(self, run: Run, gr: Any) -> None:
+        self.run, self.gr = run, gr
+
+    def generate(
+        self, prompt: str, temperature: float, top_k: float, top_p: float, length: float, seed: Any
+    ) -> Iterator[list[str]]:
+        """Continue the prompt by every strategy; yields the columns as HTML while they grow."""
+        if seed is None:
+            raise self.gr.Error("Give a seed, such as 1337.", print_exception=False)
+        samplings = strategies(temperature, top_k, top_p)
+        options = {"max_tokens": int(length), "seed": int(seed)}
+        try:
+            for texts in side_by_side(self.run, prompt, samplings, **options):
+                yield [column(n, s, prompt, texts[n], live=True) for n, s in samplings.items()]
+        except ValueError as error:
+            raise self.gr.Error(str(error), print_exception=False) from error
+        yield [column(n, s, prompt, texts[n]) for n, s in samplings.items()]
+
+    def chances(self, prompt: str, temperature: float, top_k: float, top_p: float) -> str:
+        """The chart of next tokens as HTML."""
+        samplings = strategies(temperature, top_k, top_p)
+        del samplings["Greedy"]
+        try:
+            return chart(next_tokens(self.run, prompt, samplings), self.run.model.config.vocab_size)
+        except ValueError as error:
+            return remark(str(error))
+
+
 def build_page(run: Run, prompt: str = "") -> "Blocks":
-    """The page of a run, ready to be launched.
+    """Build the page of a model, ready to be launched.
 
     Args:
         run: the model.
-        prompt: what stands in the prompt box at first.
+        prompt: the text in the prompt box at first.
 
     Raises:
         ValueError: gradio is not installed.
     """
     gr = _gradio()
-
-    def generate(
-        text: str, temperature: float, top_k: float, top_p: float, length: float, seed: float | None
-    ) -> Iterator[list[str]]:
-        if seed is None:
-            raise gr.Error("Give a seed, such as 1337.", print_exception=False)
-        samplings = _strategies(temperature, top_k, top_p)
-        made = dict.fromkeys(samplings, "")
-
-        def columns(made: Mapping[str, str], *, live: bool) -> list[str]:
-            return [column(n, note(s), text, made[n], live=live) for n, s in samplings.items()]
-
-        try:
-            for made in side_by_side(run, text, samplings, max_tokens=int(length), seed=int(seed)):
-                yield columns(made, live=True)
-        except ValueError as error:
-            raise gr.Error(str(error), print_exception=False) from error
-        yield columns(made, live=False)
-
-    def chances(text: str, temperature: float, top_k: float, top_p: float) -> str:
-        samplings = _strategies(temperature, top_k, top_p)
-        del samplings["Greedy"]
-        try:
-            return chart(next_tokens(run, text, samplings), run.model.config.vocab_size)
-        except ValueError as error:
-            return remark(str(error))
-
+    answers = Answers(run, gr)
+    html = partial(gr.HTML, apply_default_css=False)
+    slider = partial(gr.Slider, buttons=[])
     name = Path(run.name).name
     with gr.Blocks(title=f"{name}: demo", analytics_enabled=False) as page:
-        gr.HTML(header(name, facts(run)), elem_id="facts", apply_default_css=False)
+        html(header(name, facts(run)), elem_id="facts")
         with gr.Row():
             with gr.Column(scale=0, min_width=280):
                 text = gr.Textbox(prompt, label="Prompt", lines=4, max_lines=10, elem_id="prompt")
                 with gr.Row():
-                    start = gr.Button(
-                        "Generate", variant="primary", elem_id="generate", min_width=80
-                    )
-                    stop = gr.Button("Stop", elem_id="stop", min_width=80)
-                temperature = gr.Slider(0.1, 2.0, 1.0, step=0.05, label="Temperature", buttons=[])
-                top_k = gr.Slider(1, 200, 50, step=1, label="Top-k: k", buttons=[])
-                top_p = gr.Slider(0.05, 1.0, 0.9, step=0.05, label="Nucleus: p", buttons=[])
-                length = gr.Slider(
-                    10, 400, 100, step=10, label="Tokens at most", buttons=[], elem_id="length"
-                )
+                    button = partial(gr.Button, min_width=80)
+                    start = button("Generate", variant="primary", elem_id="generate")
+                    stop = button("Stop", elem_id="stop")
+                temperature = slider(0.1, 2.0, 1.0, step=0.05, label="Temperature")
+                top_k = slider(1, 200, 50, step=1, label="Top-k: k")
+                top_p = slider(0.05, 1.0, 0.9, step=0.05, label="Nucleus: p")
+                length = slider(10, 400, 100, step=10, label="Tokens at most", elem_id="length")
                 seed = gr.Number(1337, precision=0, minimum=0, label="Seed", elem_id="seed")
             with gr.Column():
                 with gr.Row():
                     texts = [
-                        gr.HTML(
-                            column(name, note(sampling), prompt, "", live=False),
-                            elem_id=f"column-{name.lower()}",
-                            apply_default_css=False,
-                        )
-                        for name, sampling in _strategies().items()
+                        html(column(name, sampling, prompt), elem_id=f"column-{name.lower()}")
+                        for name, sampling in strategies().items()
                     ]
-                next_token = gr.HTML(elem_id="next", apply_default_css=False)
+                next_token = html(elem_id="next")
         knobs = [text, temperature, top_k, top_p]
-        making = gr.on(
-            [start.click, text.submit],
-            generate,
-            [*knobs, length, seed],
-            texts,
-            show_progress="hidden",
-            api_visibility="private",
-        )
+        on = partial(gr.on, show_progress="hidden", api_visibility="private")
+        clicked = [start.click, text.submit]
+        making = on(clicked, answers.generate, [*knobs, length, seed], texts)
         stop.click(None, cancels=[making])
-        gr.on(
-            [page.load, *(knob.change for knob in knobs)],
-            chances,
-            knobs,
-            next_token,
-            show_progress="hidden",
-            trigger_mode="always_last",
-            api_visibility="private",
-        )
+        changed = [page.load, *(knob.change for knob in knobs)]
+        on(changed, answers.chances, knobs, next_token, trigger_mode="always_last")
     return page
-
-
-def _strategies(
-    temperature: float = 1.0, top_k: float = 50, top_p: float = 0.9
-) -> dict[str, Sampling]:
-    """From what sliders give, which may be whole numbers as floats."""
-    return strategies(temperature=temperature, top_k=int(top_k), top_p=top_p)
 
 
 def _gradio() -> Any:
@@ -142,7 +123,7 @@ class Arguments:
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
     ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     prompt: str = "Once upon a time"
-    """What stands in the prompt box at first."""
+    """Text in the prompt box at first."""
     port: int = 7860
     """Port of the page on 127.0.0.1."""
     checkpoint: str = "best"
@@ -184,14 +165,14 @@ def _check_port(port: int) -> None:
     if not 1 <= port <= 65535:
         raise ValueError(f"--port must be 1 to 65535, got {port}")
     with socket.socket() as probe:
-        # As servers do, so that a port which was just given back can be had at once.
+        # As servers do, so that a port that was just given back can be taken at once.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((HOST, port))
         except OSError as error:
             raise ValueError(
-                f"port {port} cannot be had on {HOST} ({error.strerror}): end what uses it, or "
-                "choose another --port"
+                f"port {port} is not free on {HOST} ({error.strerror}): end the program that uses "
+                "it, or choose another --port"
             ) from None
 
 

@@ -1,4 +1,4 @@
-"""How the demo page looks: its pieces as HTML, and its style sheet.
+"""The pieces of the demo page as HTML, and its style sheet.
 
 Everything that comes from a model or a user is escaped. Colours are Okabe and Ito's, told apart
 with any colour vision; text, borders and backgrounds are the theme's, by day and by night.
@@ -16,30 +16,29 @@ _VISIBLE |= {ord(" "): 0x2423, ord("\n"): 0x21B5, ord("\t"): 0x21E5}
 
 
 def header(title: str, facts: Mapping[str, str]) -> str:
-    """The name of a run, and facts by name."""
+    """A header with the name of a model, and facts by name."""
     items = "".join(
         f"<div><dt>{escape(k)}</dt><dd>{escape(v)}</dd></div>" for k, v in facts.items()
     )
     return f'<header class="facts"><h1>{escape(title)}</h1><dl>{items}</dl></header>'
 
 
-def note(sampling: Sampling) -> str:
-    """A sampling's settings, as they stand beside its name."""
+def _settings(sampling: Sampling) -> str:
+    """The settings of a sampling, to stand beside its name."""
     if sampling.temperature == 0:
         return "most probable token"
-    parts = [f"temperature {sampling.temperature:g}"]
-    if sampling.top_k is not None:
-        parts.insert(0, f"k = {sampling.top_k}")
-    if sampling.top_p is not None:
-        parts.insert(0, f"p = {sampling.top_p:g}")
-    return ", ".join(parts)
+    limits = {"p": sampling.top_p, "k": sampling.top_k}
+    parts = [f"{name} = {value:g}" for name, value in limits.items() if value is not None]
+    return ", ".join([*parts, f"temperature {sampling.temperature:g}"])
 
 
-def column(name: str, note: str, prompt: str, text: str, *, live: bool) -> str:
+def column(
+    name: str, sampling: Sampling, prompt: str, text: str = "", *, live: bool = False
+) -> str:
     """A strategy's continuation of a prompt, with a caret at its end while it is `live`."""
     return (
         f'<article class="story{" live" if live else ""}" style="--mark: {_COLOURS[name]}">'
-        f"<h2>{escape(name)}<small>{escape(note)}</small></h2>"
+        f"<h2>{escape(name)}<small>{escape(_settings(sampling))}</small></h2>"
         f'<div><p><span class="prompt">{escape(prompt)}</span>'
         f'<span class="made">{escape(text)}</span></p></div></article>'
     )
@@ -51,9 +50,9 @@ def remark(text: str) -> str:
 
 
 def chart(chances: Sequence[Chance], vocab_size: int) -> str:
-    """Bars of the next token's probability, in the model and under each sampling."""
+    """Tables with bars of each token's probability, in the model and under each sampling."""
     largest = max(max(c.model, *c.under.values()) for c in chances)
-    half = -(-len(chances) // 2)
+    half = (len(chances) + 1) // 2
     tables = "".join(_table(part, largest) for part in (chances[:half], chances[half:]) if part)
     share = sum(c.model for c in chances)
     return (
@@ -84,12 +83,12 @@ def _table(chances: Sequence[Chance], largest: float) -> str:
 
 
 def visible(token: str) -> str:
-    """A token with signs for its white space and control characters."""
+    """Replace white space and control characters of a token by visible signs."""
     return token.translate(_VISIBLE)
 
 
 # A column scrolls from its end (column-reverse), so that the newest words are in sight. Its caret
-# fades, unless more text puts a new one there: Stop can leave the last column as it was in between.
+# fades unless more text brings a new one: after Stop the last column may still be marked as live.
 CSS = """
 #facts .html-container { padding: 0; }
 .gradio-container .fillable { max-width: 1400px !important; padding: 1.25rem 1.75rem !important; }

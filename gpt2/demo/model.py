@@ -1,10 +1,9 @@
-"""What the demo page shows of a model: continuations side by side, next tokens, and its facts."""
+"""Computes the content of the demo page: continuations, next tokens, and facts of the model."""
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
-from pathlib import Path
 
 import torch
 
@@ -18,36 +17,40 @@ from gpt2.runs.run import Run
 
 @dataclass(frozen=True)
 class Chance:
-    """A token that may come next: its probability in the model, and under samplings by name."""
+    """A token with its probability of coming next, in the model and under samplings by name."""
 
     token: str
     model: float
     under: dict[str, float]
 
 
-_LARGEST_LOSS = 700.0  # of whose perplexity there is a float
-
-
 @dataclass(frozen=True)
 class _Test:
+    """The entries of a result.json's "test" that are shown."""
+
     perplexity: float
     bits_per_byte: float
 
 
 @dataclass(frozen=True)
 class _Result:
-    """What is shown of a result.json."""
+    """The entries of a result.json that are shown."""
 
     step: int
     val_loss: float | None = None
     test: _Test | None = None
 
 
-def strategies(*, temperature: float, top_k: int, top_p: float) -> dict[str, Sampling]:
-    """What the page compares, by the name above each column."""
+def strategies(
+    temperature: float = 1.0, top_k: float = 50, top_p: float = 0.9
+) -> dict[str, Sampling]:
+    """The strategies that the page compares, by the name above each column.
+
+    Sliders give whole numbers as floats too, so `top_k` may be one.
+    """
     return {
         "Greedy": Sampling(temperature=0),
-        "Top-k": Sampling(temperature=temperature, top_k=top_k),
+        "Top-k": Sampling(temperature=temperature, top_k=int(top_k)),
         "Nucleus": Sampling(temperature=temperature, top_p=top_p),
     }
 
@@ -62,10 +65,10 @@ def side_by_side(
         prompt: empty for the beginning of a new document.
         samplings: by name.
         max_tokens: of each continuation; the end of the document ends it earlier.
-        seed: of each; its text is then that of `python -m gpt2.generate` with this seed.
+        seed: of each; `python -m gpt2.generate` with this seed writes the same text.
 
     Yields:
-        By name the continuation so far, each time that all unfinished ones have grown.
+        The continuations so far by name, after each step of all that are unfinished.
 
     Raises:
         ValueError: the model cannot continue this prompt.
@@ -123,7 +126,7 @@ def next_tokens(
 
 
 def _text(run: Run, token: int) -> str:
-    """A token's characters; bytes that are a part of one as, for example, \\xe2."""
+    """The characters of a token; bytes that are only a part of one are shown as \\xe2."""
     return run.tokenizer.decode_bytes([token]).decode("utf-8", errors="backslashreplace")
 
 
@@ -134,7 +137,7 @@ def _encode(run: Run, prompt: str) -> list[int]:
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What the page says of the model, by name."""
+    """The facts of the model in the page's header, by name."""
     config, train = run.model.config, run.config
     found = {
         "parameters": f"{count_parameters(config):,}",
@@ -152,22 +155,20 @@ def facts(run: Run) -> dict[str, str]:
     loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")
     if loss is None and result:
         loss = result.val_loss
-    if loss is not None and loss < _LARGEST_LOSS:
+    if loss is not None and loss < 700:  # the exponential of more is no float
         found["validation loss"] = f"{loss:.3f} (perplexity {math.exp(loss):.1f})"
     if result and (test := result.test):
         found["test"] = f"perplexity {test.perplexity:.1f}, {test.bits_per_byte:.3f} bits/byte"
     return found
 
 
-def _read(path: Path) -> _Result:
-    return from_json(_Result, read_json_object(path), others=True, finite=False)
-
-
 def _result(run: Run) -> _Result | None:
     """The run's result.json, if it is that of these weights."""
     path = run.folder / "result.json"
+    if not path.is_file():
+        return None
     try:
-        result = _read(path) if path.is_file() else None
+        result = from_json(_Result, read_json_object(path), others=True, finite=False)
     except ValueError as error:
         raise ValueError(f"{path} does not hold the result of a run: {error}") from error
-    return result if result and result.step == run.step else None
+    return result if result.step == run.step else None

@@ -1,4 +1,4 @@
-"""The demo: what it computes, and the real page in a headless browser. B26."""
+"""The demo: its computations, its server, and the real page in a headless browser."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from gpt2.config import TrainConfig
 from gpt2.demo.__main__ import Arguments, main
 from gpt2.demo.html import chart, column, header, visible
 from gpt2.demo.model import Chance, facts, next_tokens, side_by_side, strategies
+from gpt2.generate.sampling import Sampling
 from gpt2.runs.run import Run, load_run
 from gpt2.training.run_training import run_training
 
@@ -59,36 +60,23 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 def test_strategies_side_by_side_are_what_generate_writes(run, capsys):
     from gpt2.generate import __main__ as generate
 
-    samplings = strategies(temperature=0.8, top_k=5, top_p=0.7)
+    settings: dict[str, Any] = {"temperature": 0.8, "top_k": 5, "top_p": 0.7}
+    samplings = strategies(**settings)
     states = list(side_by_side(run, "Story 7. The", samplings, max_tokens=12, seed=3))
     for before, after in pairwise(states):
         assert all(after[name].startswith(before[name]) for name in samplings), "it streams"
     assert len(states) >= 12
     words = {"Greedy": "greedy", "Top-k": "top-k", "Nucleus": "top-p"}
     for name, strategy in words.items():
-        generate.main(
-            generate.Arguments(
-                str(run.folder),
-                prompt=("Story 7. The",),
-                strategy=strategy,  # type: ignore[arg-type]
-                temperature=0.8,
-                top_k=5,
-                top_p=0.7,
-                max_tokens=12,
-                seed=3,
-                device="cpu",
-            )
-        )
+        options = {"strategy": strategy, "max_tokens": 12, "seed": 3, "device": "cpu"} | settings
+        generate.main(generate.Arguments(str(run.folder), prompt=("Story 7. The",), **options))
         assert capsys.readouterr().out == f"Story 7. The{states[-1][name]}\n"
     assert len(set(states[-1].values())) > 1
 
 
 def test_chances_are_the_models_and_what_is_left_under_each_strategy(run):
-    samplings = {
-        n: s
-        for n, s in strategies(temperature=0.5, top_k=3, top_p=0.6).items()
-        if s.top_k or s.top_p
-    }
+    samplings = strategies(temperature=0.5, top_k=3, top_p=0.6)
+    del samplings["Greedy"]
     chances = next_tokens(run, "Story 7. The", samplings, count=300)
     ids = torch.tensor([run.tokenizer.encode("Story 7. The")])
     with torch.no_grad():
@@ -128,17 +116,14 @@ def test_facts_name_the_model_and_its_training(run):
     assert "test" not in facts(run), "of other weights"
 
 
-def test_text_is_never_markup():
+def test_text_is_never_markup_and_tokens_are_shown_to_the_last_space():
     evil = "<script>alert('x')</script>"
     pieces = [
         header(evil, {evil: evil}),
-        column("Greedy", "", evil, evil, live=False),
+        column("Greedy", Sampling(), evil, evil),
         chart([Chance(evil, 0.5, {"Top-k": 0.5})], 300),
     ]
     assert all("<script" not in piece and "&lt;script&gt;" in piece for piece in pieces)
-
-
-def test_tokens_are_shown_to_the_last_space():
     assert visible(" a\n\t\0\x7f") == "\u2423a\u21b5\u21e5\u2400\u2421"
 
 
@@ -157,16 +142,13 @@ def test_mistakes_are_one_sentence(run, changes, message):
         main(Arguments(**settings))
 
 
-def test_a_port_that_is_taken_is_named(run):
+def test_a_port_that_is_taken_and_gradio_that_is_missing_are_named(run, monkeypatch):
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         port = other.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} .* choose another --port"):
             main(Arguments(str(run.folder), port=port))
-
-
-def test_without_gradio_the_extra_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(ValueError, match=re.escape("pip install -e '.[demo]'")):
         main(Arguments(str(run.folder), port=_free_port()))
@@ -183,17 +165,9 @@ def address(run: Run) -> Iterator[str]:
     """Where the command serves the page of `run`."""
     pytest.importorskip("gradio")
     port = _free_port()
+    command = [sys.executable, "-m", "gpt2.demo", str(run.folder), "--device", "cpu"]
     process = subprocess.Popen(
-        [
-            sys.executable,
-            "-m",
-            "gpt2.demo",
-            str(run.folder),
-            "--port",
-            str(port),
-            "--device",
-            "cpu",
-        ],
+        [*command, "--port", str(port)],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
@@ -299,19 +273,21 @@ def _wait(browser: Any, script: str) -> Any:
     return value
 
 
+def _type(browser: Any, selector: str, text: str) -> None:
+    box = browser.find_element("css selector", selector)
+    box.clear()
+    box.send_keys(text)
+
+
 _TOKENS = "[...document.querySelectorAll('#next th[scope=row]')].map(e => e.textContent)"
 _MADE = "[...document.querySelectorAll('.story .made')].map(e => e.textContent)"
 
 
 def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run):
-    from selenium.webdriver.common.by import By
-
     samplings = strategies(temperature=1.0, top_k=50, top_p=0.9)
     drawn = {name: s for name, s in samplings.items() if s.temperature}
     _wait(browser, f"{_TOKENS}.length == 20")
-    box = browser.find_element(By.CSS_SELECTOR, "#prompt textarea")
-    box.clear()
-    box.send_keys(PROMPT)
+    _type(browser, "#prompt textarea", PROMPT)
     expected = [visible(c.token) for c in next_tokens(run, PROMPT, drawn)]
     _wait(browser, f"{_TOKENS}.join('|') == {json.dumps('|'.join(expected))}")
 
@@ -319,7 +295,7 @@ def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run)
         f"window.seen = []; new MutationObserver(() => window.seen.push({_MADE})).observe("
         "document.body, {subtree: true, childList: true, characterData: true})"
     )
-    browser.find_element(By.ID, "generate").click()
+    browser.find_element("id", "generate").click()
     _wait(browser, f"{_MADE}.every(text => text) && !document.querySelector('.live')")
     for state in side_by_side(run, PROMPT, samplings, max_tokens=100, seed=1337):
         final = [text.replace("\r", "\n") for text in state.values()]  # as HTML has it
@@ -335,18 +311,14 @@ def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run)
 
 
 def test_stop_ends_all_of_them(browser, run):
-    from selenium.webdriver.common.by import By
-
-    length = browser.find_element(By.CSS_SELECTOR, "#length input[type=number]")
-    length.clear()
-    length.send_keys("400\t")
+    _type(browser, "#length input[type=number]", "400\t")
     browser.execute_script(  # by the page itself: the driver may take as long as the model
         "new MutationObserver((_, observer) => {"
         " if (document.querySelector('.live .made')?.textContent) {"
         " observer.disconnect(); document.querySelector('#stop').click(); }"
         "}).observe(document.body, {subtree: true, childList: true})"
     )
-    browser.find_element(By.ID, "generate").click()
+    browser.find_element("id", "generate").click()
     _wait(browser, "document.querySelector('.live .made')?.textContent")
     time.sleep(1)  # for what was on its way
     stopped = browser.execute_script(f"return {_MADE}")
@@ -367,13 +339,9 @@ def test_the_page_says_what_the_model_is(browser, run):
 
 
 def test_a_prompt_that_is_too_long_is_answered_by_a_sentence(browser):
-    from selenium.webdriver.common.by import By
-
-    box = browser.find_element(By.CSS_SELECTOR, "#prompt textarea")
-    box.clear()
-    box.send_keys("too long " * 30)
+    _type(browser, "#prompt textarea", "too long " * 30)
     _wait(browser, "document.querySelector('#next').innerText.includes('context 64: shorten it')")
-    browser.find_element(By.ID, "generate").click()
+    browser.find_element("id", "generate").click()
     _wait(browser, "document.body.innerText.split('context 64: shorten it').length > 2")
 
 
