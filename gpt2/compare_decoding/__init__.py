@@ -1,5 +1,7 @@
-"""`python -m gpt2.compare_decoding`: strategies of decoding beside what people wrote.
+"""`python -m gpt2.compare_decoding`: strategies of decoding beside human text.
 
-measures.py    fluency, diversity, repetition and copying of continuations
-report.py      as Markdown, JSON and a plot
+text_metrics.py    diversity, repetition and copying of texts
+measures.py        all measures of continuations, and findings stated from them
+plot.py            fluency against diversity
+report.py          results as Markdown and JSON
 """

@@ -2,10 +2,10 @@
 
     python -m gpt2.compare_decoding runs/demo --prompts 100
 
-Held-out prompts are continued by every strategy, and measured beside what really follows in the
-text, the row `human` (whoever wrote it: TinyStories, say, was written by a model). Fluency is the
-model's own perplexity of the continuation, under its whole distribution at temperature 1, whatever
-the strategy drew from: low means that the model expects the text, not that the text is good.
+Every strategy continues held-out prompts. The continuations are measured beside the text's own, the
+row `human` (even of TinyStories, which a model wrote). Fluency is the model's own perplexity of the
+continuation under its whole distribution at temperature 1, whatever the strategy drew from: a low
+one means that the model expects the text, not that the text is good.
 Diversity and repetition are measured on words (gpt2/compare_decoding/text_metrics.py), distinct-n
 over the same number of n-grams in every row, as it falls with length.
 
@@ -16,7 +16,7 @@ decoding.png and .svg.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,16 +24,17 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure, ngram_budget
+from gpt2.compare_decoding.report import table, write_report
 from gpt2.compare_decoding.text_metrics import CopySearch, words
+from gpt2.data.prepare import prepare
 from gpt2.data.shards import TokenStream
 from gpt2.evaluate.scoring import Request, score
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
 from gpt2.model import GPT
+from gpt2.runs.run import Run
 from gpt2.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from gpt2.runs.run import Run
+from gpt2.weights.open_model import open_model
 
 STRATEGIES: Mapping[str, Sampling] = {
     "greedy": Sampling(temperature=0),
@@ -51,7 +52,7 @@ _SHORTEST = 8  # tokens of human text that must follow a prompt
 
 @dataclass(frozen=True)
 class Prompt:
-    """The beginning of a text: token ids, and those of what the author wrote next."""
+    """Token ids of the beginning of a text, and of the author's continuation."""
 
     ids: list[int]
     human: list[int]
@@ -109,7 +110,7 @@ def continue_prompts(
 ) -> list[list[int]]:
     """Continue every prompt by at most `max_tokens` tokens, up to and with <|endoftext|>.
 
-    A prompt draws from a generator of its own, so that its text does not depend on `batch_size`.
+    Each prompt has its own generator, so that its text does not depend on `batch_size`.
     """
     device = next(model.parameters()).device
     made: list[list[int]] = []
@@ -138,7 +139,7 @@ def assess(
     *,
     batch_size: int,
 ) -> Continuations:
-    """Text, words and the model's own -log p of a continuation of each prompt."""
+    """Decode a continuation of each prompt and score it: its words, and its -log p."""
     requests = [
         Request(prompt.ids + own, first=len(prompt.ids))
         for prompt, own in zip(prompts, ids, strict=True)
@@ -188,10 +189,6 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    from gpt2.compare_decoding.report import table, write_report
-    from gpt2.data.prepare import prepare
-    from gpt2.weights.open_model import open_model
-
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     max_tokens = _check(arguments, run.model.config.block_size)
     if arguments.out is None and run.folder != Path(arguments.run):
@@ -245,7 +242,7 @@ def main(arguments: Arguments) -> None:
 
 
 def _check(arguments: Arguments, context: int) -> int:
-    """The length of continuations; raises ValueError for settings that cannot be."""
+    """Return the length of continuations; raise ValueError for settings that are impossible."""
     max_tokens = arguments.max_tokens
     if max_tokens is None:
         max_tokens = min(128, context - arguments.prompt_tokens)
@@ -258,14 +255,14 @@ def _check(arguments: Arguments, context: int) -> int:
     if max_tokens < 1 or arguments.prompt_tokens + max_tokens > context:
         raise ValueError(
             f"--prompt-tokens {arguments.prompt_tokens} and --max-tokens {max_tokens} must fit the "
-            f"context of {context} tokens together, and leave room for one at least: the "
-            "perplexity of a continuation is taken with all of its prompt in sight"
+            f"context of {context} tokens together, and leave room for one at least: every token "
+            "of a continuation is scored with its whole prompt in the window"
         )
     return max_tokens
 
 
 def _continue_by_all(
-    run: "Run", prompts: Sequence[Prompt], max_tokens: int, arguments: Arguments
+    run: Run, prompts: Sequence[Prompt], max_tokens: int, arguments: Arguments
 ) -> dict[str, Continuations]:
     """A row for the human text, then one for each strategy."""
     ids = {HUMAN: [prompt.human for prompt in prompts]}

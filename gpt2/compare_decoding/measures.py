@@ -1,4 +1,4 @@
-"""The figures of the comparison of decoding strategies, and what they say."""
+"""The measures of decoding strategies, and findings stated from them."""
 
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -18,9 +18,9 @@ class Continuations:
     """One continuation of each prompt, in the order of the prompts.
 
     Attributes:
-        ids: token ids, <|endoftext|> being the last where the text ended.
-        texts: the same as text, without <|endoftext|>.
-        words: its words.
+        ids: token ids; <|endoftext|> is the last where the text ended.
+        texts: the decoded ids without <|endoftext|>.
+        words: the words of each text.
         nll: -log p of the ids under the model, in nats.
         tokens: number of ids.
     """
@@ -32,7 +32,7 @@ class Continuations:
     tokens: NDArray[np.int64]
 
     def perplexity(self, chosen: Sequence[int] | None = None) -> float:
-        """Of all continuations, or of those of the chosen prompts, taken together."""
+        """Perplexity of all tokens of the continuations, or of those of the chosen prompts."""
         rows = slice(None) if chosen is None else list(chosen)
         mean = float(self.nll[rows].sum() / self.tokens[rows].sum())
         return math.exp(mean) if mean < 700 else math.inf
@@ -56,7 +56,7 @@ class Measures:
 def measure(
     rows: Mapping[str, Continuations], *, eot_id: int, copies: CopySearch | None
 ) -> dict[str, Measures]:
-    """All measures of every row, distinct-n for the number of n-grams that the shortest row has."""
+    """Measure every row, distinct-n over as many n-grams as the shortest row has."""
     budgets = {n: ngram_budget(rows.values(), n) for n in (1, 2, 3)}
     return {
         name: Measures(
@@ -80,92 +80,106 @@ def ngram_budget(rows: Collection[Continuations], n: int) -> int:
 
 
 def analyse(rows: Mapping[str, Continuations], measures: Mapping[str, Measures]) -> list[str]:
-    """What the figures say, a sentence or two for each question, in no words but theirs.
+    """State what the figures say, a sentence or two for each question.
 
-    "Nearest" is by ratio for perplexities and by difference for shares. How sure that is can be
-    seen from random halves of the prompts, in each of which it is decided anew.
+    "Nearest" is by ratio for perplexities and by difference for shares. How sure it is can be seen
+    from random halves of the prompts, in each of which it is decided anew. A question whose measure
+    is nan in the human text, or in all strategies, is left out.
     """
     human = measures[HUMAN]
     others = {name: m for name, m in measures.items() if name != HUMAN}
-    n = len(rows[HUMAN].texts)
-    halves = [np.random.default_rng(i).permutation(n)[: max(n // 2, 1)] for i in range(_HALVES)]
-
-    def perplexity(chosen: Sequence[int]) -> dict[str, float]:
-        return {name: math.log(row.perplexity(chosen)) for name, row in rows.items()}
-
-    def distinct_2(chosen: Sequence[int]) -> dict[str, float]:
-        part = {name: [row.words[i] for i in chosen] for name, row in rows.items()}
-        budget = min(sum(max(len(text) - 1, 0) for text in texts) for texts in part.values())
-        return {name: distinct(texts, 2, budget=budget) for name, texts in part.items()}
-
-    def nearest(measured: Callable[[Sequence[int]], dict[str, float]]) -> tuple[str, int]:
-        best = _nearest(measured(range(n)))
-        return best, sum(_nearest(measured(half.tolist())) == best for half in halves)
-
-    def extremes(field: str) -> tuple[str, str]:
-        by_value = sorted(others, key=lambda name: getattr(others[name], field))
-        return by_value[0], by_value[-1]
-
-    fluent, fluent_votes = nearest(perplexity)
-    diverse, diverse_votes = nearest(distinct_2)
-    findings = []
-    low, high = extremes("perplexity")
-    findings.append(
+    fluent, fluency = _nearest(rows, others, "perplexity", ".1f", _log_perplexities)
+    findings = [
         f"Fluency: the human continuations have perplexity {human.perplexity:.1f} under the model. "
-        f"{fluent} comes nearest ({others[fluent].perplexity:.1f}; {_votes(fluent_votes)}); {low} "
-        f"has the lowest ({others[low].perplexity:.1f}), {high} the highest "
-        f"({others[high].perplexity:.1f})."
-    )
-    low, high = extremes("distinct_2")
-    findings.append(
-        f"Diversity: {human.distinct_2:.1%} of the pairs of words in the human continuations are "
-        f"different. {diverse} comes nearest ({others[diverse].distinct_2:.1%}; "
-        f"{_votes(diverse_votes)}); {low} has the fewest ({others[low].distinct_2:.1%}), {high} "
-        f"the most ({others[high].distinct_2:.1%})."
-    )
-    findings.append(
-        f"Repetition: {human.repetition_4:.1%} of the human runs of 4 words stood earlier in the "
-        f"same text, and {_span(others, 'repetition_4')} of the strategies'."
-    )
-    if not math.isnan(human.copied_8):
+        + fluency.format(least="the lowest", most="the highest")
+    ]
+    diverse = None
+    if not math.isnan(human.distinct_2):
+        diverse, diversity = _nearest(rows, others, "distinct_2", ".1%", _distinct_2)
+        findings.append(
+            f"Diversity: {human.distinct_2:.1%} of the pairs of words in the human continuations "
+            "are different. " + diversity.format(least="the fewest", most="the most")
+        )
+    if not math.isnan(human.repetition_4) and (span := _span(others, "repetition_4")):
+        findings.append(
+            f"Repetition: {human.repetition_4:.1%} of the human runs of 4 words stood earlier in "
+            f"the same text, and {span} of the strategies'."
+        )
+    if not math.isnan(human.copied_8) and (span := _span(others, "copied_8")):
         findings.append(
             f"Copying: {human.copied_8:.1%} of the human runs of 8 words stand in the training "
-            f"text, and {_span(others, 'copied_8')} of the strategies'."
+            f"text, and {span} of the strategies'."
         )
-    correlation = _rank_correlation(
-        [m.perplexity for m in others.values()], [m.distinct_2 for m in others.values()]
-    )
-    both = (
-        f"{fluent} is nearest to the human text in both"
-        if fluent == diverse
-        else ("no strategy is nearest to the human text in both")
-    )
-    findings.append(
-        f"Trade-off: over the {len(others)} strategies the rank correlation of perplexity and "
-        f"distinct-2 is {correlation:+.2f}; {both}."
-    )
+    if diverse is not None:
+        correlation = _rank_correlation(
+            [m.perplexity for m in others.values()], [m.distinct_2 for m in others.values()]
+        )
+        both = f"{fluent} is" if fluent == diverse else "no strategy is"
+        findings.append(
+            f"Trade-off: over the {len(others)} strategies the rank correlation of perplexity and "
+            f"distinct-2 is {correlation:+.2f}; {both} nearest to the human text in both."
+        )
     return findings
 
 
-def _nearest(values: Mapping[str, float]) -> str:
-    """The row whose value differs least from the human one."""
-    others = [name for name in values if name != HUMAN]
-    return min(others, key=lambda name: abs(values[name] - values[HUMAN]))
+def _log_perplexities(rows: Mapping[str, Continuations], chosen: Sequence[int]) -> dict[str, float]:
+    return {name: math.log(row.perplexity(chosen)) for name, row in rows.items()}
+
+
+def _distinct_2(rows: Mapping[str, Continuations], chosen: Sequence[int]) -> dict[str, float]:
+    """Distinct-2 of each row over the chosen prompts, of equally many pairs of words."""
+    part = {name: [row.words[i] for i in chosen] for name, row in rows.items()}
+    budget = min(sum(max(len(text) - 1, 0) for text in texts) for texts in part.values())
+    return {name: distinct(texts, 2, budget=budget) for name, texts in part.items()}
+
+
+def _nearest(
+    rows: Mapping[str, Continuations],
+    others: Mapping[str, Measures],
+    field: str,
+    form: str,
+    measured: Callable[[Mapping[str, Continuations], Sequence[int]], dict[str, float]],
+) -> tuple[str, str]:
+    """Find the strategy whose measure is nearest to the human one.
+
+    Args:
+        rows: the human row and those of all strategies.
+        others: the measures of the strategies.
+        field, form: the measure, and the format of its values.
+        measured: what is compared: a value for each row, over the chosen prompts.
+
+    Returns:
+        The strategy; and a sentence about it and the extremes, with {least} and {most} to fill in.
+    """
+
+    def decide(chosen: Sequence[int]) -> str:
+        values = measured(rows, chosen)
+        return min(others, key=lambda name: abs(values[name] - values[HUMAN]))
+
+    n = len(rows[HUMAN].texts)
+    halves = [np.random.default_rng(i).permutation(n)[: max(n // 2, 1)] for i in range(_HALVES)]
+    best = decide(range(n))
+    votes = sum(decide(half.tolist()) == best for half in halves)
+    shown = {name: f"({getattr(m, field):{form}})" for name, m in others.items()}
+    order = sorted(others, key=lambda name: getattr(others[name], field))
+    return best, (
+        f"{best} comes nearest ({getattr(others[best], field):{form}}; so in {votes} of {_HALVES} "
+        f"random halves of the prompts); {order[0]} has {{least}} {shown[order[0]]}, {order[-1]} "
+        f"{{most}} {shown[order[-1]]}."
+    )
 
 
 def _span(measures: Mapping[str, Measures], field: str) -> str:
-    """From the smallest to the largest of a share, with the row that has the latter."""
-    values = {name: f"{getattr(m, field):.1%}" for name, m in measures.items()}
-    order = sorted(measures, key=lambda name: getattr(measures[name], field))
-    low, high = values[order[0]], values[order[-1]]
+    """The range of a share, with the row that has the largest; empty where all are nan."""
+    values = {name: getattr(m, field) for name, m in measures.items()}
+    order = sorted((n for n in values if not math.isnan(values[n])), key=lambda n: values[n])
+    if not order:
+        return ""
+    low, high = f"{values[order[0]]:.1%}", f"{values[order[-1]]:.1%}"
     return low if low == high else f"{low} to {high} ({order[-1]})"
 
 
-def _votes(votes: int) -> str:
-    return f"so in {votes} of {_HALVES} random halves of the prompts"
-
-
 def _rank_correlation(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's; values that are equal have ranks in their order."""
+    """Spearman's correlation; equal values are ranked in their order."""
     ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
     return float(np.corrcoef(ranks[0], ranks[1])[0, 1])

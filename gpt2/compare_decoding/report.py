@@ -1,4 +1,4 @@
-"""How the comparison of decoding strategies is shown: tables, a plot, files."""
+"""Writes the comparison of decoding strategies: tables, a plot, files."""
 
 import dataclasses
 import html
@@ -13,7 +13,7 @@ from gpt2.compare_decoding.measures import Continuations, Measures
 from gpt2.compare_decoding.plot import plot
 from gpt2.generate.sampling import Sampling
 
-DEFINITIONS = {
+_DEFINITIONS = {
     "perplexity": "the model's own, of the continuation given its prompt, at temperature 1, over "
     "all its tokens; <|endoftext|> counts where the text ends",
     "distinct_1": "different words / all words",
@@ -27,24 +27,25 @@ DEFINITIONS = {
     "ended": "share of continuations that reached <|endoftext|>",
     "copied_8": "share of runs of 8 words that stand in the training text",
 }
-_EXAMPLES = 3
 # Header and format of each measure, in the order of the table.
 _COLUMNS = {
-    "perplexity": ("perplexity", "{:.1f}"),
-    "distinct_1": ("distinct-1", "{:.3f}"),
-    "distinct_2": ("distinct-2", "{:.3f}"),
-    "distinct_3": ("distinct-3", "{:.3f}"),
-    "repetition_4": ("rep-4", "{:.1%}"),
-    "self_bleu_4": ("self-BLEU", "{:.3f}"),
-    "mean_words": ("words", "{:.0f}"),
-    "ended": ("ended", "{:.0%}"),
-    "copied_8": ("copied-8", "{:.2%}"),
+    "perplexity": ("perplexity", ".1f"),
+    "distinct_1": ("distinct-1", ".3f"),
+    "distinct_2": ("distinct-2", ".3f"),
+    "distinct_3": ("distinct-3", ".3f"),
+    "repetition_4": ("rep-4", ".1%"),
+    "self_bleu_4": ("self-BLEU", ".3f"),
+    "mean_words": ("words", ".0f"),
+    "ended": ("ended", ".0%"),
+    "copied_8": ("copied-8", ".2%"),
 }
+_HEADERS = [header for header, _ in _COLUMNS.values()]
+_EXAMPLES = 3
 
 
 def table(measures: Mapping[str, Measures]) -> str:
-    """The measures in columns, for a terminal."""
-    rows = [["", *(header for header, _ in _COLUMNS.values())]]
+    """Format the measures as a table for a terminal."""
+    rows = [["", *_HEADERS]]
     rows += [[name, *cells(m)] for name, m in measures.items()]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
@@ -69,9 +70,9 @@ def write_report(
 
     Args:
         out: made when absent.
-        about: what was compared, as names and plain values.
-        strategies: the settings of each strategy.
-        prompts: their texts.
+        about: the settings of the comparison as plain values.
+        strategies: the sampling of each strategy.
+        prompts: texts.
         rows: the human continuations and those of each strategy.
         measures: one for each of `rows`.
         findings: sentences.
@@ -89,7 +90,7 @@ def write_report(
         out / "decoding.json",
         {
             **about,
-            "definitions": DEFINITIONS,
+            "definitions": _DEFINITIONS,
             "rows": described,
             "findings": list(findings),
             "texts": [
@@ -112,7 +113,7 @@ def cells(measures: Measures, *, missing: str = "-") -> list[str]:
     """The measures as text, in the order of the table; `missing` stands for nan."""
     values = dataclasses.asdict(measures)
     return [
-        missing if math.isnan(values[field]) else form.format(values[field])
+        missing if math.isnan(values[field]) else format(values[field], form)
         for field, (_, form) in _COLUMNS.items()
     ]
 
@@ -124,7 +125,6 @@ def _markdown(
     measures: Mapping[str, Measures],
     findings: Sequence[str],
 ) -> str:
-    headers = [header for header, _ in _COLUMNS.values()]
     lines = [
         "# Decoding strategies compared",
         "",
@@ -135,8 +135,8 @@ def _markdown(
         f"{about['training_tokens_searched']:,} tokens of the training text were searched for "
         "copies.",
         "",
-        f"| strategy | {' | '.join(headers)} |",
-        f"| --- |{' ---: |' * len(headers)}",
+        f"| strategy | {' | '.join(_HEADERS)} |",
+        f"| --- |{' ---: |' * len(_HEADERS)}",
         *(f"| {name} | {' | '.join(cells(m))} |" for name, m in measures.items()),
         "",
         *(f"- {finding}" for finding in findings),
@@ -145,7 +145,7 @@ def _markdown(
         "",
         "Columns:",
         "",
-        *(f"- {_COLUMNS[field][0]}: {text}" for field, text in DEFINITIONS.items()),
+        *(f"- {_COLUMNS[field][0]}: {text}" for field, text in _DEFINITIONS.items()),
         "",
         "Words are lower-cased runs of letters and digits; distinct-n is counted over the same "
         "number of n-grams in each row: "
@@ -161,7 +161,7 @@ def _markdown(
 
 
 def _escape(text: str) -> str:
-    """Text of a model, so that none of it is read as Markdown or HTML."""
+    """Escape a model's text, so that nothing in it is Markdown or HTML."""
     text = re.sub(r"([\\`*_\[\]#|~])", r"\\\1", html.escape(text.strip(), quote=False))
     return text.replace("\n", "<br>")
 

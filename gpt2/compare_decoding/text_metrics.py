@@ -1,4 +1,4 @@
-"""Measures of generated text: diversity, repetition, and what was copied from the training text.
+"""Measures of generated text: diversity, repetition, and copying from the training text.
 
 All of them work on words: runs of letters and digits, lower-cased, an apostrophe inside included
 ("don't" is one word); punctuation does not count. N-grams never reach from one text into another.
@@ -97,7 +97,7 @@ def self_bleu(texts: Sequence[Words], max_n: int = 4) -> float:
 def _two_largest(
     counts: Sequence[Counter[tuple[str, ...]]],
 ) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """For each n-gram its largest count in a text, its second largest, and the former's text."""
+    """For each n-gram: its two largest counts in a text, and the text that has the first."""
     top: dict[tuple[str, ...], tuple[int, int, int]] = {}
     for i, own in enumerate(counts):
         for gram, count in own.items():
@@ -110,7 +110,7 @@ def _two_largest(
 
 
 def _brevity(lengths: Sequence[int], i: int) -> float:
-    """Logarithm of the brevity penalty; of two lengths equally near the shorter one counts."""
+    """Log of text i's brevity penalty; of two equally near lengths the shorter one counts."""
     others = (length for j, length in enumerate(lengths) if j != i)
     nearest = min(others, key=lambda length: (abs(length - lengths[i]), length))
     return min(0.0, 1 - nearest / lengths[i])
@@ -119,8 +119,8 @@ def _brevity(lengths: Sequence[int], i: int) -> float:
 class CopySearch:
     """Looks for runs of n words of some texts in a training text of any length.
 
-    What is kept in memory are the n-grams looked for, not those of the training text, which streams
-    by. An end-of-text token there breaks runs, as it is none of the words looked for.
+    Memory holds only the n-grams that are looked for; the training text is streamed. An end-of-text
+    token in it breaks runs, as it is none of the words looked for.
     """
 
     def __init__(self, texts: Iterable[Words], n: int = 8) -> None:
@@ -139,7 +139,7 @@ class CopySearch:
         max_tokens: int | None = None,
         progress: bool = False,
     ) -> int:
-        """Go through the first `max_tokens` tokens (None: all), and return how many that were."""
+        """Search the first `max_tokens` tokens (None: all), and return how many there were."""
         total = len(stream) if max_tokens is None else min(len(stream), max_tokens)
         rest, before = b"", list[str]()
         with tqdm(
@@ -148,7 +148,7 @@ class CopySearch:
             for start in range(0, total, _BLOCK_TOKENS):
                 stop = min(start + _BLOCK_TOKENS, total)
                 text = rest + tokenizer.decode_bytes(stream.read(start, stop).tolist())
-                # A word, or a character, may go on in the next block: keep what follows a space.
+                # A word or a character may continue in the next block: keep what follows a space.
                 cut = len(text) if stop == total else max(text.rfind(b" "), text.rfind(b"\n"), 0)
                 text, rest = text[:cut], text[cut:]
                 before = self._look(before + words(text.decode("utf-8", errors="replace")))
@@ -156,18 +156,18 @@ class CopySearch:
         return total
 
     def _look(self, text: list[str]) -> list[str]:
-        """Note the n-grams that are looked for; return the words that the next may begin with."""
+        """Note the n-grams found; return the last words, with which the next n-grams begin."""
         ids = np.array([self._ids.get(word, -1) for word in text], dtype=np.int64)
         if len(ids) >= self.n:
             keys = _keys(ids, self.n)
             for i in np.flatnonzero(np.isin(keys, self._keys)):
                 gram = tuple(text[i : i + self.n])
-                if gram in self._wanted:  # a key may have more than one n-gram
+                if gram in self._wanted:  # two n-grams may have the same key
                     self.found.add(gram)
         return text[len(text) - self.n + 1 :] if len(text) >= self.n else text
 
     def share(self, texts: Iterable[Words]) -> float:
-        """Share of all n-grams of `texts` that were found; nan when there are none."""
+        """Share of the n-grams of `texts` that were found; nan when there are none."""
         grams = [gram for text in texts for gram in ngrams(text, self.n)]
         return sum(gram in self.found for gram in grams) / len(grams) if grams else math.nan
 

@@ -1,8 +1,9 @@
-"""Strategies compared: prompts, continuations, measures and what is said of them (A25, B18)."""
+"""Strategies compared: prompts, continuations, measures and the findings stated from them."""
 
 import json
 import math
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -96,30 +97,19 @@ def test_one_long_document_gives_beginnings_of_lines(tokenizer):
         )
 
 
-class _NoBar:
-    def update(self, n):
-        pass
+def _continue(model, tokenizer, prompts, **options):
+    settings = {"sampling": Sampling(top_k=50), "max_tokens": 20, "batch_size": 100, "seed": 1}
+    return continue_prompts(
+        model, tokenizer, prompts, **settings | options, bar=SimpleNamespace(update=lambda n: None)
+    )
 
 
 def test_a_continuation_does_not_depend_on_the_batch(workplace, tokenizer):
     _, model = workplace
     prompts = [Prompt(tokenizer.encode(_story(i))[: 4 + i], []) for i in range(7)]
-
-    def made(batch_size, seed):
-        return continue_prompts(
-            model,
-            tokenizer,
-            prompts,
-            Sampling(top_k=50),
-            max_tokens=20,
-            batch_size=batch_size,
-            seed=seed,
-            bar=_NoBar(),
-        )
-
-    together = made(100, 1)
-    assert together == made(3, 1)
-    assert together != made(3, 2)
+    together = _continue(model, tokenizer, prompts)
+    assert together == _continue(model, tokenizer, prompts, batch_size=3)
+    assert together != _continue(model, tokenizer, prompts, batch_size=3, seed=2)
     for ids in together:
         assert len(ids) == 20 or ids.index(tokenizer.eot_id) == len(ids) - 1
 
@@ -128,17 +118,7 @@ def test_a_text_that_ended_says_so(workplace, tokenizer, monkeypatch):
     eot = tokenizer.eot_id
     made = [[5], [], [6, 7]]
     monkeypatch.setattr("gpt2.compare_decoding.__main__.continuations", lambda *a, **k: made)
-    prompts = [Prompt([1], [])] * 3
-    made = continue_prompts(
-        workplace[1],
-        tokenizer,
-        prompts,
-        Sampling(),
-        max_tokens=2,
-        batch_size=3,
-        seed=0,
-        bar=_NoBar(),
-    )
+    made = _continue(workplace[1], tokenizer, [Prompt([1], [])] * 3, max_tokens=2)
     assert made == [[5, eot], [eot], [6, 7]]
 
 
@@ -189,6 +169,12 @@ def test_findings_name_the_rows_that_the_figures_name():
     assert "dull has the fewest" in diversity
     assert "85.7% (dull) of the strategies'" in repetition
     assert "+1.00; close is nearest to the human text in both" in trade_off
+
+
+def test_a_question_whose_measure_is_nan_is_left_out():
+    rows = {HUMAN: _row(["a b c d e"], [3.0], [2]), "mute": _row([""], [1.0], [2])}
+    findings = analyse(rows, measure(rows, eot_id=0, copies=None))
+    assert [finding.partition(":")[0] for finding in findings] == ["Fluency"]
 
 
 def test_perplexity_is_that_of_the_continuation_given_its_prompt(workplace, tokenizer):

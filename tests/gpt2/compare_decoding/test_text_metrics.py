@@ -1,4 +1,4 @@
-"""Measures of generated text, against values worked out by hand and definitions (A25, B18)."""
+"""Measures of generated text, against values worked out by hand and definitions"""
 
 import math
 import random
