@@ -109,7 +109,12 @@ OTHER = ("SwiGLU", "silu", "QuickNorm", "post-norm", "sinusoids", "has its own w
 def test_figures_come_from_the_files_and_formulas_from_the_options(
     tmp_path, options, there, absent
 ):
-    _, text = _typeset(_run(tmp_path / "run", **options))
+    folder = _run(tmp_path / "run", **options)
+    pdf, text = _typeset(folder)
+    assert pdf == _typeset(folder)[0], "the same bytes every time"
+    assert pdf.startswith(b"%PDF-1.7")
+    assert re.search(rb"pdfaid:part>2<.*pdfaid:conformance>B<", pdf)
+    assert b"2025-03-04T05:06:07" in pdf
     body, _, references = text.partition("References")
     for words in there:
         assert words in body, words
@@ -125,15 +130,6 @@ def test_figures_come_from_the_files_and_formulas_from_the_options(
         assert words in body, words
     assert "Eldan R, Li Y (2023) TinyStories" in references
     assert ("Shazeer N (2020)" in references) == ("SwiGLU" in body), "only what is cited"
-
-
-def test_the_same_bytes_every_time(tmp_path):
-    folder = _run(tmp_path / "run")
-    first, _ = _typeset(folder)
-    assert first == _typeset(folder)[0]
-    assert first.startswith(b"%PDF-1.7")
-    assert re.search(rb"pdfaid:part>2<.*pdfaid:conformance>B<", first)
-    assert b"2025-03-04T05:06:07" in first
 
 
 def test_hostile_text_stays_text(tmp_path):
@@ -263,9 +259,7 @@ def test_findings_follow_the_numbers(tmp_path):
     run = read_run(_run(tmp_path / "run"))
     split = Split(tokens=20_000, documents=9, bytes=80_000)
     few = Data("little", "nothing: the source names its splits", {"train": split})
-    falling, rising, flat = (
-        [(20, 5.0), (80, 4.2), (100, last)] for last in (4.0, 4.5, 4.21)
-    )  # fmt: skip
+    falling, rising, flat = ([(20, 5.0), (80, 4.2), (100, last)] for last in (4.0, 4.5, 4.21))
     for changes, kind, words in (
         ({"val_loss": 4.03}, STRENGTH, "No sign of overfitting"),
         ({"val_loss": 4.6}, WEAKNESS, "0.600 nats above the training loss"),
@@ -374,12 +368,8 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
 
 
 def test_the_command_ends_with_status_2(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2.report", str(tmp_path)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "gpt2.report", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
