@@ -148,8 +148,8 @@ def facts(run: Run) -> dict[str, str]:
     if run.step is None:
         return found
     found["step"] = f"{run.step:,}"
-    if train and train.batch_size and train.seq_len and train.grad_accum:
-        tokens = run.step * train.batch_size * train.seq_len * train.grad_accum
+    if train:
+        tokens = run.step * train.sequences_per_step * train.seq_len
         found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
     result = _result(run)
     loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")

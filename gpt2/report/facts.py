@@ -134,8 +134,6 @@ def _model(run: RunFacts) -> Facts:
 def _train(run: RunFacts) -> Facts:
     config = run.train
     return dataclasses.asdict(config) | {
-        "optimizer": config.optimizer or "adamw",
-        "warmup_steps": config.warmup_steps or 0,
         "clip": config.clip or None,
         "seed": str(config.seed),
         "tokenizer": Path(config.tokenizer).name if config.tokenizer else None,

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG: vector, the same bytes every time, readable without colour."""
+"""The plots of a report as SVG: the same bytes every time, readable without colour."""
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +43,7 @@ _WIDTH = 6.4  # inches; the text of an A4 page
 def draw(
     runs: Sequence[RunFacts], decoding: Decoding | None = None, sizes: Sizes | None = None
 ) -> dict[str, bytes]:
-    """All figures of a report: file name -> SVG."""
+    """Draw all figures of a report: file name -> SVG."""
     figures = {"loss.svg": loss_figure(runs[0])}
     if len(runs) > 1 and same_tokenizer(runs):
         figures["runs.svg"] = curves_figure({run.name: _run_curve(run) for run in runs})
@@ -79,7 +79,7 @@ def start_above_frame(run: RunFacts) -> float | None:
 
 
 def _frame_top(run: RunFacts) -> float | None:
-    """Where the frame ends, so that the first steps do not press the rest of the curve flat."""
+    """The top of the frame if it must cut off the first steps, which would flatten the rest."""
     losses = [loss for _, loss in run.val_curve] + [run.test.loss]
     lowest = min(*losses, *(loss for _, loss in run.train_curve))
     top = max(losses) + 0.5 * (max(losses) - lowest)

@@ -1,4 +1,4 @@
-"""The files of the other tools: strategies and sizes compared, benchmarks; read and checked."""
+"""Reads and checks the files of other tools: decoding, sizes, benchmarks."""
 
 import json
 import math
@@ -30,8 +30,8 @@ class Decoding(_About):
 
     Attributes:
         prompt: the one in the middle of the list.
-        texts: how its author and each strategy go on from it.
-        min_p, penalty: whether a strategy uses min-p, or a repetition penalty.
+        texts: its continuations by the author and by each strategy.
+        min_p, penalty: true if a strategy uses min-p, or a repetition penalty.
     """
 
     human: Measures
@@ -111,7 +111,7 @@ class Contest:
 
 @dataclass(frozen=True)
 class Limits:
-    """What the device reached in the benchmark's own measurements."""
+    """The device's limits as the benchmark measured them."""
 
     matmul_tflops: float
     matmul_dtype: str
@@ -151,7 +151,7 @@ def read_decoding(path: Path) -> Decoding:
     """Read the decoding.json of `python -m gpt2.compare_decoding`.
 
     Raises:
-        ValueError: no such file, or something is missing in it.
+        ValueError: no such file, or an entry is missing in it.
     """
     content = read_json_object(path)
     try:

@@ -1,10 +1,10 @@
-"""What can be counted in a sample: its variety, its repetitions, what it takes from the prompt."""
+"""Counts in a sample: its variety, its repetitions, and the words of the prompt that come back."""
 
 from dataclasses import dataclass
 
 from gpt2.compare_decoding.text_metrics import distinct, ngrams, repetition, words
 
-# They tell nothing of what a text is about.
+# Words that do not say what a text is about.
 _FUNCTION_WORDS = frozenset(
     words(
         """
@@ -27,7 +27,7 @@ class SampleFacts:
         repeated: share of its runs of 4 words that stood earlier in it; nan without any.
         phrase: the longest phrase that occurs more than once; "" when none of 3 words does.
         times: how often it occurs.
-        topic: words of the prompt that carry its topic.
+        topic: words of the prompt other than function words.
         kept: those of them that come back in the sample.
     """
 
@@ -56,7 +56,7 @@ def sample_facts(prompt: str, text: str) -> SampleFacts:
 
 
 def _longest_repeat(text: list[str]) -> tuple[str, int]:
-    """The longest phrase of 3 words or more that occurs again after its end, and how often."""
+    """The longest phrase of at least 3 words that occurs again after its end, and its count."""
     best, times = "", 0
     low, high = 3, len(text) // 2
     while low <= high:  # where n words repeat, their first n - 1 do
@@ -71,7 +71,7 @@ def _longest_repeat(text: list[str]) -> tuple[str, int]:
 
 
 def _most_frequent(text: list[str], n: int) -> tuple[tuple[str, ...], int]:
-    """The phrase of n words that occurs most often, overlaps with itself not counted."""
+    """The phrase of n words that occurs most often without overlap, and its count."""
     free: dict[tuple[str, ...], int] = {}
     times: dict[tuple[str, ...], int] = {}
     for place, phrase in enumerate(ngrams(text, n)):

@@ -1,4 +1,4 @@
-"""What a report is made of: run folders, and the files of the tools, read and checked."""
+"""Reads and checks what run folders say."""
 
 import datetime
 from collections.abc import Sequence
@@ -16,19 +16,11 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.training.estimate import flops_per_token
 
 _SPLITS = ("train", "valid", "test")
-_LARGEST_LOSS = 700.0  # of whose perplexity there is a float
-_NEEDED = (
-    "seq_len",
-    "batch_size",
-    "grad_accum",
-    "warmup_steps",
-    "lr",
-    "min_lr",
-)  # of a Settings
+_LARGEST_LOSS = 700.0  # the exponential of more is no float
 
 
 def check_positive(facts: object, *names: str) -> None:
-    """Raise ValueError where one of these attributes is not above 0."""
+    """Raise ValueError if one of these attributes is not above 0."""
     for name in names:
         if not getattr(facts, name) > 0:
             raise ValueError(f"{name} must be above 0, got {getattr(facts, name)}")
@@ -48,7 +40,13 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """The text of a run: its name, how splits came about, their sizes."""
+    """The text of a run.
+
+    Attributes:
+        name: of the data set.
+        held_out: how the splits were made, in words.
+        splits: their sizes, by name.
+    """
 
     name: str
     held_out: str
@@ -57,7 +55,10 @@ class Data:
 
 @dataclass(frozen=True)
 class Scored:
-    """The test split scored, and how: see gpt2/evaluate/__main__.py."""
+    """The scores of the test split and their protocol, see gpt2/evaluate/perplexity.py.
+
+    `loss` is in nats per token; `context` and `stride` are in tokens.
+    """
 
     loss: float
     perplexity: float
@@ -73,7 +74,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class _Result:
-    """What a result.json holds."""
+    """The content of a result.json."""
 
     step: int
     val_loss: float
@@ -108,16 +109,16 @@ class _Line:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """All that a finished run folder says.
+    """The records of a finished run.
 
     Attributes:
         train_curve: (step, mean training loss of the steps since the line before).
         val_curve: (step, validation loss).
-        seconds: spent in training steps, evaluation and checkpoints not counted.
-        step: of the weights that were scored (best validation loss).
-        data: None where neither the run nor the data cache says.
-        machine: what result.json says of the device; empty where it says nothing.
-        finished: when the run ended, in UTC.
+        seconds: spent in training steps; evaluation and checkpoints are not counted.
+        step: of the weights that were scored (lowest validation loss).
+        data: None where neither the run nor the data cache describes it.
+        machine: the device as result.json describes it, or empty.
+        finished: end of the run, in UTC.
     """
 
     folder: Path
@@ -155,11 +156,7 @@ class RunFacts:
 
     @property
     def tokens_per_step(self) -> int:
-        train = self.train
-        assert train.seq_len
-        assert train.batch_size
-        assert train.grad_accum
-        return train.seq_len * train.batch_size * train.grad_accum
+        return self.train.sequences_per_step * self.train.seq_len
 
     @property
     def tokens(self) -> int:
@@ -173,19 +170,20 @@ class RunFacts:
     @property
     def flops(self) -> int:
         """Model FLOPs of the whole run ("exact" convention of gpt2/training/estimate.py)."""
-        return self.tokens * flops_per_token(self.model, self.train.seq_len or 1)
+        return self.tokens * flops_per_token(self.model, self.train.seq_len)
 
 
 def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
     """Read a finished run.
 
     Args:
-        folder: what `python train.py` made.
-        cache_dir: where the data of a run lies that does not say what its splits hold; None is the
-            cache that it was trained with.
+        folder: a folder that `python train.py` made.
+        cache_dir: folder of the prepared data, for a run that does not record its splits; None is
+            the one that it was trained with.
 
     Raises:
-        ValueError: not a run folder, or one that has not ended; says what is missing.
+        ValueError: not a run folder, or its training has not ended; the message says what is
+            missing.
     """
     record = folder / "run.json"  # of the model that ships: its config.json is Hugging Face's
     train, model = read_config_file(record) if record.is_file() else read_config(folder)
@@ -195,8 +193,8 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
             f"{folder} has no result.json: its training has not ended. Go on with "
             f"`python train.py --resume {folder}`, and report on it then."
         )
-    for name in _NEEDED:
-        if getattr(train, name) is None or getattr(train, name) < (name == "seq_len"):
+    for name in ("seq_len", "batch_size", "grad_accum"):
+        if getattr(train, name) < 1:
             raise ValueError(f"{folder / 'config.json'}: {name} is {getattr(train, name)}")
     metrics = read_metrics(folder / "metrics.jsonl")
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
@@ -250,7 +248,7 @@ def same_tokenizer(runs: Sequence[RunFacts]) -> bool:
 
 
 def _seconds(measured: Sequence[_Line]) -> float:
-    """Time in training steps, from the speed of each interval."""
+    """Seconds spent in training steps, from the speed of each interval."""
     seconds, before, skipped = 0.0, 0, 0
     for line in measured:
         steps = line.step - before - (line.skipped - skipped)
@@ -260,14 +258,14 @@ def _seconds(measured: Sequence[_Line]) -> float:
 
 
 def _finished(said: str | None, path: Path) -> datetime.datetime:
-    """The time in result.json; of a run that does not say, when that file was written."""
+    """The time in result.json, or else the time at which that file was written."""
     if said is not None:
         return datetime.datetime.fromisoformat(said).astimezone(datetime.timezone.utc)
     return datetime.datetime.fromtimestamp(int(path.stat().st_mtime), datetime.timezone.utc)
 
 
 def _cached_data(cache_dir: Path, tokenizer_hash: str, test: Scored) -> Data | None:
-    """The data in the cache that has this tokenizer and just the test split that was scored."""
+    """The cached data with this tokenizer and the very test split that was scored."""
     for path in sorted(cache_dir.glob(f"*-{tokenizer_hash[:8]}/{MANIFEST}")):
         manifest = read_json_object(path)
         try:

@@ -107,6 +107,7 @@ def test_facts_name_the_model_and_its_training(run):
         "step": "40",
         "trained on": "0.0 million tokens",
         "validation loss": facts(run)["validation loss"],
+        "test": facts(run)["test"],
     }
     assert re.fullmatch(r"\d\.\d{3} \(perplexity \d+\.\d\)", facts(run)["validation loss"])
     result = {"step": run.step, "test": {"perplexity": 12.345, "bits_per_byte": 1.2345}}
