@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -16,16 +15,13 @@ from bench.plot.style import (
     LeftOut,
     Line,
     draw_lines,
-    freeze,
-    label_ends,
+    legend,
     lengths_axis,
     looks,
     memory_axis,
     new_figure,
     plain_grid,
 )
-
-LABEL_ROOM = 1.6  # inches
 
 
 def attention(results: Found) -> Figure:
@@ -38,14 +34,13 @@ def attention(results: Found) -> Figure:
         raise LeftOut("causal attention was measured at fewer than two lengths")
     rows = [row for row in rows if row["case"]["D"] in widths]
     passes = in_order([row["case"]["pass"] for row in rows])[:2]
-    figure, grid = new_figure(results, 8.6, 1.2 + 2.9 * len(widths), labels=LABEL_ROOM,
+    figure, grid = new_figure(results, 8.6, 1.2 + 2.9 * len(widths),
                               nrows=len(widths), ncols=len(passes), squeeze=False,
                               sharey=True)  # fmt: skip
     look = looks(in_order([row["variant"] for row in rows]))
     limit = results["limits"]["matmul_tflops"]
-    labelled: list[tuple[Axes, list[Line], list[Line]]] = []
+    drawn: list[Line] = []
     for axes, D in zip(grid, widths, strict=True):
-        drawn = []
         for ax, which in zip(axes, passes, strict=True):
             chosen = [r for r in rows if (r["case"]["D"], r["case"]["pass"]) == (D, which)]
             lines = [
@@ -53,7 +48,7 @@ def attention(results: Found) -> Figure:
                 for name in in_order([row["variant"] for row in chosen])
             ]
             draw_lines(ax, lines)
-            drawn.append(lines)
+            drawn += lines
             ax.axhline(limit, **LIMIT)
             lengths_axis(ax, _lengths(chosen, D))
             plain_grid(ax)
@@ -65,12 +60,9 @@ def attention(results: Found) -> Figure:
             xytext=(2, 4), textcoords="offset points", color=FAINT, size=9,
         )  # fmt: skip
         axes[0].set_ylabel("useful TFLOP/s")
-        labelled.append((axes[-1], drawn[-1], [line for lines in drawn for line in lines]))
     for ax in grid[-1]:
         ax.set_xlabel("length T")
-    freeze(figure)
-    for ax, lines, everywhere in labelled:
-        label_ends(figure, ax, lines, everywhere)
+    legend(figure, drawn)
     return figure
 
 
@@ -115,15 +107,14 @@ def loss_memory(results: Found) -> Figure:
     rows = [row for row in rows if row["case"]["V"] == V]
     look = looks(in_order([row["variant"] for row in rows]))
     lines = [Line(look[name], *_points(rows, name, "N", "peak_memory_bytes")) for name in look]
-    figure, ax = new_figure(results, 8.6, 4.2, labels=LABEL_ROOM)
+    figure, ax = new_figure(results, 8.6, 4.2)
     draw_lines(ax, lines)
     lengths_axis(ax, sorted({row["case"]["N"] for row in rows}))
     memory_axis(ax)
     plain_grid(ax)
     ax.set(xlabel="tokens", ylabel="peak memory of head and loss")
     ax.set_title(f"vocabulary {V:,}, width {rows[0]['case']['C']}, {rows[0]['case']['dtype']}")
-    freeze(figure)
-    label_ends(figure, ax, lines)
+    legend(figure, lines)
     return figure
 
 

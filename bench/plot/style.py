@@ -1,7 +1,7 @@
-"""One look for all plots of results: colours by who is measured, labels beside what they name.
+"""One look for all plots of results: a colour and marker for each variant.
 
-Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers; ours is always
-the same blue and drawn last. Text is in the colour of its line, and a marker's shape says the same.
+Colours are those of Okabe and Ito (2008), which colour-blind readers can tell apart; ours is always
+the same blue and drawn last. The names in a legend have the colour of their line.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,16 +14,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 INK, FAINT, GRID = "#222222", "#767676", "#e4e4e4"
 OURS = "#0072B2"
-LABEL_SIZE = 9.5
 LIMIT: dict[str, Any] = {"color": FAINT, "linestyle": (0, (5, 3)), "linewidth": 1.2, "zorder": 2}
-LEADER: dict[str, Any] = {
-    "arrowstyle": "-", "lw": 0.7, "alpha": 0.55, "shrinkB": 5, "relpos": (0, 0.5),
-}  # fmt: skip
-# Line and dot: colour, marker. Names are the variants of result files.
+# Variant of a result file -> colour and marker.
 _LOOKS = {
     "triton": (OURS, "o"),
     "attn triton, kernels triton": (OURS, "o"),
@@ -74,11 +71,11 @@ Found = Mapping[str, Any]
 
 
 class LeftOut(Exception):
-    """The result file has not what a plot needs; the message says what that is."""
+    """Raised when a result file lacks the rows of a plot; the message says which."""
 
 
 class Look(NamedTuple):
-    """How a variant is drawn."""
+    """Colour, marker and name of a variant."""
 
     colour: str
     marker: str
@@ -87,7 +84,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True)
 class Line:
-    """A variant's points, and how they are drawn."""
+    """The points of a variant, and their look."""
 
     look: Look
     xs: Sequence[float]
@@ -95,7 +92,7 @@ class Line:
 
 
 def looks(variants: Sequence[str]) -> dict[str, Look]:
-    """A look for each variant; unknown names get the colours that are left over."""
+    """A look for each variant; an unknown name gets one of the colours left over."""
     taken = {_LOOKS[name] for name in variants if name in _LOOKS}
     colours = {look[0] for look in taken}
     spare = [look for look in _OTHERS if look[0] not in colours] or _OTHERS
@@ -110,20 +107,20 @@ def looks(variants: Sequence[str]) -> dict[str, Look]:
 
 
 def label(variant: str) -> str:
-    """What readers see."""
+    """The name of a variant for readers."""
     return _LABELS.get(variant, variant)
 
 
 def new_figure(
-    results: Mapping[str, Any], width: float, height: float, *, labels: float = 0.0, **grid: Any
+    results: Mapping[str, Any], width: float, height: float, *, margin: float = 0.0, **grid: Any
 ) -> tuple[Figure, Any]:
-    """A figure and its axes, with the run that it shows at its foot.
+    """Make a figure and its axes, with the run that it shows named at the foot.
 
     Args:
         results: the result file.
-        width, height: in inches.
-        labels: inches kept free at the right, for `label_ends`.
-        grid: for `plt.subplots`.
+        width, height: of the figure, in inches.
+        margin: inches kept free at the right.
+        grid: keyword arguments of `plt.subplots`.
     """
     plt.rcParams.update(
         {
@@ -135,7 +132,7 @@ def new_figure(
     )  # fmt: skip
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
     foot = 0.25 / height
-    figure.get_layout_engine().set(rect=(0, foot, 1 - labels / width, 1 - foot))
+    figure.get_layout_engine().set(rect=(0, foot, 1 - margin / width, 1 - foot))
     run = f"{results['device']}, PyTorch {results['versions']['torch']}, {results['date']}, commit "
     figure.text(0.995, 0.05 / height, run + results["commit"], ha="right", size=8, color=FAINT)
     return figure, axes
@@ -158,61 +155,18 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> None:
         )  # fmt: skip
 
 
-def freeze(figure: Figure) -> None:
-    """Settle the layout for good, so that what is added by place stays where it is put."""
-    figure.canvas.draw()
-    figure.set_layout_engine("none")
-
-
-def label_ends(
-    figure: Figure, ax: Axes, lines: Sequence[Line], elsewhere: Sequence[Line] = ()
-) -> None:
-    """Write each label right of its line's last point, apart from the others.
-
-    Args:
-        figure: made with room for labels, and frozen.
-        ax: the axes, the rightmost ones.
-        lines: what is labelled.
-        elsewhere: lines of axes further left, of which those not among `lines` are named below.
-    """
-    to_fraction = figure.transFigure.inverted().transform
-    box = ax.get_position()
-    named = {line.look for line in lines}
-    unnamed = dict.fromkeys(line.look for line in elsewhere if line.look not in named)
-    ends = [to_fraction(ax.transData.transform((line.xs[-1], line.ys[-1])))[1] for line in lines]
-    texts: list[tuple[float, Look, Line | None]] = [(box.y0, look, None) for look in unnamed]
-    texts += [(end, line.look, line) for end, line in zip(ends, lines, strict=True)]
-    texts.sort(key=lambda text: text[0])
-    gap = 1.35 * LABEL_SIZE / 72 / figure.get_figheight()
-    ys = _spread([end for end, _, _ in texts], gap)
-    for y, (_, look, line) in zip(ys, texts, strict=True):
-        point = (line.xs[-1], line.ys[-1]) if line else None
-        ax.annotate(
-            look.label, point or (box.x1, y), xycoords="data" if point else "figure fraction",
-            xytext=(box.x1 + 0.012, y), textcoords="figure fraction", va="center",
-            color=look.colour, size=LABEL_SIZE, annotation_clip=False,
-            fontweight="bold" if look.colour == OURS else "normal",
-            arrowprops={**LEADER, "color": look.colour} if point else None,
-        )  # fmt: skip
-
-
-def _spread(ys: Sequence[float], gap: float) -> list[float]:
-    """Ascending positions moved as little as keeps them `gap` apart: groups around their means."""
-    groups: list[list[float]] = []
-    for y in ys:
-        groups.append([y])
-        while len(groups) > 1 and _bottom(groups[-1], gap) - _top(groups[-2], gap) < gap:
-            last = groups.pop()
-            groups[-1] += last
-    return [_bottom(group, gap) + i * gap for group in groups for i in range(len(group))]
-
-
-def _bottom(group: Sequence[float], gap: float) -> float:
-    return sum(group) / len(group) - gap * (len(group) - 1) / 2
-
-
-def _top(group: Sequence[float], gap: float) -> float:
-    return _bottom(group, gap) + gap * (len(group) - 1)
+def legend(figure: Figure, lines: Sequence[Line]) -> None:
+    """Name the lines right of the axes, each look once, in the order in which the lines end."""
+    ends = {line.look: line.ys[-1] for line in lines}
+    handles = [
+        Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
+        for look in sorted(ends, key=lambda look: -ends[look])
+    ]
+    names = figure.legend(
+        handles=handles, loc="outside right center", frameon=False, labelcolor="linecolor"
+    )
+    for text in names.get_texts():
+        text.set_fontweight("bold" if text.get_color() == OURS else "normal")
 
 
 def short(value: float, _position: int = 0) -> str:

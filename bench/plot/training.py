@@ -20,8 +20,7 @@ from bench.plot.style import (
     LeftOut,
     Line,
     draw_lines,
-    freeze,
-    label_ends,
+    legend,
     looks,
     memory_axis,
     new_figure,
@@ -48,7 +47,8 @@ def training_speed(results: Found) -> Figure:
             _write_shares(ax, panel.lines, limit)
         rate_axis(ax)
     panels[0][0].set_ylabel("training, tokens per second")
-    return _with_labels(figure, panels)
+    legend(figure, [line for _, panel in panels for line in panel.lines])
+    return figure
 
 
 def training_memory(results: Found) -> Figure:
@@ -57,7 +57,8 @@ def training_memory(results: Found) -> Figure:
     for ax, _ in panels:
         memory_axis(ax)
     panels[0][0].set_ylabel("peak memory of a training step")
-    return _with_labels(figure, panels)
+    legend(figure, [line for _, panel in panels for line in panel.lines])
+    return figure
 
 
 def ladder(results: Found) -> Figure:
@@ -70,7 +71,7 @@ def ladder(results: Found) -> Figure:
     rows, done = ([r for r in group if r["case"] == case] for group in (rows, done))
     rates = [row["metrics"]["tokens_per_s"] for row in done]
     fastest = max(rates)
-    figure, ax = new_figure(results, 8.6, 0.38 * len(rows) + 1.3, labels=2.5)
+    figure, ax = new_figure(results, 8.6, 0.38 * len(rows) + 1.3, margin=2.5)
     columns = {65: "tokens/s", 112: "gain", 172: "memory"}  # right ends, points from the bars
     for x, title in columns.items():
         _cell(ax, x, -0.85, title, FAINT)
@@ -111,9 +112,7 @@ class Panel:
 def _over_sizes(results: Found, metric: str) -> tuple[Figure, list[tuple[Axes, Panel]]]:
     """A figure of `metric` over the number of parameters, with a panel each."""
     panels = _panels(results, metric)
-    figure, axes = new_figure(
-        results, 8.6, 4.3, labels=1.95, ncols=len(panels), sharey=True, squeeze=False
-    )
+    figure, axes = new_figure(results, 8.6, 4.3, ncols=len(panels), sharey=True, squeeze=False)
     for ax, panel in zip(axes[0], panels, strict=True):
         draw_lines(ax, panel.lines)
         ax.set_xscale("log")
@@ -134,14 +133,6 @@ def _size_names(problems: Sequence[Mapping[str, Any]]) -> list[str]:
         f"{case['B']}x{case['T']}"
         for case in problems
     ]  # fmt: skip
-
-
-def _with_labels(figure: Figure, panels: list[tuple[Axes, Panel]]) -> Figure:
-    """Labels right of the last panel; colours and markers are the same in all."""
-    freeze(figure)
-    ax, panel = panels[-1]
-    label_ends(figure, ax, panel.lines, [line for _, other in panels for line in other.lines])
-    return figure
 
 
 def _write_shares(
