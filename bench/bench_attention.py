@@ -48,13 +48,13 @@ HOST_BOUND = 1024  # up to here launching can take longer than computing
 
 
 def useful_flops(B: int, T: int, H: int, D: int, window: int | None, which: str) -> float:
-    """FLOPs of causal attention that count, by the convention above."""
+    """Useful FLOPs of causal attention, by the convention above."""
     W = min(window or T, T)
     return WORK[which] * 4 * B * H * D * (W * T - W * W / 2)
 
 
 def cases(setting: Setting) -> list[Case]:
-    """In the order of the file: lengths, head width 128, a window, unpacked inputs."""
+    """Cases by length, then with head width 128, with a window, and with unpacked inputs."""
     tokens, long = 4096, 1024
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     passes: tuple[str, ...] = ("forward", "backward")
@@ -216,7 +216,7 @@ def _forced(function: Function, backend: SDPBackend) -> Function:
 
 
 def _needing_kernel(function: Function) -> Function:
-    """Say that PyTorch has no kernel for the problem, instead of failing."""
+    """Raise Unavailable, instead of an error, where PyTorch has no kernel for the problem."""
 
     def guarded(q: Tensor, k: Tensor, v: Tensor) -> Any:
         try:
@@ -232,7 +232,7 @@ def _needing_kernel(function: Function) -> Function:
 
 
 def _from_packed(function: Function) -> Function:
-    """The same on (B, T, 3, H, D)."""
+    """The same function of (B, T, 3, H, D)."""
     return lambda qkv: function(*qkv.unbind(2))
 
 

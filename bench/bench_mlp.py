@@ -25,13 +25,6 @@ from kernels.gelu import gelu_tanh, gelu_tanh_reference
 from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
 
 MOST_CHECKED_ROWS = 4096
-# Values that must move, over those of the output: (forward, backward).
-VALUES = {"gelu_tanh": (2, 3), "swiglu": (3, 5), "swiglu_packed": (3, 5)}
-OURS: dict[str, Function] = {
-    "gelu_tanh": gelu_tanh,
-    "swiglu": swiglu,
-    "swiglu_packed": swiglu_packed,
-}
 # Feed-forward widths by width of the model: 4 C for GELU; for SwiGLU, which has three matrices, 2/3
 # of that, in whole multiples of 64.
 GELU_WIDTHS = {768: 3072, 1600: 6400}
@@ -64,15 +57,11 @@ def _liger_swiglu_packed(ops: Any) -> Function:
     return lambda gate_up: apply(gate_up)
 
 
-EAGER: dict[str, Function] = {
-    "gelu_tanh": _gelu,
-    "swiglu": _swiglu,
-    "swiglu_packed": _swiglu_packed,
-}
-REFERENCES: dict[str, Function] = {
-    "gelu_tanh": gelu_tanh_reference,
-    "swiglu": swiglu_reference,
-    "swiglu_packed": _swiglu_packed_reference,
+# Operator -> ours, reference, eager, and values that must move over those of the output.
+OPERATORS: dict[str, tuple[Function, Function, Function, tuple[int, int]]] = {
+    "gelu_tanh": (gelu_tanh, gelu_tanh_reference, _gelu, (2, 3)),
+    "swiglu": (swiglu, swiglu_reference, _swiglu, (3, 5)),
+    "swiglu_packed": (swiglu_packed, _swiglu_packed_reference, _swiglu_packed, (3, 5)),
 }
 
 
@@ -82,7 +71,7 @@ def cases(setting: Setting) -> list[Case]:
     return [
         _case(setting, op, rows, C, which, priority=0 if op == "gelu_tanh" else 1)
         for C in channels
-        for op in OURS
+        for op in OPERATORS
         for which in ("forward", "backward")
     ]
 
@@ -92,6 +81,7 @@ def bench_mlp(case: Case, variant: str, measure: Measure) -> None:
 
 
 def _case(setting: Setting, op: str, rows: int, C: int, which: str, priority: int) -> Case:
+    our_kernel, reference, eager, values = OPERATORS[op]
     width = (GELU_WIDTHS if op == "gelu_tanh" else SWIGLU_WIDTHS)[C]
 
     def inputs(rows: int = rows) -> Inputs:
@@ -107,20 +97,20 @@ def _case(setting: Setting, op: str, rows: int, C: int, which: str, priority: in
 
     def contenders() -> Sequence[Contender]:
         compiles = not setting.smoke or (op, which) == ("gelu_tanh", "forward")
-        found = [ours(setting, OURS[op], compile_too=True)]
-        found += eager_and_compiled(EAGER[op], compile=compiles)
+        found = [ours(setting, our_kernel, compile_too=True)]
+        found += eager_and_compiled(eager, compile=compiles)
         if op == "swiglu":
             found.append(liger(setting, _liger_swiglu, overwrites=("gate", "up")))
         elif op == "swiglu_packed":
             found.append(liger(setting, _liger_swiglu_packed))
         return found
 
-    moved = VALUES[op][which == "backward"] * rows * width * setting.dtype.itemsize
+    moved = values[which == "backward"] * rows * width * setting.dtype.itemsize
     return operator_case(
         "mlp",
         {"op": op, "N": rows, "F": width, "pass": which, "dtype": setting.dtype_name},
         contenders,
-        reference=REFERENCES[op],
+        reference=reference,
         inputs=inputs,
         check_inputs=(lambda: inputs(MOST_CHECKED_ROWS)) if rows > MOST_CHECKED_ROWS else None,
         per_second={"gbps": moved / 1e9},

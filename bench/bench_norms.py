@@ -13,6 +13,7 @@ addition 4. Weights and statistics are left out.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,13 +34,6 @@ from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms
 WIDTHS = (768, 1024, 1280, 1600)  # of GPT-2's four sizes
 LAYER_EPS, RMS_EPS = 1e-5, 1e-6
 MOST_CHECKED_ROWS = 4096
-# Values that must move, over N C: (forward, backward).
-VALUES = {
-    "layer_norm": (2, 3),
-    "rms_norm": (2, 3),
-    "add_layer_norm": (4, 4),
-    "add_rms_norm": (4, 4),
-}
 
 
 def _layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -87,37 +81,40 @@ def _liger_add_rms_norm(ops: Any) -> Function:
     return lambda x, residual, weight: apply(x, residual, weight, *options)
 
 
-REFERENCES: dict[str, Function] = {
-    "layer_norm": layer_norm_reference,
-    "rms_norm": rms_norm_reference,
-    "add_layer_norm": add_layer_norm_reference,
-    "add_rms_norm": add_rms_norm_reference,
-}
-OURS: dict[str, Function] = {
-    "layer_norm": layer_norm,
-    "rms_norm": rms_norm,
-    "add_layer_norm": add_layer_norm,
-    "add_rms_norm": add_rms_norm,
-}
-EAGER: dict[str, Function] = {
-    "layer_norm": _layer_norm,
-    "rms_norm": _rms_norm,
-    "add_layer_norm": _add_layer_norm,
-    "add_rms_norm": _add_rms_norm,
-}
-FUSED: dict[str, Function] = {"rms_norm": _fused_rms_norm, "add_rms_norm": _add_fused_rms_norm}
-LIGER: dict[str, Callable[[Any], Function]] = {
-    "layer_norm": _liger_layer_norm,
-    "rms_norm": _liger_rms_norm,
-    "add_rms_norm": _liger_add_rms_norm,
-}
+@dataclass(frozen=True)
+class _Operator:
+    """Implementations of one operator; `values` must move over N C, (forward, backward)."""
+
+    values: tuple[int, int]
+    ours: Function
+    reference: Function
+    eager: Function
+    fused: Function | None = None
+    liger: Callable[[Any], Function] | None = None
+
+
+OPERATORS = {
+    "layer_norm": _Operator(
+        (2, 3), layer_norm, layer_norm_reference, _layer_norm, liger=_liger_layer_norm
+    ),
+    "rms_norm": _Operator(
+        (2, 3), rms_norm, rms_norm_reference, _rms_norm, _fused_rms_norm, _liger_rms_norm
+    ),
+    "add_layer_norm": _Operator(
+        (4, 4), add_layer_norm, add_layer_norm_reference, _add_layer_norm
+    ),
+    "add_rms_norm": _Operator(
+        (4, 4), add_rms_norm, add_rms_norm_reference, _add_rms_norm, _add_fused_rms_norm,
+        _liger_add_rms_norm,
+    ),
+}  # fmt: skip
 
 
 def cases(setting: Setting) -> list[Case]:
     if setting.smoke:
-        shapes = [(op, 64, 768, 1) for op in OURS]
+        shapes = [(op, 64, 768, 1) for op in OPERATORS]
     elif not setting.on_gpu:
-        shapes = [(op, 4096, width, 1) for width in (768, 1600) for op in OURS]
+        shapes = [(op, 4096, width, 1) for width in (768, 1600) for op in OPERATORS]
     elif setting.profile == "gpu":
         shapes = [(op, 16384, 768, 0) for op in ("add_layer_norm", "layer_norm")]
         shapes += [(op, 16384, 768, 1) for op in ("add_rms_norm", "rms_norm")]
@@ -125,7 +122,7 @@ def cases(setting: Setting) -> list[Case]:
         shapes += [("add_layer_norm", rows, 768, 2) for rows in (8192, 65536)]
     else:
         rows_of = (8192, 16384, 65536)
-        shapes = [(op, rows, width, 1) for rows in rows_of for width in WIDTHS for op in OURS]
+        shapes = [(op, rows, width, 1) for rows in rows_of for width in WIDTHS for op in OPERATORS]
     return [
         _case(setting, op, rows, width, which, priority)
         for op, rows, width, priority in shapes
@@ -150,23 +147,26 @@ def _case(setting: Setting, op: str, rows: int, width: int, which: str, priority
             made["bias"] = 0.1 * random(width)
         return {name: tensor.requires_grad_() for name, tensor in made.items()}
 
+    operator = OPERATORS[op]
+
     def contenders() -> Sequence[Contender]:
         headline = width == 768 and rows <= 16384
         compiles = not setting.smoke or (op, which) == ("layer_norm", "forward")
-        found = [ours(setting, OURS[op], compile_too=headline)]
-        found += eager_and_compiled(EAGER[op], compile=compiles)
-        if op in FUSED:
-            found.append(Contender("F.rms_norm", FUSED[op]))
-        if op in LIGER:
-            found.append(liger(setting, LIGER[op]))
+        found = [ours(setting, operator.ours, compile_too=headline)]
+        found += eager_and_compiled(operator.eager, compile=compiles)
+        if operator.fused:
+            found.append(Contender("F.rms_norm", operator.fused))
+        if operator.liger:
+            found.append(liger(setting, operator.liger))
         return found
 
-    moved = VALUES[op][which == "backward"] * rows * width * setting.dtype.itemsize
+    values = operator.values[which == "backward"]
+    moved = values * rows * width * setting.dtype.itemsize
     return operator_case(
         "norms",
         {"op": op, "N": rows, "C": width, "pass": which, "dtype": setting.dtype_name},
         contenders,
-        reference=REFERENCES[op],
+        reference=operator.reference,
         inputs=inputs,
         check_inputs=(lambda: inputs(MOST_CHECKED_ROWS)) if rows > MOST_CHECKED_ROWS else None,
         per_second={"gbps": moved / 1e9},

@@ -6,19 +6,18 @@ Four kinds of cases, from demo to gpt2-xl as the device allows:
 
     model, compile     attention backend x kernels, and peers (`bench.harness.peer_models`), eager
                        or all of them under torch.compile
-    ladder             what each step of optimisation buys: from the model as one writes it first,
-                       in fp32, to everything switched on; each rung adds one thing to those before
-                       it that could be run
+    ladder             from a first implementation in fp32 to everything enabled: each rung adds
+                       one optimisation to those before it that can run here
     largest_batch      the step with the largest batch that fits (GPU only), found by bisection
 
-Before a step is timed its gradients are compared, see `bench.harness.training_variants`.
+Before a step is timed its gradients are checked (`bench.harness.training_variants`).
 
     tokens_per_s          B T over the median time of a step (forward, backward, clipping, AdamW)
     tflops                model FLOPs per second, "exact" convention (`gpt2.training.estimate`)
     fraction_of_limit     of the matrix rate measured in this run
     mfu_exact, _nanogpt   model FLOPs over the data sheet's rate, by either convention
-    peak_memory_bytes     weights, optimizer and what a step adds at most: by CUDA's allocator; on a
-                          CPU by the resident memory of a process of its own
+    peak_memory_bytes     peak of weights, optimizer and activations: by CUDA's allocator; on a CPU
+                          by the resident memory of a process of its own
 """
 
 from collections.abc import Sequence
@@ -67,7 +66,7 @@ def bench_training(case: Case, variant: str, measure: Measure) -> None:
 def problem_for(
     setting: Setting, preset: str, B: int, T: int, dtype: torch.dtype | None = None
 ) -> Problem:
-    """A problem in the compute type that train.py would choose, or in `dtype`."""
+    """A problem in `dtype`, by default in the one that train.py would choose."""
     if dtype is None:
         config = TrainConfig(compile=False)
         dtype = choose_machine(setting.device, config, PRESETS[preset])[0].dtype
@@ -75,7 +74,7 @@ def problem_for(
 
 
 def _ours(setting: Setting, attn: str, kernels: Kernel) -> Recipe:
-    """Our model as `--attn` and `--kernels` make it."""
+    """Our model with the options `--attn` and `--kernels`."""
     return Recipe(
         f"attn {attn}, kernels {kernels}", attn, kernels, kernels, kernels,
         skip=setting.no_triton if "triton" in (attn, kernels) else None,
@@ -95,7 +94,7 @@ def _all(setting: Setting) -> list[Recipe]:
 
 
 def _main(setting: Setting) -> list[Recipe]:
-    """Everything ours, everything PyTorch's, and the small trainer that most people start from."""
+    """All kernels ours, all kernels PyTorch's, and nanoGPT."""
     both = [_ours(setting, "triton", "triton"), _ours(setting, "sdpa", "torch")]
     return both + _peers(CHECKOUT)
 
@@ -170,9 +169,9 @@ def _ladder(problem: Problem, setting: Setting) -> Case:
 
 
 def ladder(problem: Problem, setting: Setting) -> list[Recipe]:
-    """From the model as one writes it first to everything on, one thing at a time.
+    """Recipes from a first implementation to everything enabled, one change at a time.
 
-    A rung that cannot be run here is reported as skipped, and left out of those above it.
+    A rung that cannot run here is skipped, and its change left out of the rungs above it.
     """
     base = Recipe("naive, fp32", attn="naive", head="whole", fp32=True)
     triton = setting.no_triton

@@ -45,11 +45,10 @@ def command(part: str, out: Path, seconds: float, *, dry_run: bool) -> list[str]
     if part == "tests":
         return (DRY_TESTS if dry_run else TESTS).split()
     if part == "bench":
-        what = ["--bench-out", f"{out}/results", "--bench-seconds", f"{seconds - 30:.0f}"]
-        return [*(DRY_BENCH if dry_run else BENCH).split(), *what]
+        where = ["--bench-out", f"{out}/results", "--bench-seconds", f"{seconds - 30:.0f}"]
+        return [*(DRY_BENCH if dry_run else BENCH).split(), *where]
     if part == "plots":
-        files = map(str, (out / "results").glob("*.json"))
-        return ["-m", "bench.plot", *files, "--out", f"{out}/plots"]
+        return ["-m", "bench.plot", *map(str, out.glob("results/*.json")), "--out", f"{out}/plots"]
     return [*(DRY_TRAIN if dry_run else TRAIN).split(), "--out", f"{out}/training"]
 
 
@@ -89,9 +88,7 @@ def main(out: Path, *, dry_run: bool = False) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description="Everything that needs a GPU, within nine minutes."
-    )
+    parser = argparse.ArgumentParser(description="Everything that needs a GPU, in nine minutes.")
     parser.add_argument("--out", type=Path, required=True, help="new folder for all output")
     parser.add_argument("--dry-run", action="store_true", help="every part at toy size, on a CPU")
     given = parser.parse_args()

@@ -2,14 +2,14 @@
 
     python -m bench.tune_attention --out bench/results
 
-Every candidate of every kernel is checked against the tiles in use, timed at each length (median of
-`triton.testing.do_bench`, random data, L2 cache flushed before each run) and written at once to
-`tune_attention_<architecture>.json`, so that an interrupted run keeps what it has. The table wants
-two rows per head width, for short and for long sequences: the candidate that wins is the one with
-the least mean slowdown against the best at each length. A few minutes: about 2 s of compiling for
-each of 68 kernels, then 0.1 s for each of 340 measurements.
+Every candidate of every kernel is held to the error budget of `kernels.testing`, timed at each
+length (median of `triton.testing.do_bench`, random data, L2 cache flushed before each run) and
+written at once to `tune_attention_<architecture>.json`, so that an interrupted run loses nothing.
+The table has two rows per head width, for short and for long sequences; in each, the candidate
+with the least mean slowdown against the best at each length wins. It takes a few minutes: about 2 s
+of compiling for each of 68 kernels, then 0.1 s for each of 340 measurements.
 
-`--dry-run` goes the same way at toy sizes, also on a CPU in Triton's interpreter.
+`--dry-run` does the same at toy sizes, also on a CPU in Triton's interpreter.
 """
 
 import json
@@ -18,7 +18,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ from torch import Tensor
 from kernels._attention import operators as _attention_ops
 from kernels._attention.tiles import SHORT, Tile, Tiles
 from kernels._common.launch import INTERPRETED, architecture
+from kernels.attention import attention, attention_reference
+from kernels.testing import Referee
 
 KERNELS = ("fwd", "dq", "dkv")
 # FLOPs per visible score and unit of head width; dkv is timed as the whole one-pass backward.
@@ -60,7 +62,7 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
 
 @dataclass(frozen=True)
 class Measurement:
-    """One candidate at one problem; milliseconds is None where it cannot run."""
+    """One candidate on one problem; milliseconds is None if it cannot run or is wrong."""
 
     kernel: str
     width: int
@@ -73,7 +75,7 @@ class Measurement:
 
 @contextmanager
 def _using(kernel: str, tile: Tile) -> Iterator[None]:
-    """Launch `kernel` with `tile` and the others with the table's."""
+    """Launch `kernel` with `tile`, and the others with their tiles of the table."""
     choose = _attention_ops.choose_tiles
 
     def chosen(*problem: Any) -> Tiles:
@@ -86,7 +88,7 @@ def _using(kernel: str, tile: Tile) -> Iterator[None]:
 def _problem(
     width: int, length: int, dtype: torch.dtype, toy: bool
 ) -> dict[str, Callable[[], Any]]:
-    """What to time for each kernel."""
+    """The call to time for each kernel."""
     heads = 1 if toy else max(1, CHANNELS // width)
     batch = 1 if toy else max(1, TOKENS // length)
     device = "cpu" if INTERPRETED else "cuda"
@@ -111,24 +113,36 @@ def _time(run: Callable[[], Any]) -> float:
     return triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median")
 
 
+def _referee(width: int, length: int, dtype: torch.dtype) -> Referee:
+    """The error budget of one head of one sequence."""
+    shape, device = (1, length, 1, width), "cpu" if INTERPRETED else "cuda"
+    inputs = {
+        name: torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
+        for name in ("q", "k", "v")
+    }
+    return Referee(lambda q, k, v: attention_reference(q, k, v)[0], inputs)
+
+
 def _measure(
-    kernel: str, tile: Tile, width: int, length: int, run: Callable[[], Tensor], toy: bool
+    kernel: str, tile: Tile, width: int, length: int, run: Callable[[], Tensor], referee: Referee
 ) -> Measurement:
-    expected = run()
+    """Check a candidate and time it."""
+
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        # Only the deterministic backward computes dq by a kernel of its own.
+        return attention(q, k, v, deterministic=kernel == "dq")
+
+    nothing = Measurement(kernel, width, length, tile, None, None)
     try:
         with _using(kernel, tile):
-            got = run()
-            close = (got - expected).abs().max() <= 4 * torch.finfo(
-                got.dtype
-            ).eps * expected.abs().max()
-            if not bool(close):
-                return Measurement(kernel, width, length, tile, None, None, "wrong result")
-            milliseconds = _time(run)
+            wrong = [str(found) for found in referee.judge(attend).values() if not found.within]
+            if wrong:
+                return replace(nothing, note=f"wrong result: {wrong[0]}")
+            milliseconds, result = _time(run), run()
     except triton.runtime.errors.OutOfResources as error:
-        return Measurement(kernel, width, length, tile, None, None, str(error))
-    tokens, channels = (length, width) if toy else (TOKENS, CHANNELS)
-    useful = FLOPS[kernel] * tokens * channels * (length + 1) / 2
-    return Measurement(kernel, width, length, tile, milliseconds, useful / milliseconds * 1e-9)
+        return replace(nothing, note=str(error))
+    useful = FLOPS[kernel] * result.numel() * (length + 1) / 2
+    return replace(nothing, milliseconds=milliseconds, tflops=useful / milliseconds * 1e-9)
 
 
 def best(measurements: list[Measurement], kernel: str, width: int, short: bool) -> Tile | None:
@@ -201,9 +215,10 @@ def tune(
     for width in widths:
         for length in lengths:
             problem = _problem(width, length, getattr(torch, dtype), toy=dry_run)
+            referee = _referee(width, length, getattr(torch, dtype))
             for kernel in KERNELS:
                 for tile in CANDIDATES[kernel][: 2 if dry_run else None]:
-                    m = _measure(kernel, tile, width, length, problem[kernel], toy=dry_run)
+                    m = _measure(kernel, tile, width, length, problem[kernel], referee)
                     measurements.append(m)
                     report["measurements"].append(asdict(m))
                     file.write_text(json.dumps(report, indent=1) + "\n")

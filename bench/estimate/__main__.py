@@ -1,4 +1,4 @@
-"""What a training step must cost on a GPU that is not here: FLOPs, bytes, memory, tokens/s at most.
+"""Estimate of a training step on any GPU: FLOPs, bytes, memory, and the most tokens/s.
 
     python -m bench.estimate --preset gpt2-xl --batch-size 8 --seq-len 1024 --device h200
 
@@ -15,18 +15,6 @@ from typing import Any, Literal
 from bench.estimate.roofline import Estimate, Step
 from gpt2.common.devices import DEVICES, human_bytes
 from gpt2.config import PORTABLE, PRESETS, Kernel, Mlp, Norm, NormPosition, Positions, Recompute
-
-_OF_THE_MODEL = (
-    "attn",
-    "norm",
-    "norm_position",
-    "mlp",
-    "positions",
-    "tie",
-    "dropout",
-    "window",
-    "recompute",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,11 +68,11 @@ class Arguments:
 
 
 def plan(arguments: Arguments) -> tuple[Step, str]:
-    """The step that is asked for, and the name of the device.
+    """The requested step, and the name of the device.
 
     Raises:
-        ValueError: an unknown preset or device, a number that makes no sense, or a compute type
-            that the device lacks.
+        ValueError: an unknown preset or device, a number out of range, or a compute type that
+            the device lacks.
     """
     if arguments.preset not in PRESETS:
         raise ValueError(f"unknown preset {arguments.preset!r}: choose one of {', '.join(PRESETS)}")
@@ -105,12 +93,14 @@ def plan(arguments: Arguments) -> tuple[Step, str]:
     ):
         if value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
-    options: dict[str, Any] = {key: getattr(arguments, key) for key in _OF_THE_MODEL}
+    given = dataclasses.asdict(arguments)
     for key in PORTABLE.keys() - {"attn"}:
-        options[key] = getattr(arguments, key) or arguments.kernels
-    options["block_size"] = seq_len
-    if arguments.vocab_size is not None:
-        options["vocab_size"] = arguments.vocab_size
+        given[key] = given[key] or arguments.kernels
+    given["block_size"] = seq_len
+    if arguments.vocab_size is None:
+        given["vocab_size"] = preset.vocab_size
+    of_model = [field.name for field in dataclasses.fields(preset) if field.name in given]
+    options = {key: given[key] for key in of_model}
     if "triton" in options.values() and importlib.util.find_spec("triton") is None:
         raise ValueError(
             "triton: it is not installed (it exists for Linux), and the estimate "
@@ -129,7 +119,7 @@ def plan(arguments: Arguments) -> tuple[Step, str]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """A result for people."""
+    """A result as text."""
     step, device, memory = result["step"], result["device"], result["memory"]
     config, flops, mfu = step["config"], result["flops_per_token"], result["mfu"]
     rate = device["tflops_32" if step["dtype"] == "fp32" else "tflops_16"]

@@ -1,4 +1,4 @@
-"""Which kernel buys what: bytes moved and memory held by a step, one kernel exchanged at a time.
+"""Bytes moved and memory held by a training step, with one kernel exchanged at a time.
 
     python -m bench.estimate.accounting
 

@@ -6,8 +6,8 @@ measured: no program meets both rates, and launches, reductions and exponentials
 
 Bytes are those of eager PyTorch: every operator reads its inputs and writes its outputs once, and
 no cache helps from one to the next. `torch.compile` fuses operators and moves less. Our kernels
-move what their docstrings say. FLOPs are those executed: attention that keeps no scores computes
-them twice, and attention that masks computes what it then hides.
+move the bytes that their docstrings give. FLOPs are those executed: attention that keeps no scores
+computes them twice, and attention that masks also computes the hidden ones.
 
 In the formulas, `a_token` is bytes for each token, `a_weight` for each weight, and so on.
 """
@@ -37,7 +37,7 @@ MUON_STEPS = 5  # Newton-Schulz iterations
 
 @dataclass(frozen=True)
 class Cost:
-    """What a part of one optimizer step executes and moves."""
+    """FLOPs and bytes of a part of one optimizer step."""
 
     part: str
     flops: float
@@ -70,13 +70,13 @@ class Step:
 
     @property
     def shapes(self) -> list[tuple[int, int]]:
-        """The matrices of a layer, (inputs, outputs), in the order in which a forward uses them."""
+        """Shapes of a layer's matrices, (inputs, outputs), in the order of the forward."""
         C, F = self.config.n_embd, self.config.mlp_width
         return [(C, 3 * C), (C, C), *(mlp_matrices(self.config) - 1) * [(C, F)], (F, C)]
 
     @property
     def scores(self) -> float:
-        """How many scores attention computes for a position, hidden ones included."""
+        """The number of scores computed for a position, hidden ones included."""
         T, attn = self.seq_len, self.config.attn
         masked = attn == "sdpa" and (self.config.window or T) < T
         return T if attn == "naive" or masked else visible_positions(self.config, T)
@@ -113,7 +113,7 @@ class Step:
         return Cost("embedding", 0, self.tokens * a_token + self.grad_accum * a_batch)
 
     def matrix_products(self) -> Cost:
-        """Projections and MLP, forward and backward, and what autocast converts for them."""
+        """Projections and MLP, forward and backward, with the conversions of autocast."""
         config, F = self.config, self.config.mlp_width
         weights = config.n_layer * sum(i * o for i, o in self.shapes)
         ends = sum(i + o for i, o in self.shapes)
@@ -207,7 +207,7 @@ class Step:
         )
 
     def recomputation(self) -> Cost:
-        """The forward of the layers once more, up to the last that their backward asks for."""
+        """The second forward of the layers, up to the last operator that the backward needs."""
         config, s, cast, T = self.config, self.itemsize, self.cast, self.seq_len
         C, F = config.n_embd, config.mlp_width
         gated = config.mlp == "swiglu"
@@ -252,7 +252,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A step held against a device: seconds by part, and what follows."""
+    """A step on a device: seconds by part, and figures derived from them."""
 
     step: Step
     device_name: str
@@ -289,7 +289,7 @@ class Estimate:
         return fitting
 
     def result(self) -> dict[str, Any]:
-        """Everything, in FLOPs, bytes and seconds."""
+        """All figures, in FLOPs, bytes and seconds."""
         step, config = self.step, self.step.config
         costs = step.costs()
         seconds = sum(self.seconds(cost) for cost in costs)

@@ -12,8 +12,8 @@ for a backward pass, whose saved tensors no graph can hold. Whether the queue wa
 device began is checked each time; if not, the call is repeated with a longer wait. A call that
 waits for the device itself cannot be queued, and its time includes the host's.
 
-`wall` is what an eager training loop sees instead: calls in a row, from host to host, the slower of
-launching and computing, with caches as the calls leave them.
+`wall` is the view of an eager training loop instead: calls in a row by the host's clock, the slower
+of launching and computing, with caches as the calls leave them.
 
 Not verified on hardware so far: CudaClock has only run against the simulated device of
 tests/bench/test_measure.py.
@@ -37,34 +37,34 @@ DEFAULT_CPU_CACHE = 32 * 2**20
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """What is done in a round of a measurement: `run(*prepare())`, of which only `run` is timed."""
+    """The work of one round: `run(*prepare())`, of which only `run` is timed."""
 
     run: Callable[..., object]
     prepare: Callable[[], tuple[Any, ...]] = tuple
 
 
 class Clock(Protocol):
-    """A device and how time is taken on it."""
+    """Times calls on a device."""
 
     device: torch.device
 
     def once(self, work: Work) -> float:
-        """Seconds that the device takes for one call, with cold caches."""
+        """Seconds of one call on the device, with cold caches."""
         ...
 
     def wall(self, work: Work, calls: int = 5) -> float:
-        """Seconds per call of several in a row, from host to host."""
+        """Seconds per call of several calls in a row, by the host's clock."""
         ...
 
     def peak_memory(self, work: Work) -> int | None:
-        """Most bytes that one call holds beyond what `prepare` left, results included.
+        """Peak bytes that one call allocates on top of those of `prepare`, results included.
 
-        None where the allocator cannot be asked.
+        None for an allocator without statistics.
         """
         ...
 
     def release(self) -> None:
-        """Give memory back after a case."""
+        """Free memory after a case."""
         ...
 
 
@@ -73,7 +73,7 @@ def clock_for(device: torch.device) -> Clock:
 
 
 class CpuClock:
-    """The host's performance counter."""
+    """Times calls on a CPU by the host's performance counter."""
 
     def __init__(self) -> None:
         self.device = torch.device("cpu")
@@ -101,11 +101,11 @@ class CpuClock:
 
 
 class CudaClock:
-    """A GPU's events, behind a queue that hides the host.
+    """Times calls on a GPU by events, behind a queue that hides the host.
 
     Args:
         device: the GPU; must be the current one.
-        cuda: `torch.cuda`, or what a test puts in its place.
+        cuda: `torch.cuda`, or the simulation of a test.
         now: the host's clock in seconds.
         evict: empties the L2 cache; by default reads a buffer of four times its size.
     """
@@ -170,7 +170,7 @@ class CudaClock:
 
 
 def _last_level_cache() -> int:
-    """Bytes of the CPU's last cache, as Linux tells them."""
+    """Bytes of the CPU's last-level cache, as Linux reports them."""
     sizes = []
     for file in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
         text = file.read_text().strip()

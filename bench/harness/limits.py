@@ -1,10 +1,10 @@
-"""What this device can do at most, measured in the very run whose figures are held against it.
+"""The limits of this device, measured in the same run as the figures compared with them.
 
-    matmul_tflops   product of two large square matrices: the limit of what computes
-    copy_gbps       bytes read plus bytes written by a copy of a large tensor: of what moves memory
-    launch_us       host time to queue one small operation (CUDA): of what does little
+    matmul_tflops   product of two large square matrices: limit of compute-bound operators
+    copy_gbps       bytes read and written by a copy of a large tensor: limit of memory-bound ones
+    launch_us       host time to queue one small operation (CUDA): limit of small ones
 
-Data are random: on zeros a GPU draws less power and runs faster than it ever would. The fastest
+Data are random: on zeros a GPU draws less power and runs faster than on real data. The fastest
 round counts, after a warm-up that takes a GPU past its short boost.
 """
 

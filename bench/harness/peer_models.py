@@ -1,12 +1,12 @@
-"""Other people's GPT-2 as modules that our training step can run: what the user has, never a copy.
+"""GPT-2 models of other projects, as installed by the user, for our training step.
 
     transformers   `GPT2LMHeadModel` with random weights, where the package is installed
     <folder>       `model.py` of the folder that the environment variable GPT2_BENCH_PEER names,
                    with nanoGPT's interface; the variant carries the folder's name
 
 Each is a module `(idx, targets) -> (logits, loss)`, which keeps its logits until the step ends, as
-its own training loop does. Weights, batch, autocast, AdamW and gradient clipping are the same for
-all. The vocabulary is what their users have: GPT-2's own for transformers; padded, as nanoGPT's
+its own training loop does. Batch, autocast, AdamW and gradient clipping are the same for all. The
+vocabulary is the one that their users have: GPT-2's own for transformers; padded, as nanoGPT's
 trainer pads it, for the folder.
 
 transformers is imported here by name, and by nothing else in the project: our runtime never needs
@@ -34,12 +34,12 @@ TRANSFORMERS, CHECKOUT = "transformers", "checkout"
 
 
 def checkout_name() -> str:
-    """The variant's name of the model in GPT2_BENCH_PEER: that of its folder."""
+    """The name of the variant for GPT2_BENCH_PEER: that of the folder."""
     return _checkout().name if PEER_VARIABLE in os.environ else "model.py"
 
 
 def unavailable(peer: str) -> str | None:
-    """Why a peer cannot take part; None when it can."""
+    """The reason to skip a peer; None if it can run."""
     if peer == TRANSFORMERS:
         return missing(TRANSFORMERS)
     if PEER_VARIABLE not in os.environ:
@@ -50,7 +50,7 @@ def unavailable(peer: str) -> str | None:
 
 
 def build_peer(peer: str, config: GPTConfig) -> nn.Module:
-    """The peer's model of the shape `config`, with random weights, on the default device."""
+    """A peer's model of shape `config`, with random weights, on the default device."""
     return _transformers(config) if peer == TRANSFORMERS else _from_checkout(config)
 
 
@@ -99,7 +99,7 @@ def _from_checkout(config: GPTConfig) -> nn.Module:
 
 @contextmanager
 def _without_our_kernels() -> Iterator[None]:
-    """Imports in this block cannot see the folder `kernels` of this repository."""
+    """Hide the folder `kernels` of this repository from imports in the block."""
     path, modules = sys.path[:], {}
     for name in [n for n in sys.modules if n.partition(".")[0] == "kernels"]:
         modules[name] = sys.modules.pop(name)

@@ -1,4 +1,4 @@
-"""The contenders that several kernel benchmarks share: ours, plain PyTorch, compiled, Liger."""
+"""Contenders shared by the kernel benchmarks: ours, plain PyTorch, compiled, Liger-Kernel."""
 
 import functools
 import importlib
@@ -18,7 +18,7 @@ def ours(
     overwrites: tuple[str, ...] = (),
     compile_too: bool = False,
 ) -> Contender:
-    """Our kernel: timed on a GPU, checked in Triton's interpreter by the smoke profile."""
+    """Our kernel: timed on a GPU; elsewhere only checked, by the smoke profile."""
     return Contender(
         name, function, ours=True, skip=setting.no_triton, checked=setting.smoke,
         overwrites=overwrites, compile_too=compile_too,
@@ -26,11 +26,11 @@ def ours(
 
 
 def eager_and_compiled(function: Function, *, compile: bool = True) -> list[Contender]:
-    """Plain PyTorch as it is written, and by torch.compile.
+    """A function of plain PyTorch, eager and under torch.compile.
 
     Args:
         function: in plain PyTorch.
-        compile: whether to take the time that compiling takes.
+        compile: False skips the compiled one, to save the time of compiling.
     """
     skip = None if compile else "left out of this profile, as compiling takes longer than the rest"
     return [
@@ -45,7 +45,7 @@ def liger(
     *,
     overwrites: tuple[str, ...] = (),
 ) -> Contender:
-    """Liger-Kernel, where it is installed.
+    """A function of Liger-Kernel, skipped if it is not installed.
 
     Args:
         setting: of this run.
@@ -67,7 +67,7 @@ def liger(
 
 
 def missing(package: str, extra: str = "bench") -> str | None:
-    """Why a peer cannot take part: it is not installed."""
+    """The reason to skip a peer that is not installed; None if it is."""
     if importlib.util.find_spec(package) is not None:
         return None
     return f"{package} is not installed: pip install -e '.[{extra}]'"

@@ -1,8 +1,8 @@
-"""Peak memory of a training step on a CPU, where no allocator can be asked (Linux only).
+"""Peak memory of a training step on a CPU, by the resident memory of a process (Linux only).
 
-A process of its own imports everything, trains a tiny model to load what is loaded late, and sets
-its high-water mark of resident memory back. What the mark then rises by, over what is resident at
-that moment, is what the measured training needs: weights, gradients, optimizer, activations.
+A new process imports everything, trains a tiny model, which loads libraries that are loaded late,
+and resets its high-water mark of resident memory. The rise of the mark over the memory resident at
+that moment is the need of the measured training: weights, gradients, optimizer, activations.
 """
 
 import multiprocessing
@@ -20,7 +20,7 @@ _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def resident_memory(problem: Problem, recipe: Recipe) -> int | None:
-    """Bytes that training with `recipe` adds to a process; None where Linux does not tell them."""
+    """Bytes that training with `recipe` adds to a process; None if the system cannot tell."""
     if not _RESET.exists():
         return None
     context = multiprocessing.get_context("spawn")

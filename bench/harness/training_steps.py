@@ -1,4 +1,4 @@
-"""The training step as something to be measured: ours with every kernel, and other people's.
+"""Training steps to measure: ours with every choice of kernels, and those of peers.
 
 The step is `gpt2.training.trainer.train_step` with the optimizer of `gpt2.training.optim` and the
 autocast of `gpt2.training.machine`, as train.py runs it, on one micro-batch of random tokens.
@@ -25,7 +25,7 @@ from gpt2.training.trainer import StepResult, train_step
 
 @dataclass(frozen=True)
 class Problem:
-    """A model, a micro-batch of B sequences of T tokens, and where and in what it is computed."""
+    """A model, a micro-batch of B sequences of T tokens, a device and a compute dtype."""
 
     name: str
     shape: GPTConfig
@@ -44,11 +44,11 @@ class Problem:
 
     @property
     def tflops(self) -> float:
-        """Model FLOPs of a step, "exact" convention, in 1e12."""
+        """Model FLOPs of a step by the "exact" convention, in 1e12."""
         return self.tokens * flops_per_token(self.config, self.T) / 1e12
 
     def batch(self) -> tuple[Tensor, Tensor]:
-        """Random tokens and random targets (B, T), int64, the same each time."""
+        """Random tokens and targets, (B, T) int64, the same at each call."""
         generator = torch.Generator().manual_seed(0)
         shape = (2, self.B, self.T)
         tokens = torch.randint(self.config.vocab_size, shape, generator=generator)
@@ -58,17 +58,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What computes a step.
+    """The model and kernels that compute a step.
 
     Attributes:
-        name: of the variant.
+        name: name of the variant.
         attn, norm_kernel, mlp_kernel: as in `GPTConfig`.
-        head: "torch" and "triton" are the `loss_kernel`s; "whole" forms all logits and their
-            softmax, as one writes it first; "padded" does so over the padded vocabulary.
+        head: "torch" and "triton" are the `loss_kernel`s; "whole" computes all logits and
+            then the loss; "padded" does so over the padded vocabulary.
         compile: under torch.compile.
         fp32: without autocast.
-        peer: whose model it is; None for ours.
-        skip: why it is not run here.
+        peer: the peer whose model is trained; None for ours.
+        skip: reason not to run it here.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Recipe:
 
     @property
     def choices(self) -> dict[str, str]:
-        """The kernels, as `GPT.use` takes them."""
+        """The keyword arguments for `GPT.use`."""
         loss_kernel = "triton" if self.head == "triton" else "torch"
         return {
             "attn": self.attn,
@@ -97,14 +97,14 @@ class Recipe:
         return Machine(problem.device, dtype, self.compile, ()).autocast()
 
     def unavailable(self, problem: Problem) -> str | None:
-        """Why it cannot run; None when it can."""
+        """The reason that it cannot run; None if it can."""
         if self.skip or self.peer:
             return self.skip or peer_unavailable(cast(str, self.peer))
         return unusable(self.attn, problem.config, device=problem.device, dtype=problem.dtype)
 
 
 class WholeLogits(nn.Module):
-    """A GPT whose loss is taken from all logits at once, as one writes it first.
+    """A GPT that computes all logits before the loss, as in a first implementation.
 
     Args:
         gpt: the model.
@@ -131,7 +131,7 @@ class WholeLogits(nn.Module):
 
 
 class Training:
-    """Weights, and the optimizer that a first step makes."""
+    """A model and its optimizers, whose states are made by the first step."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -171,7 +171,7 @@ class Step:
         return cast(nn.Module, torch.compile(module)) if self.recipe.compile else module
 
     def choose(self) -> tuple[()]:
-        """Turn shared weights over to the kernels of this recipe."""
+        """Set the shared model to the kernels of this recipe."""
         if self.recipe.peer is None:
             cast(GPT, self.training.model).use(**self.recipe.choices)
         return ()
@@ -197,7 +197,7 @@ class Step:
         )
 
     def peak_memory(self) -> int:
-        """Bytes that training holds at most, weights and optimizer included (CUDA only)."""
+        """Peak bytes of training, weights and optimizer included (CUDA only)."""
         self.choose()
         self.run()  # makes the optimizer's states
         torch.cuda.synchronize()
@@ -209,7 +209,7 @@ class Step:
 
 
 def build_model(problem: Problem, peer: str | None = None) -> nn.Module:
-    """A model in its initial state, the same each time, on the problem's device."""
+    """An untrained model, the same at each call, on the device of the problem."""
     torch.manual_seed(0)
     with torch.device(problem.device):
         return GPT(problem.config) if peer is None else build_peer(peer, problem.config)

@@ -1,10 +1,10 @@
-"""Plots of a result file: PNG and SVG of what its rows show.
+"""Plots of a result file, as PNG and SVG.
 
     python -m bench.plot bench/results/h200/2026-12-01-1234abc.json
 
 training_speed    tokens per second against model size, with the limit of matrix products
 training_memory   peak memory of a training step against model size
-ladder            what each step of optimisation buys, from the model as one writes it first
+ladder            speed of a training step, one optimisation added at a time
 attention         TFLOP/s against length, with the limit
 kernels           GB/s of the memory-bound kernels, with the rate of a copy
 loss_memory       memory of output head and loss against the number of tokens
@@ -37,7 +37,7 @@ PLOTS: dict[str, Callable[[Found], Figure]] = {
 
 
 def draw(results: Found, folder: Path, source: str) -> dict[str, str | None]:
-    """Draw what `results` has, as <plot>.png and <plot>.svg.
+    """Draw every plot that `results` has rows for, as <plot>.png and <plot>.svg.
 
     Args:
         results: a result file.
@@ -45,7 +45,7 @@ def draw(results: Found, folder: Path, source: str) -> dict[str, str | None]:
         source: name of the result file, which the pictures carry as metadata.
 
     Returns:
-        For each plot why it was left out, or None.
+        The reason that a plot was left out, or None, for each plot.
     """
     folder.mkdir(parents=True, exist_ok=True)
     left_out: dict[str, str | None] = {}
@@ -66,12 +66,12 @@ def draw(results: Found, folder: Path, source: str) -> dict[str, str | None]:
 
 @dataclass(frozen=True)
 class Arguments:
-    """Plots of a result file: PNG and SVG of what its rows show."""
+    """Draw the plots of a result file, as PNG and SVG."""
 
     results: Positional[Path]
     """A result file of the benchmarks."""
     out: Path | None = None
-    """Folder of the pictures. None: where the result file is."""
+    """Folder of the pictures. None: that of the result file."""
 
 
 def main(arguments: Arguments) -> None:

@@ -1,4 +1,4 @@
-"""The one picture of the attention kernel: which tiles of the scores it computes, and at what gain.
+"""A picture of the attention kernel: the tiles of the scores that it computes, and their use.
 
     python -m bench.plot.attention_tiles --out docs
 
@@ -39,7 +39,7 @@ class Box(NamedTuple):
 
 
 def computed_tiles(length: int, window: int | None, block_m: int, block_n: int) -> Iterator[Box]:
-    """The tiles that the forward visits, as `kernels._attention.kernels._key_ranges` has it."""
+    """The tiles that the forward visits, by the rule of `_key_ranges` in the kernel."""
     for row in range(0, length, block_m):
         first, whole = 0, 0
         diagonal = row // block_n * block_n
@@ -51,7 +51,7 @@ def computed_tiles(length: int, window: int | None, block_m: int, block_n: int) 
 
 
 def useful_share(length: int, block_m: int, block_n: int) -> float:
-    """Visible scores over computed ones, causal."""
+    """Visible scores over computed scores, without a window."""
     computed = sum(box.height * box.width for box in computed_tiles(length, None, block_m, block_n))
     return length * (length + 1) / 2 / computed
 

@@ -119,7 +119,7 @@ def loss_memory(results: Found) -> Figure:
 
 
 def _largest_cases(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
-    """By operator and pass, the case of GPT-2 small's width that has most rows."""
+    """For each operator and pass, the case with the least width and then the most rows."""
     best: dict[tuple[str, str], Mapping[str, Any]] = {}
     for row in rows:
         case = row["case"]

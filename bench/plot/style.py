@@ -145,7 +145,7 @@ def plain_grid(ax: Axes, axis: str = "both") -> None:
 
 
 def draw_lines(ax: Axes, lines: Sequence[Line]) -> None:
-    """Lines with markers; ours on top."""
+    """Draw lines with markers; ours is drawn last, on top."""
     for line in lines:
         ours = line.look.colour == OURS
         ax.plot(
@@ -178,14 +178,14 @@ def short(value: float, _position: int = 0) -> str:
 
 
 def lengths_axis(ax: Axes, ticks: Sequence[int]) -> None:
-    """Powers of two on x."""
+    """Make x logarithmic, with labels for powers of two."""
     ax.set_xscale("log", base=2)
     ax.set_xticks(ticks, [str(t) if t < 1024 else f"{t / 1024:g}k" for t in ticks])
     ax.xaxis.set_minor_locator(NullLocator())
 
 
 def log_axis(ax: Axes, steps: Sequence[float], unit: float, form: Callable[[float], str]) -> None:
-    """A logarithmic y axis with a tick at each power of the base `unit` times each of `steps`."""
+    """Make y logarithmic, with a tick at each power of `unit` times each of `steps`."""
     ax.set_yscale("log", base=unit)
     ax.yaxis.set_major_locator(LogLocator(base=unit, subs=steps))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda y, _: form(y)))
@@ -193,13 +193,13 @@ def log_axis(ax: Axes, steps: Sequence[float], unit: float, form: Callable[[floa
 
 
 def memory_axis(ax: Axes) -> None:
-    """Bytes on y: ticks at powers of two, and between them where those are few."""
+    """Show bytes on y: ticks at powers of two, and between them if those are few."""
     low, high = ax.get_ylim()
     log_axis(ax, (1, 1.5) if high < 16 * low else (1,), 2, _bytes)
 
 
 def rate_axis(ax: Axes) -> None:
-    """Tokens per second on y, ticks at 1, 2, 5, 10, ..."""
+    """Show tokens per second on y: ticks at 1, 2, 5, 10, ..."""
     log_axis(ax, (1, 2, 5), 10, short)
 
 

@@ -62,7 +62,7 @@ def training_memory(results: Found) -> Figure:
 
 
 def ladder(results: Found) -> Figure:
-    """A bar for each rung of the first ladder; beside it the gain over the rung before it."""
+    """A bar for each rung of the ladder, with its gain over the rung before."""
     rows = [r for r in results["rows"] if r["bench"] == "training" and r["case"].get("ladder")]
     done = [row for row in rows if row["status"] == "ok"]
     if not done:
@@ -138,7 +138,7 @@ def _size_names(problems: Sequence[Mapping[str, Any]]) -> list[str]:
 def _write_shares(
     ax: Axes, lines: Sequence[Line], limit: tuple[Sequence[float], Sequence[float]]
 ) -> None:
-    """At the foot, how much of the limit our line with all kernels on reaches at each size."""
+    """Write the share of the limit that ours reaches at each size, at the foot."""
     of_size = dict(zip(*limit, strict=True))
     for line in lines:
         if line.look.colour == OURS:
@@ -150,7 +150,7 @@ def _write_shares(
 
 
 def _cell(ax: Axes, x: float, row: float, text: str, colour: str) -> None:
-    """Text of a table beside the bars, which ends x points right of the axes."""
+    """Write a cell of the table beside the bars; it ends x points right of the axes."""
     ax.annotate(
         text, (1, row), xycoords=("axes fraction", "data"), xytext=(x, 0),
         textcoords="offset points", ha="right", va="center_baseline", color=colour, size=9.5,
@@ -188,7 +188,7 @@ def _panels(results: Found, metric: str) -> list[Panel]:
 
 
 def _problem_of_each_size(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """One problem for each model, smallest first: in the commonest dtype, the longest."""
+    """The longest problem of each model in the commonest dtype, smallest model first."""
     if not cases:
         return []
     models = {
@@ -215,7 +215,7 @@ def _parameters_of(preset: str) -> int:
 def _speed_limit(
     results: Found, problems: Sequence[Mapping[str, Any]]
 ) -> tuple[list[int], list[float]] | None:
-    """Parameters, and tokens per second of matrix products alone; None if of another dtype."""
+    """Parameters, and tokens/s of matrix products alone; None if measured in another dtype."""
     limits = results["limits"]
     if limits["matmul_dtype"] != problems[0]["dtype"]:
         return None
