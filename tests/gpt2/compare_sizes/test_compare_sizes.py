@@ -272,7 +272,7 @@ def test_peak_memory_is_the_process_own():
     """The system's own figure for a child, ru_maxrss, begins at the peak of its parent."""
     big = np.ones(100_000_000)  # 800 MB
     script = (
-        "import sys, torch; from gpt2.compare_sizes.run import peak_memory\n"
+        "import sys, torch; from gpt2.training.machine import peak_memory\n"
         "small = peak_memory(torch.device('cpu'))[0]; del small\n"
         "first = peak_memory(torch.device('cpu'))[0]; x = torch.ones(150_000_000); del x\n"
         "print(first, peak_memory(torch.device('cpu'))[0])"

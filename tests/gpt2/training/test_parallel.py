@@ -111,6 +111,8 @@ def test_windows_to_score_are_shared_and_every_process_runs():
 )
 def test_what_cannot_be_shared_is_refused(monkeypatch, settings, size, dtype, message):
     monkeypatch.setenv("WORLD_SIZE", str(size))
-    config = settle(TrainConfig(**({"batch_size": 4, "grad_accum": 1} | settings)))
+    config = settle(
+        TrainConfig(**({"batch_size": 4, "grad_accum": 1, "optimizer": "adamw"} | settings))
+    )
     with pytest.raises(ValueError, match=message):
         check_parallel(config, dtype)
