@@ -1,1 +1,4 @@
-"""Text in, batches out: `sources` (text) -> `shards` (tokens on disk) -> `batches` (windows)."""
+"""Training data. sources.py opens a text (readers.py, hub.py, python_docs.py) as documents;
+prepare.py tokenises it once, whole or in parts, into shards with a manifest; batches.py serves
+shuffled windows of them.
+"""

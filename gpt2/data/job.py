@@ -1,4 +1,4 @@
-"""A preparation: of which text, with which tokenizer, in which folder, and who may work on it now.
+"""A preparation: its text, tokenizer and folder, and the locks of the processes at work on it.
 
 Of the processes that prepare one text in one cache folder, one holds the lock while it trains the
 tokenizer, prepares everything, or merges the parts. A process that makes a part holds that lock
@@ -21,8 +21,7 @@ from gpt2.data.sources import open_source
 from gpt2.data.splits import SplitPlan, plan_splits, split_pieces
 from gpt2.tokenizer import Tokenizer
 
-# Bytes of text in a shard: some 30 million tokens, which are held in memory, and which a kill can
-# cost.
+# Bytes of text in a shard: some 30 million tokens, held in memory until it is written.
 SHARD_BYTES = 1 << 27
 _TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
 _ORIGIN = "origin.json"  # beside a tokenizer trained here: names its text
@@ -30,7 +29,7 @@ _ORIGIN = "origin.json"  # beside a tokenizer trained here: names its text
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the work, number 1 to `of`."""
+    """Part `number` of `of` of the work, counted from 1."""
 
     number: int
     of: int
@@ -111,7 +110,7 @@ class Job:
             return self._loaded
         tokenizer = Tokenizer.load(self.own_tokenizer)
         origin = self.own_tokenizer.with_name(_ORIGIN)
-        # An older version of this program wrote none.
+        # Tokenizers of older versions of this program have none.
         if origin.exists() and origin.read_bytes() != self._origin(tokenizer):
             raise ValueError(
                 f"{self.own_tokenizer} is not the tokenizer that was trained on "

@@ -110,7 +110,7 @@ class Parts:
         return self.folder / f"part-{part.number:03d}-of-{part.of:03d}.json"
 
     def find(self) -> list[Part]:
-        """The parts that are finished, in order."""
+        """The finished parts, in order."""
         matches = (_NAME.fullmatch(path.name) for path in self.folder.glob("part-*.json"))
         parts = [Part(int(match[1]), int(match[2])) for match in matches if match]
         parts = [part for part in parts if 1 <= part.number <= part.of]
@@ -122,7 +122,7 @@ class Parts:
             self.path(part).unlink(missing_ok=True)
 
     def finish(self, part: Part, held_out: str, splits: Mapping[str, SplitShards]) -> None:
-        """Declare a part finished, which made the shards in `splits`."""
+        """Declare a part finished: it made the shards in `splits`."""
         manifest = PartManifest(
             part.number,
             part.of,
@@ -221,7 +221,7 @@ class Parts:
         return info
 
     def _complete_set(self) -> list[Part]:
-        """The parts in the folder, which must be all of one n."""
+        """The finished parts. A ValueError says which of the n are missing, or that n is not one."""
         parts, folder = self.find(), self.folder
         divisions = Counter(part.of for part in parts)
         if len(divisions) > 1:
@@ -256,7 +256,7 @@ class Parts:
         return parts
 
     def _check_sum(self, manifests: Mapping[Part, PartManifest]) -> None:
-        """Check that the manifests agree, and together list each shard once."""
+        """Check that the manifests agree and together list each shard once."""
         first, *rest = manifests.values()
         for other in rest:
             if (other.totals, other.held_out) != (first.totals, first.held_out):

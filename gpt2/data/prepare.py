@@ -119,7 +119,7 @@ def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
 
 
 def merge(job: Job) -> Prepared:
-    """Make a prepared folder of parts, all of whose files lie in it; every shard is verified.
+    """Merge the parts whose files lie in one folder into prepared data; every shard is verified.
 
     Raises:
         ValueError: a part is missing, damaged or does not fit; says which, and what to do.
@@ -145,7 +145,7 @@ def merge(job: Job) -> Prepared:
 
 
 def _build(job: Job) -> tuple[Tokenizer, Path]:
-    """Do the work, or the rest of it; the manifest comes last. The caller holds the lock."""
+    """Do the work, or the rest of it, and write the manifest last. The caller holds the lock."""
     plan, tokenizer, folder = job.begin()
     with job.no_parts_at_work(folder):
         remove_leftovers(folder)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from gpt2.data.documents import SPLITS, Piece, Source
 
-HOLDOUT = 20  # one document, or one part of the text, in this many
+HOLDOUT = 20  # one document in this many, or this fraction of the text
 HELD_OUT_BYTES = 10_000_000  # of the stored text: enough for a split held out of a large source
 
 

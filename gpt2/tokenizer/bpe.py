@@ -34,7 +34,7 @@ BYTE_ORDER = bytes(_PRINTABLE) + bytes(b for b in range(256) if b not in _PRINTA
 
 _ID_BITS = 32  # a pair (a, b) is the integer a << _ID_BITS | b: a dict key, ordered like (a, b)
 _ID_MASK = (1 << _ID_BITS) - 1
-_BORDER, _INSIDE = -1, -2  # what stands between pre-tokens, and inside a symbol: see _lay_out
+_BORDER, _INSIDE = -1, -2  # mark the places between pre-tokens and inside symbols: see _lay_out
 
 
 def train_bpe(

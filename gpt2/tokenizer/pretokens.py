@@ -126,7 +126,7 @@ def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counte
                 counts = worker.receive()
             worker.send(piece)
             busy.append(worker)
-            words.update(counts)  # while the worker is at its next piece
+            words.update(counts)  # while the worker counts its next piece
         for worker in busy:
             words.update(worker.receive())
     finally:
