@@ -221,7 +221,7 @@ class Parts:
         return info
 
     def _complete_set(self) -> list[Part]:
-        """The finished parts. A ValueError says which of the n are missing, or that n is not one."""
+        """The finished parts; a ValueError if some are missing or their n differ."""
         parts, folder = self.find(), self.folder
         divisions = Counter(part.of for part in parts)
         if len(divisions) > 1:
