@@ -7,21 +7,22 @@ and with n rows that are not ignored:
     loss = 1/n sum over rows of  lse - (1 - e) x_t - e mean_v x_v + z lse^2
     dx_v = dloss / n ((1 + 2 z lse) p_v - (1 - e) [v = t] - e / V)
 
-The gradient needs nothing but the row itself, so the forward forms it, with dloss = 1, where asked
-in place of the logits; the backward multiplies it by dloss, and reads nothing if that is 1.
+The gradient of a row depends on that row alone, so the forward computes it already, with dloss = 1,
+and on request in place of the logits; the backward multiplies it by dloss, or does nothing if that
+is 1.
 
 How work is split: one program per row. A first pass over the row keeps in each lane the running
 maximum of what that lane has seen, and the sum of exponentials relative to it: one exponential per
 element and no communication until the row ends. A second pass, backwards over the row, reads it
-again from the L2 cache and writes the gradient. As few rows run at a time as can keep their logits
-in that cache, and rows start with the last, which a matrix product has written last.
+again from the L2 cache and writes the gradient. Only as many rows run at a time as can keep their
+logits in that cache, beginning with the last row, which a matrix product has written last.
 
 Bytes moved between memory and the GPU, least possible and as done, for N rows of V logits in their
 own size: N V read, and N V written with a gradient (plus N V read again from the cache).
 
-Precision: everything is float32 but the logits and their gradient. In float16 the gradient is kept
-n times larger until the backward, since 1/n of a probability would vanish before a loss scaler
-could save it.
+Precision: everything is float32 except the logits and their gradient. In float16 the gradient is
+kept n times larger until the backward, since 1/n of a probability would underflow before a loss
+scaler could prevent it.
 
 Sources: Milakov and Gimelshein, Online normalizer calculation for softmax (arXiv 1805.02867);
 Szegedy et al., Rethinking the Inception architecture (arXiv 1512.00567): label smoothing;
@@ -90,7 +91,7 @@ def _see_block(
     top, total, plain, row_ptr, start, V, vocab_size, SMOOTHED: tl.constexpr,
     LOADS: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
-    """A block more in each lane's maximum, sum of exponentials relative to it, and plain sum."""
+    """Add a block to each lane's maximum, sum of exponentials relative to it, and plain sum."""
     cols = _block(start, LOADS, LANES, VECTOR)
     x = _load_block(row_ptr, cols, V, vocab_size, TAIL)
     new_top = tl.maximum(top, tl.max(tl.max(x, 2), 0))
@@ -126,7 +127,7 @@ def _cross_entropy_kernel(
     SMOOTHED: tl.constexpr, MEAN: tl.constexpr,
     LOADS: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """1/n of a row's loss, and its gradient: that of the mean if MEAN, else that of the sum."""
+    """Compute 1/n of a row's loss, and the gradient of the mean (if MEAN) or of the sum."""
     row = (N - 1 - tl.program_id(0)).to(tl.int64)
     row_ptr = logits_ptr + row * stride_logits
     target = tl.load(targets_ptr + row)
@@ -211,10 +212,10 @@ def launch_cross_entropy(
     z_loss: float,
     mean: bool,
 ) -> None:
-    """Fill losses (N,) and dlogits (N, V), which may be the logits themselves, of N > 0 rows.
+    """Fill losses (N,) and dlogits (N, V) of N > 0 rows; dlogits may be the logits themselves.
 
-    The losses are those of the mean, 1 / count of each row's; dlogits is the gradient of the mean,
-    or of the sum of all rows' losses.
+    Each loss is divided by count, so that they sum to the mean; dlogits is the gradient of the
+    mean, or of the sum of all rows' losses.
     """
     n, width = logits.shape
     threads = THREADS if width > SHORT_ROW else SHORT_THREADS
@@ -239,7 +240,7 @@ def _fwd(
     label_smoothing: float,
     z_loss: float,
 ) -> tuple[Tensor, Tensor]:
-    """The loss and the count of rows; fills dlogits if there is one."""
+    """Return the loss and the count of rows, and fill dlogits if there is one."""
     count = count_targets(targets, ignore_index, vocab_size)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     if len(logits):
@@ -251,7 +252,7 @@ def _fwd(
 
 
 def _of_mean(dtype: torch.dtype) -> bool:
-    """Whether the forward can hold the gradient of the mean; float16 holds that of the sum."""
+    """True if the forward stores the gradient of the mean; in float16 it is that of the sum."""
     return dtype != torch.float16
 
 
@@ -320,7 +321,7 @@ class _CrossEntropy(torch.autograd.Function):
         if inplace and need_grad:
             dlogits = logits.detach()
             loss, count = _in_place(dlogits, targets, *settings)
-            # Whoever else saved the logits, or saves them from now on, is told by autograd.
+            # Autograd refuses a backward of anything else that saved the logits.
             torch.autograd.graph.increment_version(dlogits)
         else:
             loss, count, dlogits = _out_of_place(logits, targets, *settings, need_grad)
@@ -345,7 +346,7 @@ def check_loss_options(op: str, label_smoothing: float, z_loss: float) -> None:
 
 
 def check_vocab_size(op: str, vocab_size: int | None, width: int) -> int:
-    """The number of real classes among `width`."""
+    """Check the number of real classes, `width` by default, and return it."""
     if vocab_size is None:
         vocab_size = width
     if not 1 <= vocab_size <= width:
@@ -377,9 +378,9 @@ def cross_entropy(
         label_smoothing: the share of the target's probability that all classes get alike.
         z_loss: weight of the mean square of the log-sum-exp, which keeps logits from drifting.
         vocab_size: the number of real classes, V by default. Columns from there on are padding:
-            never looked at, their gradient exactly zero.
-        inplace: the caller is done with the logits, and the gradient may be written over them:
-            nothing else of their size is allocated. `torch.compile` decides that by itself.
+            they are ignored, and their gradient is exactly zero.
+        inplace: write the gradient over the logits, so that nothing else of their size is
+            allocated. Ignored under `torch.compile`, which decides this itself.
 
     Returns:
         The loss, a float32 scalar; 0 with zero gradients if every target is ignored. A second

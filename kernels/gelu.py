@@ -75,7 +75,7 @@ def _gelu_bwd_kernel(
     dy_ptr, x_ptr, bias_ptr, dx_ptr, dbias_ptr, stride_dy, stride_x, N, C,
     ROWS: tl.constexpr, COLS: tl.constexpr,
 ):  # fmt: skip
-    """dx, and this program's sums over rows for dbias if that is wanted."""
+    """Compute dx, and this program's sums over rows for dbias if that is wanted."""
     if bias_ptr is not None:
         _, cols, _ = _tile(N, C, 0, ROWS, COLS)
         bias = tl.load(bias_ptr + cols, cols < C, 0.0).to(tl.float32)
@@ -101,7 +101,7 @@ def _gelu_bwd_kernel(
 
 
 def _grid(rows: Tensor, tile_rows: int, tile_cols: int) -> tuple[int, int]:
-    """Column blocks, and the programs that share the rows of each."""
+    """The number of column blocks, and of the programs that share the rows of each."""
     n, width = rows.shape
     blocks = triton.cdiv(width, tile_cols)
     return blocks, min(
@@ -109,13 +109,11 @@ def _grid(rows: Tensor, tile_rows: int, tile_cols: int) -> tuple[int, int]:
     )
 
 
-def _fwd_fake(x, bias):
-    return x.new_empty(x.shape)
-
-
-@register_op("gelu_tanh_fwd(Tensor x, Tensor? bias) -> Tensor", _fwd_fake)
+@register_op(
+    "gelu_tanh_fwd(Tensor x, Tensor? bias) -> Tensor", lambda x, bias: x.new_empty(x.shape)
+)
 def _fwd(x: Tensor, bias: Tensor | None) -> Tensor:
-    y = _fwd_fake(x, bias)
+    y = x.new_empty(x.shape)
     if x.numel() == 0:
         return y
     rows = as_rows(x) if bias is not None else as_few_rows(x)[0]
@@ -123,29 +121,22 @@ def _fwd(x: Tensor, bias: Tensor | None) -> Tensor:
     tile = element_tile(rows, FWD_VALUES)
     with on_device_of(x):
         _gelu_fwd_kernel[_grid(rows, *tile)](
-            rows,
-            bias,
-            y,
-            rows.stride(0),
-            n,
-            width,
-            ROWS=tile[0],
-            COLS=tile[1],
-            num_warps=warps(THREADS, x),
-        )
+            rows, bias, y, rows.stride(0), n, width,
+            ROWS=tile[0], COLS=tile[1], num_warps=warps(THREADS, x),
+        )  # fmt: skip
     return y
 
 
-def _bwd_fake(dy, x, bias, need_dbias):
+def _allocate_gradients(dy, x, bias, need_dbias):
     return x.new_empty(x.shape), x.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
 
 
 @register_op(
     "gelu_tanh_bwd(Tensor dy, Tensor x, Tensor? bias, bool need_dbias) -> (Tensor, Tensor)",
-    _bwd_fake,
+    _allocate_gradients,
 )
 def _bwd(dy: Tensor, x: Tensor, bias: Tensor | None, need_dbias: bool) -> tuple[Tensor, Tensor]:
-    dx, dbias = _bwd_fake(dy, x, bias, need_dbias)
+    dx, dbias = _allocate_gradients(dy, x, bias, need_dbias)
     if x.numel() == 0:
         return dx, dbias.zero_()
     dy, x = (as_rows(dy), as_rows(x)) if bias is not None else as_few_rows(dy, x)

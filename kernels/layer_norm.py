@@ -8,8 +8,8 @@ For each row x of width C, with dy the gradient of y and g = dy * weight:
     dx = rstd * (g - mean(g) - n * mean(g * n))
     dweight = sum over rows of dy * n                      dbias = sum over rows of dy
 
-`add_layer_norm` forms x = branch + residual first, returns it too, and adds the gradient that it
-gets back to dx, which then serves branch and residual alike.
+`add_layer_norm` computes x = branch + residual first and returns it too. It adds the gradient of
+that output to dx, which is then the gradient of both branch and residual.
 
 Bytes moved, least possible and as done, for N rows of C values in the tensors' own sizes (plus 8 N
 for mean and rstd, and 2 C per program for weight and bias, which come from the cache):
@@ -20,9 +20,9 @@ for mean and rstd, and 2 C per program for weight and bias, which come from the 
 The backward also writes and reads one row of partial sums per program, 16 C bytes in all for each
 of 3 programs per multiprocessor: 5% of the rest at 20,000 rows in 16 bits, and from the cache.
 
-Precision: the row is in registers, so the variance is that about the mean, in two steps; mean,
-rstd and all sums are float32, whatever the inputs. How the work is split over programs is told in
-`kernels._norm.kernels`.
+Precision: the row is in registers, so the variance is computed about the mean, in two steps; mean,
+rstd and all sums are float32, whatever the inputs. `kernels._norm.kernels` describes how the work
+is split over programs.
 
 Source: Ba, Kiros, Hinton, Layer normalization (arXiv 1607.06450).
 """
@@ -66,8 +66,8 @@ def layer_norm(
         weight: (C,), of any of these dtypes.
         bias: (C,) in the dtype of weight, or None.
         eps: added to the variance.
-        dtype: of y; that of x by default. With a float32 residual stream under autocast, ask for
-            the dtype of the next linear layer, which then has nothing to cast.
+        dtype: dtype of y, by default that of x. With a float32 residual stream under autocast, ask
+            for the dtype of the next linear layer, which then has nothing to cast.
 
     Returns:
         y: x's shape, contiguous. The backward gives dx in the dtype of x, dweight and dbias in that
@@ -87,7 +87,7 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor | None, eps: float = 1e-5,
     *, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The residual addition and the norm after it: (layer_norm(x + residual), x + residual).
+    """Add x to the residual stream and norm the sum: (layer_norm(x + residual), x + residual).
 
     Args:
         x: (..., C), the output of a branch, float16, bfloat16 or float32.
@@ -95,12 +95,12 @@ def add_layer_norm(
         weight: (C,).
         bias: (C,) in the dtype of weight, or None.
         eps: added to the variance.
-        dtype: of y; by default that of x, the branch: under autocast the dtype of linear layers, so
-            that the next one has nothing to cast.
+        dtype: dtype of y, by default that of x: under autocast the dtype of linear layers, so that
+            the next one has nothing to cast.
 
     Returns:
-        y, and the sum in the dtype of residual: added in float32, rounded once, and it is the
-        rounded sum that is normed. Both take gradients, and one pass forms that of x and residual.
+        y, and the sum in the dtype of residual. The sum is formed in float32 and rounded once, and
+        the rounded sum is normed. Both outputs take gradients; one pass computes dx and dresidual.
 
     Raises:
         ValueError: a shape, dtype, device or eps that the kernels cannot take.

@@ -6,11 +6,11 @@ For hidden states x (N, C), head weight W (V, C) and targets t (N,), n of which 
     loss = 1/n sum over rows of  logsumexp(X_i) - X_i[t_i]
     dX = P - onehot(t), zero in ignored rows             dx = dloss/n dX W      dW = dloss/n dX^T x
 
-(with smoothing and z-loss as in `kernels.cross_entropy`). The gradient needs nothing but the
-logits, so it is formed where they are: rows are taken in chunks whose logits fit a byte budget, the
-kernel of `kernels.cross_entropy` turns a chunk into its loss and dX in place, and two products
-finish it. That is three products of N x C x V in all, the least there is, and one (with no
-gradient at all) in evaluation.
+(with smoothing and z-loss as in `kernels.cross_entropy`). The gradient depends on the logits alone,
+so it is formed where they are: rows are taken in chunks whose logits fit a byte budget, the kernel
+of `kernels.cross_entropy` turns a chunk into its loss and dX in place, and two products finish it.
+That is three products of N x C x V in all, the least there is, and one in evaluation, where no
+gradient is computed.
 
 Memory beyond the gradients: one chunk of logits. Its rows begin at multiples of 128 bytes whatever
 V is, so that a vocabulary of 50257 is read as fast as a padded one.
@@ -64,20 +64,23 @@ def linear_cross_entropy_reference(
     )  # fmt: skip
 
 
-def _fwd_fake(
-    x, weight, targets, vocab_size, ignore_index, smoothing, z_loss, chunk_bytes, need_dx, need_dw
-):
-    loss, count = (x.new_empty((), dtype=torch.float32) for _ in range(2))
+def _allocate_gradients(
+    x: Tensor, weight: Tensor, need_dx: bool, need_dw: bool
+) -> tuple[Tensor, Tensor]:
     dx = x.new_empty(x.shape if need_dx else (0,))
-    dw = x.new_empty(weight.shape if need_dw else (0,), dtype=torch.float32)
-    return loss, count, dx, dw
+    return dx, x.new_empty(weight.shape if need_dw else (0,), dtype=torch.float32)
+
+
+def _fake(x, weight, *others):
+    loss, count = (x.new_empty((), dtype=torch.float32) for _ in range(2))
+    return loss, count, *_allocate_gradients(x, weight, *others[-2:])
 
 
 @register_op(
     "linear_cross_entropy_fwd(Tensor x, Tensor weight, Tensor targets, int vocab_size, "
     "int ignore_index, float label_smoothing, float z_loss, int chunk_bytes, bool need_dx, "
     "bool need_dw) -> (Tensor, Tensor, Tensor, Tensor)",
-    _fwd_fake,
+    _fake,
 )
 def _fwd(
     x: Tensor,
@@ -91,13 +94,12 @@ def _fwd(
     need_dx: bool,
     need_dw: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The loss, the count of rows, and the gradients of the sum of the rows' losses."""
+    """Return the loss, the count of rows, and the gradients of the sum of the rows' losses."""
     n, n_columns = len(x), len(weight)
     targets = targets.contiguous()
     count = count_targets(targets, ignore_index, vocab_size)
     losses = torch.empty(n, dtype=torch.float32, device=x.device)
-    dx = x.new_empty(x.shape if need_dx else (0,))
-    dw = x.new_empty(weight.shape if need_dw else (0,), dtype=torch.float32)
+    dx, dw = _allocate_gradients(x, weight, need_dx, need_dw)
     if n == 0:
         return losses.sum(), count, dx, dw.zero_()
     row = triton.cdiv(n_columns * x.element_size(), LINE) * LINE // x.element_size()

@@ -6,8 +6,8 @@ For each row x of width C, with dy the gradient of y and g = dy * weight:
 
     dx = rstd * (g - n * mean(g * n))         dweight = sum over rows of dy * n
 
-`add_rms_norm` forms x = branch + residual first, returns it too, and adds the gradient that it gets
-back to dx, which then serves branch and residual alike.
+`add_rms_norm` computes x = branch + residual first and returns it too. It adds the gradient of that
+output to dx, which is then the gradient of both branch and residual.
 
 Bytes moved, least possible and as done, for N rows of C values in the tensors' own sizes (plus 4 N
 for rstd, and C per program for the weight, which comes from the cache):
@@ -15,8 +15,8 @@ for rstd, and C per program for the weight, which comes from the cache):
     forward    read x; write y               add: read branch, residual; write y, x
     backward   read dy, x; write dx          add: read dy, x, dx around the norm; write dx
 
-Precision: rstd and all sums are float32, whatever the inputs. How the work is split over programs
-is told in `kernels._norm.kernels`.
+Precision: rstd and all sums are float32, whatever the inputs. `kernels._norm.kernels` describes how
+the work is split over programs.
 
 Source: Zhang and Sennrich, Root mean square layer normalization (arXiv 1910.07467).
 """
@@ -55,8 +55,8 @@ def rms_norm(
             as their elements are neighbours and one stride leads from row to row; else x is copied.
         weight: (C,), of any of these dtypes.
         eps: added to the mean square.
-        dtype: of y; that of x by default. With a float32 residual stream under autocast, ask for
-            the dtype of the next linear layer, which then has nothing to cast.
+        dtype: dtype of y, by default that of x. With a float32 residual stream under autocast, ask
+            for the dtype of the next linear layer, which then has nothing to cast.
 
     Returns:
         y: x's shape, contiguous. The backward gives dx in the dtype of x and dweight in that of
@@ -76,19 +76,19 @@ def add_rms_norm(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float = 1e-6,
     *, dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The residual addition and the norm after it: (rms_norm(x + residual), x + residual).
+    """Add x to the residual stream and norm the sum: (rms_norm(x + residual), x + residual).
 
     Args:
         x: (..., C), the output of a branch, float16, bfloat16 or float32.
         residual: the residual stream, x's shape; its dtype may differ (float32 under autocast).
         weight: (C,).
         eps: added to the mean square.
-        dtype: of y; by default that of x, the branch: under autocast the dtype of linear layers, so
-            that the next one has nothing to cast.
+        dtype: dtype of y, by default that of x: under autocast the dtype of linear layers, so that
+            the next one has nothing to cast.
 
     Returns:
-        y, and the sum in the dtype of residual: added in float32, rounded once, and it is the
-        rounded sum that is normed. Both take gradients, and one pass forms that of x and residual.
+        y, and the sum in the dtype of residual. The sum is formed in float32 and rounded once, and
+        the rounded sum is normed. Both outputs take gradients; one pass computes dx and dresidual.
 
     Raises:
         ValueError: a shape, dtype, device or eps that the kernels cannot take.

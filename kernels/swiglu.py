@@ -91,7 +91,7 @@ def _launch_fwd(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _launch_bwd(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor) -> None:
-    """Fill dgate and dup, which share their strides."""
+    """Fill dgate and dup, which have the same strides."""
     if dy.numel() == 0:
         return
     dy, gate, up, dgate, dup = as_few_rows(dy, gate, up, dgate, dup)
@@ -112,33 +112,30 @@ def _fwd(gate: Tensor, up: Tensor) -> Tensor:
     return _launch_fwd(gate, up)
 
 
-def _bwd_fake(dy, gate, up):
-    return gate.new_empty(gate.shape), up.new_empty(up.shape)
-
-
-@register_op("swiglu_bwd(Tensor dy, Tensor gate, Tensor up) -> (Tensor, Tensor)", _bwd_fake)
+@register_op(
+    "swiglu_bwd(Tensor dy, Tensor gate, Tensor up) -> (Tensor, Tensor)",
+    lambda dy, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
+)
 def _bwd(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dgate, dup = _bwd_fake(dy, gate, up)
+    dgate, dup = gate.new_empty(gate.shape), up.new_empty(up.shape)
     _launch_bwd(dy, gate, up, dgate, dup)
     return dgate, dup
 
 
-def _packed_fwd_fake(gate_up):
-    return gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2))
-
-
-@register_op("swiglu_packed_fwd(Tensor gate_up) -> Tensor", _packed_fwd_fake)
+@register_op(
+    "swiglu_packed_fwd(Tensor gate_up) -> Tensor",
+    lambda gate_up: gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2)),
+)
 def _packed_fwd(gate_up: Tensor) -> Tensor:
     return _launch_fwd(*gate_up.chunk(2, -1))
 
 
-def _packed_bwd_fake(dy, gate_up):
-    return gate_up.new_empty(gate_up.shape)
-
-
-@register_op("swiglu_packed_bwd(Tensor dy, Tensor gate_up) -> Tensor", _packed_bwd_fake)
+@register_op(
+    "swiglu_packed_bwd(Tensor dy, Tensor gate_up) -> Tensor",
+    lambda dy, gate_up: gate_up.new_empty(gate_up.shape),
+)
 def _packed_bwd(dy: Tensor, gate_up: Tensor) -> Tensor:
-    dgate_up = _packed_bwd_fake(dy, gate_up)
+    dgate_up = gate_up.new_empty(gate_up.shape)
     _launch_bwd(dy, *gate_up.chunk(2, -1), *dgate_up.chunk(2, -1))
     return dgate_up
 

@@ -39,36 +39,25 @@ class Tiles(NamedTuple):
 
 
 SHORT = 256
-"""Lengths up to this take the first row of a head width, longer ones the second."""
+"""Lengths up to this take the first row of a head width, longer ones the last."""
 
-Row = tuple[tuple[int, int, int, int], tuple[int, int, int, int], tuple[int, int, int, int]]
+Row = tuple[tuple[int, int, int, int], ...]
 
-# (architecture, head width up to): the rows (forward, dq, dk and dv) of short and long sequences.
-TABLE: dict[tuple[str, int], tuple[Row, Row]] = {
+# (architecture, head width up to): rows (forward, dq, dk and dv) of short and of long sequences, or
+# one row for both.
+TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
     ("sm_80", 64): (
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
-    ("sm_80", 128): (
-        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),
-        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),
-    ),
-    ("sm_80", 256): (
-        ((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
-        ((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
-    ),
+    ("sm_80", 128): (((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),),
+    ("sm_80", 256): (((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),),
     ("sm_86", 64): (
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 8, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
-    ("sm_86", 128): (
-        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
-        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
-    ),
-    ("sm_86", 256): (
-        ((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),
-        ((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),
-    ),
+    ("sm_86", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),),
+    ("sm_86", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),),
     ("sm_90", 64): (
         ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
         ((128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)),
@@ -97,14 +86,8 @@ TABLE: dict[tuple[str, int], tuple[Row, Row]] = {
         ((64, 32, 4, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 8, 3), (64, 64, 4, 2), (32, 64, 4, 2)),
     ),
-    ("sm_120", 128): (
-        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
-        ((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
-    ),
-    ("sm_120", 256): (
-        ((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
-        ((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),
-    ),
+    ("sm_120", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),),
+    ("sm_120", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),),
     ("gfx942", 64): (
         ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 4, 1)),
         ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
@@ -113,20 +96,11 @@ TABLE: dict[tuple[str, int], tuple[Row, Row]] = {
         ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
         ((128, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
     ),
-    ("gfx942", 256): (
-        ((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),
-        ((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),
-    ),
+    ("gfx942", 256): (((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),),
     # Float32 products without TF32 keep whole operands in registers; unknown GPUs may have little
-    # shared memory. Slow, and it runs.
-    ("other", 64): (
-        ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
-        ((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),
-    ),
-    ("other", 256): (
-        ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-        ((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),
-    ),
+    # shared memory. Slow, but it runs.
+    ("other", 64): (((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),),
+    ("other", 256): (((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),),
 }
 
 # Architectures that take the rows of another.
@@ -135,7 +109,7 @@ SAME = {"interpreter": "sm_90", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": 
 
 @cache
 def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
-    """The row of the table for a problem.
+    """Look up the tiles of a problem in the table.
 
     Args:
         architecture: `"sm_90"`, `"gfx942"`, or `"interpreter"`, as `_common.launch` names them.
@@ -147,5 +121,5 @@ def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int)
     if (itemsize == 4 and architecture != "interpreter") or (rows, 64) not in TABLE:
         rows = "other"
     widths = (width for name, width in TABLE if name == rows and width >= head_width)
-    fwd, dq, dkv = TABLE[rows, min(widths)][length > SHORT]
+    fwd, dq, dkv = TABLE[rows, min(widths)][-1 if length > SHORT else 0]
     return Tiles(Tile(*fwd), Tile(*dq), Tile(*dkv))

@@ -1,4 +1,4 @@
-"""What every launcher needs to know of the machine: interpreter, device, architecture."""
+"""The interpreter, device and architecture that a kernel is launched on, and checks of tensors."""
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
@@ -64,7 +64,7 @@ def architecture(tensor: Tensor) -> str:
 
 
 def warps(threads: int, tensor: Tensor) -> int:
-    """How many warps of the tensor's device make a program of that many threads."""
+    """Number of warps in a program of that many threads, on the tensor's device."""
     return threads // (64 if architecture(tensor).startswith("gfx9") else 32)
 
 

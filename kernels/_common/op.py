@@ -1,4 +1,4 @@
-"""The one way a kernel launcher becomes a PyTorch operator.
+"""Register a kernel launcher as a PyTorch operator.
 
 `torch.library.define` + `impl` + a fake costs about half of what `torch.library.custom_op` adds to
 every call, and gives the same guarantees: `torch.compile(fullgraph=True)` sees one opaque node,

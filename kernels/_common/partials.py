@@ -1,4 +1,4 @@
-"""The last step of a gradient that is summed over rows: add up the programs' partial sums."""
+"""Add up the partial sums of all programs, the last step of a gradient summed over rows."""
 
 import triton
 import triton.language as tl

@@ -1,4 +1,4 @@
-"""Tensors as rows, and rows as tiles: shared by the kernels that work row by row."""
+"""View tensors as rows, and choose tiles of rows: for the kernels that work row by row."""
 
 import triton
 from torch import Tensor
@@ -7,14 +7,14 @@ THREADS = 128  # of an element-wise program
 
 
 def as_rows(x: Tensor) -> Tensor:
-    """(..., C) -> (N, C) with a unit last stride; copies only what cannot be viewed so."""
+    """View (..., C) as (N, C) with a unit last stride; copy only if there is no such view."""
     if x.dim() != 2:
         x = x.reshape(-1, x.shape[-1])
     return x if x.stride(1) == 1 or x.shape[1] == 1 else x.contiguous()
 
 
 def as_few_rows(*tensors: Tensor) -> list[Tensor]:
-    """`as_rows` of tensors of one shape; as one row of everything if all are contiguous."""
+    """View tensors of one shape as rows, as one long row if all are contiguous."""
     if all(x.is_contiguous() for x in tensors):
         return [x.view(1, -1) for x in tensors]
     return [as_rows(x) for x in tensors]
@@ -26,10 +26,10 @@ def power_below(n: int) -> int:
 
 
 def element_tile(rows: Tensor, values: int) -> tuple[int, int]:
-    """Rows and columns of an element-wise tile of (N, C), of about `values` elements per lane.
+    """Choose rows and columns of an element-wise tile of (N, C), about `values` elements a lane.
 
-    A row of the tile is as wide as all, half or a quarter of the threads load at 16 bytes each:
-    whatever leaves the fewest idle in the last tile of a row.
+    A row of the tile is as wide as all, half or a quarter of the threads load at 16 bytes each,
+    whichever leaves the fewest threads idle in the last tile of a row.
     """
     n, width = rows.shape
     if n == 1:

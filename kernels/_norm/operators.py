@@ -1,6 +1,7 @@
-"""From the kernels of `kernels._norm.kernels` to what `layer_norm` and `rms_norm` call.
+"""What `layer_norm` and `rms_norm` share above their kernels.
 
-How rows are cut into pieces and programs, the two operators, their autograd function, the checks.
+The plan that cuts rows into pieces and programs, the two operators, the autograd function and the
+checks.
 """
 
 import functools
@@ -36,7 +37,7 @@ BWD_FETCH_BYTES = 30 << 10
 
 
 class Plan(NamedTuple):
-    """How a tile of rows is cut: rows, threads, and the pieces of a row."""
+    """The rows and threads of a tile, and the pieces into which a row is cut."""
 
     rows: int
     threads: int
@@ -57,7 +58,7 @@ class Plan(NamedTuple):
 def plan_rows(
     width: int, itemsize: int, values: int, threads: int, most_rows: int = MAX_ROWS
 ) -> Plan:
-    """The tile for rows of `width` elements of `itemsize` bytes, about `values` per lane."""
+    """Plan tiles of rows of `width` elements of `itemsize` bytes, about `values` of them a lane."""
     while threads * values < width and threads < MAX_THREADS:
         threads *= 2
     rows = min(power_below(max(1, threads * values // width)), most_rows)
@@ -75,7 +76,7 @@ def plan_rows(
     return Plan(rows, threads, tuple(starts), tuple(widths))
 
 
-def _fwd_fake(x, residual, weight, bias, eps, centred, dtype):
+def _allocate_outputs(x, residual, weight, bias, eps, centred, dtype):
     total = x.new_empty((0,)) if residual is None else residual.new_empty(x.shape)
     n = x.numel() // x.shape[-1]
     stats = x.new_empty((2 if centred else 1, n), dtype=torch.float32)
@@ -85,7 +86,7 @@ def _fwd_fake(x, residual, weight, bias, eps, centred, dtype):
 @register_op(
     "norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred, "
     "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
-    _fwd_fake,
+    _allocate_outputs,
 )
 def norm_fwd(
     x: Tensor,
@@ -96,8 +97,8 @@ def norm_fwd(
     centred: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y, the sum x + residual (empty without one), and 1/std and mean of each row (1 or 2, N)."""
-    y, total, stats = _fwd_fake(x, residual, weight, bias, eps, centred, dtype)
+    """Return y, x + residual (empty without one), and 1/std and mean of each row (1 or 2, N)."""
+    y, total, stats = _allocate_outputs(x, residual, weight, bias, eps, centred, dtype)
     n, width = stats.shape[1], x.shape[-1]
     if n == 0:
         return y, total, stats
@@ -116,7 +117,7 @@ def norm_fwd(
     return y, total, stats
 
 
-def _bwd_fake(dy, dtotal, x, weight, stats, centred, dtype, need_dweight, need_dbias):
+def _allocate_gradients(dy, dtotal, x, weight, stats, centred, dtype, need_dweight, need_dbias):
     dx = x.new_empty(x.shape)
     dbranch = x.new_empty((0,) if dtype == x.dtype else x.shape, dtype=dtype)
     dweight, dbias = (
@@ -128,7 +129,7 @@ def _bwd_fake(dy, dtotal, x, weight, stats, centred, dtype, need_dweight, need_d
 @register_op(
     "norm_bwd(Tensor dy, Tensor? dtotal, Tensor x, Tensor weight, Tensor stats, bool centred, "
     "ScalarType dtype, bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor, Tensor)",
-    _bwd_fake,
+    _allocate_gradients,
 )
 def norm_bwd(
     dy: Tensor,
@@ -141,8 +142,8 @@ def norm_bwd(
     need_dweight: bool,
     need_dbias: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """dx in the dtype of x (and again in `dtype`, if that is another), dweight, dbias."""
-    dx, dbranch, dweight, dbias = _bwd_fake(
+    """Return dx in the dtype of x, dx in `dtype` if that is another, dweight and dbias."""
+    dx, dbranch, dweight, dbias = _allocate_gradients(
         dy, dtotal, x, weight, stats, centred, dtype, need_dweight, need_dbias
     )
     n, width = stats.shape[1], x.shape[-1]
@@ -211,7 +212,7 @@ def norm(
     centred: bool,
     dtype: torch.dtype | None,
 ) -> Any:
-    """Check what `op` was given, then y, or (y, x + residual) if there is a residual."""
+    """Check the arguments of `op`; return y, or (y, x + residual) if there is a residual."""
     dtype = x.dtype if dtype is None else dtype
     vectors = [weight] if bias is None else [weight, bias]
     streams = [x] if residual is None else [x, residual]

@@ -2,14 +2,14 @@
 
 PyTorch lets a library put its own kernels behind SDPA's flash backend. After
 
-    from kernels.register_flash_attention import register_flash_attention
+    from kernels.integrations.sdpa import register_flash_attention
     register_flash_attention()
     torch.nn.attention.activate_flash_attention_impl("triton")
 
 a causal SDPA call that takes the flash backend runs `kernels.attention`, in any model and without a
-change to it. `torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION)` makes sure that it takes
-that backend (on Hopper, PyTorch prefers cuDNN); `restore_flash_attention_impl` undoes it. In the
-interpreter the CPU's flash backend is replaced in the same way, for checking.
+change to it. `torch.nn.attention.sdpa_kernel(SDPBackend.FLASH_ATTENTION)` makes calls take that
+backend (on Hopper, PyTorch prefers cuDNN); `restore_flash_attention_impl` undoes the activation. In
+Triton's interpreter the flash backend of the CPU is replaced in the same way, for checking.
 
 SDPA's layout is (B, H, T, D): its tensors are read in place through their strides.
 """
@@ -39,7 +39,7 @@ def register_flash_attention(name: str = "triton") -> None:
 
 
 class _Overrides:
-    """The aten operators of SDPA's flash backend, replaced while this object is kept."""
+    """Replaces the aten operators of SDPA's flash backend for as long as this object lives."""
 
     def __init__(self) -> None:
         library = torch.library.Library("aten", "IMPL")

@@ -1,33 +1,34 @@
-"""Our kernels inside a GPT-2 of the library transformers.
+"""Put our kernels into a GPT-2 of the library transformers.
 
     import transformers  # first, see below
-    from gpt2.patch_transformers import patch_transformers_gpt2
+    from kernels.integrations.transformers import patch_transformers_gpt2
 
     model = transformers.AutoModelForCausalLM.from_pretrained("gpt2").to("cuda")
     patch_transformers_gpt2(model)
 
-Parameters, `generate`, `Trainer` and `save_pretrained` stay as they are. What changes, and where
-the library's own code still runs:
+Parameters, `generate`, `Trainer` and `save_pretrained` stay as they are. These parts change; the
+library's own code still runs where it is said:
 
     attention   self-attention of a call's tokens among themselves: training, and the prompt in
                 `generate`. With padding (or another mask), and where tokens attend to a cache that
                 was filled before, it is PyTorch's SDPA, as in an unpatched model.
     norms       each LayerNorm.
-    mlp         GELU together with the bias of `c_fc`, whose own forward is passed by.
+    mlp         GELU together with the bias of `c_fc`, whose own forward is not called.
     loss        in training with labels, from the hidden states: the logits never exist, and
                 `outputs.logits` is None. In evaluation, and without labels, nothing changes. The
-                argument `skip_logits` of a call says otherwise, either way. Where every label is
+                argument `skip_logits` of a call overrides this, either way. Where every label is
                 ignored the loss is 0, not NaN.
 
 Tensors must be on a GPU (or in Triton's interpreter), in float32, float16 or bfloat16. With mlp and
-loss, weights are read where they are, not through the layer that owns them: hooks there do not run,
-and sharding by layer (ZeRO-3) does not work. Under `torch.compile` transformers 5 makes a mask when
+loss, weights are read directly, not through the layer that owns them: its hooks do not run, and
+sharding by layer (ZeRO-3) does not work. Under `torch.compile` transformers 5 makes a mask when
 it is given an `attention_mask`, even one that hides nothing, or `use_cache=False`: leave both out
 (transformers 4 makes one always). Masked training warns.
 
-Order of imports: transformers takes a PyPI package that is called `kernels` like ours, if that is
-installed. So transformers comes first, this repository on `sys.path` second, and that package not
-at all; importing this module says so when it meets it.
+Order of imports: transformers imports a PyPI package that is called `kernels`, like ours, if it is
+installed. Therefore import transformers first, put this repository on `sys.path` second, and
+uninstall that package (`pip uninstall kernels`; transformers works without it): where it is in the
+way, Python says that there is no module named `kernels.integrations`.
 
 Nothing here imports transformers: it works on the model that it is given, of transformers 5, or 4
 from 4.57 on.
@@ -44,19 +45,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-try:
-    from kernels.attention import attention as causal_attention
-    from kernels.gelu import gelu_tanh
-    from kernels.layer_norm import layer_norm
-    from kernels.linear_cross_entropy import linear_cross_entropy
-except ModuleNotFoundError as error:
-    if not (error.name or "").startswith("kernels"):
-        raise
-    raise ImportError(
-        "a package `kernels` is imported already that is not ours: the one from PyPI, which "
-        "transformers takes where it is installed. Remove it (pip uninstall kernels; transformers "
-        "works without it), or use another environment"
-    ) from error
+from kernels.attention import attention as causal_attention
+from kernels.gelu import gelu_tanh
+from kernels.layer_norm import layer_norm
+from kernels.linear_cross_entropy import linear_cross_entropy
 
 _IMPLEMENTATION = "gpt2_triton"  # our name among transformers' attention functions
 _GELUS = ("NewGELUActivation", "GELUTanh")
@@ -68,7 +60,7 @@ _ATTENTION_OPTIONS = {
     "add_cross_attention": False,
     "is_causal": True,
 }
-# What a call of an attention function may ask for besides.
+# Arguments of an attention function that the kernels do not take.
 _ATTENTION_EXTRAS = ("head_mask", "position_bias", "cache", "softcap")
 _LOSS_ARGUMENTS = ("labels", "shift_labels", "num_items_in_batch", "ignore_index")
 
@@ -83,7 +75,7 @@ def patch_transformers_gpt2(
 ) -> None:
     """Put our kernels into a `GPT2LMHeadModel` of transformers, in place.
 
-    The model computes the same function; what runs where is told at the head of this module.
+    The model computes the same function; the docstring of this module lists what changes.
     `unpatch_transformers_gpt2` undoes it.
 
     Args:
@@ -130,7 +122,7 @@ def patch_transformers_gpt2(
 
 
 def unpatch_transformers_gpt2(model: nn.Module) -> None:
-    """Give a patched model its own code back; leave any other as it is."""
+    """Restore the own code of a patched model; leave any other model unchanged."""
     subject: Any = model
     for module in model.modules():
         module.__class__ = getattr(type(module), "class_before_patch", type(module))
@@ -153,7 +145,7 @@ class _LayerNorm(nn.LayerNorm):
 
 
 class _BlockLayerNorm(_LayerNorm):
-    """A norm that only a linear layer reads: under autocast it comes in the type of that layer."""
+    """A norm read by linear layers only: under autocast its output has their dtype."""
 
     def forward(self, x: Tensor) -> Tensor:
         kind = x.device.type
@@ -162,8 +154,7 @@ class _BlockLayerNorm(_LayerNorm):
 
 
 def _subclass(base: type[nn.Module], forward: Callable[..., Any]) -> type[nn.Module]:
-    """`base` with another forward, for an object that is one already. It keeps its name, under
-    which transformers looks things up."""
+    """Subclass `base` with another forward, under its name, by which transformers looks it up."""
     content = {
         "__module__": base.__module__,
         "__qualname__": base.__qualname__,
@@ -222,7 +213,7 @@ def _loss(
     num_items_in_batch: Tensor | int | None = None,
     ignore_index: int = -100,
 ) -> Tensor:
-    """transformers' causal language model loss: the arguments are those of its loss function."""
+    """Compute the causal language model loss; the arguments are those of transformers' function."""
     if shift_labels is None:
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
     targets = shift_labels.to(hidden.device).flatten()
@@ -236,7 +227,7 @@ def _loss(
 
 
 def _register_attention(kind: type[nn.Module]) -> None:
-    """Offer our attention to transformers under a name, by the interface that it has for this."""
+    """Register our attention with the attention interface of transformers."""
     functions = sys.modules[kind.__module__].ALL_ATTENTION_FUNCTIONS
     masks = sys.modules["transformers.masking_utils"].ALL_MASK_ATTENTION_FUNCTIONS
     sdpa, sdpa_mask = functions["sdpa"], masks["sdpa"]

@@ -1,12 +1,15 @@
-"""What the compiler makes of a kernel, for any GPU, on a machine that has none.
+"""Compile kernels for any GPU, on a machine that has none, and examine the machine code.
 
 `compile_jobs` calls launching functions in processes without the interpreter, under a driver that
-reports the wanted target. Every kernel that the call would launch is compiled
-exactly as it would be there (specialisation, tile choice and options included) and none is run. The
-report counts what decides speed: registers, spills, shared memory, tensor-core instructions and
-16-byte loads, read from the machine code with the tools that Triton ships.
+reports the wanted target. Every kernel that the call would launch is compiled exactly as it would
+be there (specialisation, tile choice and options included), and none is run. The report counts
+what decides speed: registers, spills, shared memory, tensor-core instructions and 16-byte loads,
+read from the machine code with the tools that Triton ships. Reports are kept in Triton's cache
+until a source or a version changes, so that nothing is compiled twice, by whichever process.
 """
 
+import functools
+import hashlib
 import importlib
 import json
 import os
@@ -19,6 +22,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
+import triton
+from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,26 +96,42 @@ class Job:
     args: tuple[Any, ...] = ()
 
 
-_done: dict[Job, list[Code]] = {}
-
-
 def compile_jobs(jobs: Sequence[Job]) -> dict[Job, list[Code]]:
     """Compile every kernel that the jobs would launch, in two child processes.
 
     The called functions launch kernels on CPU tensors; their arguments are JSON values.
 
     Returns:
-        For each job its kernels in the order launched. Results are kept while the process lives.
+        For each job its kernels in the order launched.
     """
-    todo = [job for job in dict.fromkeys(jobs) if job not in _done]
-    shares = [share for share in (todo[::2], todo[1::2]) if share]
-    with ThreadPoolExecutor(2) as pool:
-        for share, results in zip(shares, pool.map(_compile_in_child, shares), strict=True):
-            _done.update(zip(share, results, strict=True))
-    return {job: _done[job] for job in jobs}
+    cache = Path(triton.knobs.cache.dir) / f"gpt2_triton_{_version()}.json"
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    keys = {job: json.dumps(asdict(job)) for job in jobs}
+    with FileLock(f"{cache}.lock"):  # processes that run tests beside this one wait for the reports
+        done = json.loads(cache.read_text()) if cache.exists() else {}
+        todo = [job for job, key in keys.items() if key not in done]
+        shares = [share for share in (todo[::2], todo[1::2]) if share]
+        with ThreadPoolExecutor(2) as pool:
+            for share, reports in zip(shares, pool.map(_compile_in_child, shares), strict=True):
+                done.update(zip((keys[job] for job in share), reports, strict=True))
+        if todo:
+            partial = cache.with_suffix(".partial")
+            partial.write_text(json.dumps(done))
+            partial.replace(cache)
+    return {job: [Code(**code) for code in done[key]] for job, key in keys.items()}
 
 
-def _compile_in_child(jobs: list[Job]) -> list[list[Code]]:
+@functools.cache
+def _version() -> str:
+    """Changes with the kernels, the functions that launch them, this file and the compiler."""
+    sources = [*(ROOT / "kernels").rglob("*.py"), *Path(__file__).parent.glob("*codegen.py")]
+    digest = hashlib.sha256(f"{triton.__version__} {torch.__version__}".encode())
+    for source in sorted(sources):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _compile_in_child(jobs: list[Job]) -> list[list[dict[str, Any]]]:
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
     child = subprocess.run(
         [sys.executable, "-m", "tests.kernels.codegen"],
@@ -119,12 +142,12 @@ def _compile_in_child(jobs: list[Job]) -> list[list[Code]]:
         text=True,
     )
     assert child.returncode == 0, child.stderr
-    return [[Code(**code) for code in codes] for codes in json.loads(child.stdout)]
+    reports: list[list[dict[str, Any]]] = json.loads(child.stdout)
+    return reports
 
 
 def _main() -> None:
     """In the child: call each job under a driver that compiles for its target and runs nothing."""
-    import triton
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
@@ -173,8 +196,6 @@ def _main() -> None:
 
 
 def _examine_nvidia(kernel: Any, target: str) -> Code:
-    import triton
-
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
         cubin.write(kernel.asm["cubin"])

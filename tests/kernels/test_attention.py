@@ -1,11 +1,10 @@
-"""Causal attention against its reference: every shape, layout and option, forward and backward.
+"""Causal attention against its reference: shapes, layouts and options, forward and backward.
 
 Without a GPU the kernels run in Triton's interpreter, in float32 and float16; on a GPU the same
 tests also run in bfloat16. Tiles are made small where it is the tiling that is tested.
 """
 
 import math
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -19,20 +18,9 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import Quantity, compare
+from tests.kernels.fused import CUDA, DTYPES, MARKS, check_refuses_double_backward, randn
 
-CUDA = torch.cuda.is_available()
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
-
-# The interpreter computes the rows past the end, which nothing stores, and NumPy warns of them.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-
-
-@pytest.fixture(autouse=True)
-def _nan_in_empty() -> Iterator[None]:
-    """Fill what torch.empty returns with NaN: an element that no kernel writes shows."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
+pytestmark = MARKS
 
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
@@ -40,10 +28,6 @@ def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> No
     monkeypatch.setattr(
         kernels._attention.operators, "choose_tiles", lambda *_: Tiles(tile, tile, tile)
     )
-
-
-def randn(*shape: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    return torch.randn(shape, device=device).to(dtype)
 
 
 def qkv(
@@ -96,19 +80,10 @@ def check(
 
 
 SHAPES = [  # (B, T, H, D): T below, at and above the tiles; widths that are no power of two
-    (2, 3, 3, 64),
-    (1, 17, 2, 16),
-    (3, 33, 1, 40),
-    (1, 64, 2, 32),
-    (2, 65, 2, 80),
-    (1, 113, 1, 96),
-    (1, 128, 2, 64),
-    (1, 129, 1, 128),
-    (1, 70, 1, 160),
-    (1, 40, 1, 256),
-    (1, 257, 1, 64),
+    (2, 3, 2, 64), (1, 17, 1, 16), (2, 33, 1, 40), (1, 64, 1, 32), (1, 65, 2, 80), (1, 113, 1, 96),
+    (1, 128, 1, 64), (1, 129, 1, 128), (1, 70, 1, 160), (1, 40, 1, 256), (1, 257, 1, 64),
     (1, 8, 1, 1),
-]
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -124,10 +99,10 @@ def test_matches_reference_at_the_lengths_of_training(length: int, device: torch
     check(qkv((1, length, 1, 64), torch.float16, device), deterministic=False)
 
 
-@pytest.mark.parametrize("window", [None, 1, 5, 16, 24, 40, 64, 2**40])
+@pytest.mark.parametrize("window", [None, 1, 16, 24, 40, 2**40])
 @pytest.mark.parametrize(
     ("length", "block_m", "block_n"),
-    [(1, 16, 16), (70, 16, 16), (64, 32, 16), (77, 32, 16), (96, 16, 32), (83, 16, 64)],
+    [(1, 16, 16), (53, 16, 16), (64, 32, 16), (61, 32, 16), (64, 16, 32), (83, 16, 64)],
 )
 def test_tiles_and_windows(
     length: int,
@@ -143,23 +118,22 @@ def test_tiles_and_windows(
     check(inputs, deterministic=deterministic, window=window)
 
 
-@pytest.mark.parametrize("heads", [1, 2, 5])
-@pytest.mark.parametrize("group", [1, 2, 3])
+@pytest.mark.parametrize(("heads", "group"), [(1, 2), (2, 1), (2, 2), (3, 2), (5, 3)])
 def test_every_head_is_computed_whatever_the_grouping(
     heads: int, group: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_tiles(monkeypatch, 16, 16)
-    keys_and_values_of_a_head = 2 * 40 * 16 * 4
+    keys_and_values_of_a_head = 2 * 20 * 16 * 4
     monkeypatch.setattr(
         kernels._attention.operators, "L2_BUDGET", group * keys_and_values_of_a_head
     )
-    check(qkv((1, 40, heads, 16), torch.float32, device), deterministic=False)
+    check(qkv((1, 20, heads, 16), torch.float32, device), deterministic=False)
 
 
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_log_sum_exp(dtype: torch.dtype, window: int | None, device: torch.device) -> None:
-    inputs = qkv((2, 70, 2, 32), dtype, device)
+    inputs = qkv((2, 20, 2, 32), dtype, device)
     o, lse = attention(**inputs, window=window, return_lse=True)
     assert lse.dtype == torch.float32
     assert not lse.requires_grad
@@ -173,7 +147,7 @@ def test_log_sum_exp(dtype: torch.dtype, window: int | None, device: torch.devic
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
 def test_scale(scale: float, deterministic: bool, device: torch.device) -> None:
-    inputs = qkv((1, 50, 2, 16), torch.float32, device)
+    inputs = qkv((1, 20, 1, 16), torch.float32, device)
     check(inputs, deterministic=deterministic, scale=scale)
 
 
@@ -221,13 +195,12 @@ def _mixed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
 LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__[1:])
-@pytest.mark.parametrize("width", [32, 20])
+@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 20), (DTYPES[-1], 32)])
 def test_reads_any_layout_in_place(
     layout: Any, dtype: torch.dtype, width: int, deterministic: bool, device: torch.device
 ) -> None:
-    tensors = layout((2, 45, 3, width), dtype, device)
+    tensors = layout((2, 20, 2, width), dtype, device)
     inputs = {name: x.requires_grad_() for name, x in zip("qkv", tensors, strict=True)}
     check(inputs, deterministic=deterministic)
 
@@ -236,15 +209,11 @@ def test_reads_any_layout_in_place(
 def test_takes_any_upstream_gradient(
     layout: str, deterministic: bool, device: torch.device
 ) -> None:
-    b, t, h, d = shape = (2, 45, 3, 16)
+    b, t, h, d = shape = (2, 20, 2, 16)
     dense = torch.randn(b, h, t + 2, 2 * d, device=device).transpose(1, 2)
     upstream = {
         "sum": torch.ones((), device=device).expand(shape),
-        "heads first": dense[:, :t, :, :d]
-        .contiguous()
-        .transpose(1, 2)
-        .contiguous()
-        .transpose(1, 2),
+        "heads first": dense.transpose(1, 2)[:, :, :t, :d].contiguous().transpose(1, 2),
         "sliced": dense[:, 1 : t + 1, :, 5 : d + 5],
         "every second": dense[:, :t, :, ::2],
     }[layout]
@@ -252,9 +221,7 @@ def test_takes_any_upstream_gradient(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize(
-    "shape", [(2, 45, 3, 3, 32), (1, 130, 3, 1, 64), (1, 20, 3, 2, 48)], ids=str
-)
+@pytest.mark.parametrize("shape", [(2, 20, 3, 2, 32), (1, 130, 3, 1, 48)], ids=str)
 def test_packed_matches_reference(
     shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
 ) -> None:
@@ -323,8 +290,7 @@ def test_nothing_leaks_from_the_future(device: torch.device) -> None:
 # ---- dropout
 
 
-@pytest.mark.parametrize("dropout_p", [0.1, 0.5])
-@pytest.mark.parametrize("window", [None, 21])
+@pytest.mark.parametrize(("dropout_p", "window"), [(0.1, None), (0.5, 21)])
 def test_dropout_matches_reference_with_the_mask_read_out(
     dropout_p: float,
     window: int | None,
@@ -335,32 +301,32 @@ def test_dropout_matches_reference_with_the_mask_read_out(
     use_tiles(monkeypatch, 32, 16)
     seed = torch.tensor([2**40 + 77], device=device)
     check(
-        qkv((2, 45, 2, 16), torch.float32, device),
+        qkv((1, 33, 2, 16), torch.float32, device),
         deterministic=deterministic,
         window=window,
         dropout_p=dropout_p,
         dropout_seed=seed,
-        keep=dropout_mask(seed, (2, 45, 2), dropout_p),
+        keep=dropout_mask(seed, (1, 33, 2), dropout_p),
     )
 
 
 def test_dropout_mask_is_random_and_depends_on_the_place_alone(device: torch.device) -> None:
     seed = torch.tensor([5], device=device)
-    keep = dropout_mask(seed, (2, 90, 3), 0.25)
-    assert keep.shape == (2, 3, 90, 90)
+    keep = dropout_mask(seed, (2, 50, 2), 0.25)
+    assert keep.shape == (2, 2, 50, 50)
     expected = 0.75 * keep.numel()
     assert abs(int(keep.sum()) - expected) < 5 * math.sqrt(expected * 0.25)
     rows = keep.flatten(0, 2)
     assert len(rows.unique(dim=0)) == len(rows), "two rows drop the same columns"
     columns = keep.transpose(2, 3).flatten(0, 2)
     assert len(columns.unique(dim=0)) == len(columns), "two columns are dropped in the same rows"
-    assert torch.equal(dropout_mask(seed, (2, 50, 3), 0.25), keep[:, :, :50, :50])
-    assert not torch.equal(dropout_mask(seed + 2**32, (2, 90, 3), 0.25), keep)
-    assert dropout_mask(seed, (1, 70, 1), 0.0).all()
+    assert torch.equal(dropout_mask(seed, (2, 30, 2), 0.25), keep[:, :, :30, :30])
+    assert not torch.equal(dropout_mask(seed + 2**32, (2, 50, 2), 0.25), keep)
+    assert dropout_mask(seed, (1, 33, 1), 0.0).all()
 
 
 def test_dropout_follows_the_manual_seed(device: torch.device) -> None:
-    inputs = qkv((1, 40, 2, 16), torch.float32, device, grad=False)
+    inputs = qkv((1, 20, 1, 16), torch.float32, device, grad=False)
     torch.manual_seed(1)
     first = attention(**inputs, dropout_p=0.5)
     second = attention(**inputs, dropout_p=0.5)
@@ -376,7 +342,7 @@ def test_dropout_follows_the_manual_seed(device: torch.device) -> None:
 def test_frozen_inputs_get_no_gradient(
     trained: str, deterministic: bool, device: torch.device
 ) -> None:
-    inputs = qkv((1, 45, 2, 16), torch.float32, device, grad=False)
+    inputs = qkv((1, 20, 1, 16), torch.float32, device, grad=False)
     inputs = {name: x.requires_grad_(name in trained) for name, x in inputs.items()}
     report = check(inputs, deterministic=deterministic)
     assert set(report) == {"out", *(f"d{name}" for name in trained)}
@@ -389,7 +355,7 @@ def test_no_graph_without_gradients(device: torch.device) -> None:
 def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
     deterministic: bool, device: torch.device
 ) -> None:
-    inputs = qkv((2, 45, 2, 16), torch.float32, device)
+    inputs = qkv((2, 20, 1, 16), torch.float32, device)
     copies = {name: x.detach().clone() for name, x in inputs.items()}
     o = attention(**inputs, deterministic=deterministic)
     do = torch.randn_like(o)
@@ -400,12 +366,7 @@ def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
 
 
 def test_double_backward_is_refused(device: torch.device) -> None:
-    inputs = qkv((1, 8, 1, 16), torch.float32, device)
-    o = attention(**inputs)
-    do = torch.ones_like(o).requires_grad_()
-    (dq,) = torch.autograd.grad(o, inputs["q"], do, create_graph=True)
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        dq.sum().backward()
+    check_refuses_double_backward(attention, qkv((1, 8, 1, 16), torch.float32, device))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
@@ -427,7 +388,7 @@ def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.d
         q, k, v = (2 * qkv).unbind(2)
         return attention(q, k, v, **options) + attention_qkvpacked(2 * qkv, **options)
 
-    packed = torch.randn(1, 20, 3, 2, 16, device=device, requires_grad=True)
+    packed = torch.randn(1, 8, 3, 1, 16, device=device, requires_grad=True)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.manual_seed(3)
     expected = model(packed)
@@ -443,8 +404,8 @@ def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.d
 def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
     counter = CompileCounter()
     compiled = torch.compile(attention_qkvpacked, fullgraph=True, backend=counter, dynamic=True)
-    for batch, length in ((5, 20), (7, 31), (4, 17)):
-        packed = torch.randn(batch, length, 3, 2, 16, device=device)
+    for batch, length in ((2, 8), (3, 9), (4, 5)):
+        packed = torch.randn(batch, length, 3, 1, 16, device=device)
         torch.testing.assert_close(compiled(packed), attention_qkvpacked(packed))
     assert counter.frame_count == 1
 
@@ -452,15 +413,14 @@ def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None
 @pytest.mark.parametrize("seeded", [False, True])
 def test_operators_pass_opcheck(seeded: bool, device: torch.device) -> None:
     ops = torch.ops.gpt2_triton
-    q, k, v = (torch.randn(1, 20, 2, 16, device=device) for _ in range(3))
+    q, k, v = (torch.randn(1, 8, 1, 16, device=device) for _ in range(3))
     seed = torch.tensor([1], device=device) if seeded else None
     options = (0.25, 7, 0.1 if seeded else 0.0, False)
     torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options))
     o, lse = ops.attention_fwd(q, k, v, seed, *options)
-    for need_dq, need_dkv in ((True, True), (True, False), (False, True)):
+    for need_dq, need_dkv in ((True, True), (True, False)) if seeded else ((False, True),):
         torch.library.opcheck(
-            ops.attention_bwd.default,
-            (o, q, k, v, o, lse, seed, *options, True, need_dq, need_dkv),
+            ops.attention_bwd.default, (o, q, k, v, o, lse, seed, *options, True, need_dq, need_dkv)
         )
     packed = torch.stack([q, k, v], 2)
     torch.library.opcheck(

@@ -1,6 +1,8 @@
 """Faults planted in the attention kernels and launchers: each must fail the test beside it."""
 
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -9,80 +11,68 @@ import kernels._attention.kernels
 import kernels._attention.operators
 import kernels.attention
 from tests.kernels import test_attention as checks
+from tests.kernels.fused import MARKS
 from tests.kernels.mutations import Mutation, expect_caught
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
-SMALL = {"length": 70, "block_m": 16, "block_n": 16}
-ONE_PASS = {"deterministic": False}
-TWO_PASS = {"deterministic": True}
-FULL = {"window": None}
-BAND = {"window": 24}
-LAYOUT = {"dtype": torch.float32, "layout": checks._packed, "width": 20}
-SHAPE = {"dtype": torch.float32, "shape": (2, 65, 2, 80)}
+ONE_PASS, TWO_PASS = {"deterministic": False}, {"deterministic": True}
+SMALL = {"length": 53, "block_m": 16, "block_n": 16}
+# The test that must catch a fault, and its arguments.
+TILES = (checks.test_tiles_and_windows, SMALL | {"window": None} | ONE_PASS)
+TWO_PASS_TILES = (checks.test_tiles_and_windows, SMALL | {"window": None} | TWO_PASS)
+BAND = (checks.test_tiles_and_windows, SMALL | {"window": 24} | ONE_PASS)
+SHAPE = (
+    checks.test_matches_reference,
+    {"dtype": torch.float32, "shape": (1, 65, 2, 80)} | ONE_PASS,
+)
+MASK = (checks.test_dropout_mask_is_random_and_depends_on_the_place_alone,)
+DROPOUT = (checks.test_dropout_matches_reference_with_the_mask_read_out,)
+
+
+def layout(function: Any) -> tuple[Any, dict[str, Any]]:
+    arguments = {"dtype": torch.float32, "layout": function, "width": 20}
+    return checks.test_reads_any_layout_in_place, arguments | ONE_PASS
+
 
 KERNELS = [
-    Mutation(
-        "a row does not see itself",
-        "seen = cols <= rows",
-        "seen = cols < rows",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | ONE_PASS,
-    ),
+    Mutation("a row does not see itself", "seen = cols <= rows", "seen = cols < rows", *TILES),
     Mutation(
         "a row sees one key of the future",
         "seen = cols <= rows",
         "seen = cols <= rows + 1",
         checks.test_nothing_leaks_from_the_future,
     ),
-    Mutation(
-        "the window is one too wide",
-        "cols > rows - window",
-        "cols >= rows - window",
-        checks.test_tiles_and_windows,
-        SMALL | BAND | ONE_PASS,
-    ),
+    Mutation("the window is one too wide", "cols > rows - window", "cols >= rows - window", *BAND),
     Mutation(
         "the walk over keys starts one tile late",
         "tl.maximum(m - window + 1, 0)",
         "tl.maximum(m - window + 1 + BLOCK_N, 0)",
-        checks.test_tiles_and_windows,
-        SMALL | BAND | ONE_PASS,
+        *BAND,
     ),
     Mutation(
         "the walk over rows ends before the window of the last key does",
         "n + BLOCK_N - 1 + window",
         "n + window",
-        checks.test_tiles_and_windows,
-        SMALL | BAND | ONE_PASS,
+        *BAND,
     ),
     Mutation(
         "tiles on the diagonal count as whole",
         "    diagonal = m // BLOCK_N * BLOCK_N",
         "    diagonal = m + BLOCK_M",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | TWO_PASS,
+        *TWO_PASS_TILES,
     ),
     Mutation(
-        "the output is not rescaled when the maximum grows",
-        "acc * rescale[:, None]",
-        "acc",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | ONE_PASS,
+        "the output is not rescaled when the maximum grows", "acc * rescale[:, None]", "acc", *TILES
     ),
     Mutation(
-        "the sum is not rescaled when the maximum grows",
-        "row_sum * rescale +",
-        "row_sum +",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | ONE_PASS,
+        "the sum is not rescaled when the maximum grows", "row_sum * rescale +", "row_sum +", *TILES
     ),
     Mutation(
         "a row that has seen nothing yet makes a NaN",
         'tl.where(new_max == float("-inf"), 0.0, new_max)',
         "new_max",
-        checks.test_tiles_and_windows,
-        SMALL | BAND | ONE_PASS,
+        *BAND,
     ),
     Mutation(
         "the log-sum-exp mixes its bases",
@@ -95,64 +85,42 @@ KERNELS = [
         "probabilities pass through float16 on their way to the second product",
         "p.to(v.dtype)",
         "p.to(tl.float16).to(v.dtype)",
-        checks.test_matches_reference,
-        SHAPE | ONE_PASS,
+        *SHAPE,
     ),
+    Mutation("delta is left out of dq", "p * (dp - delta[:, None])", "p * dp", *TWO_PASS_TILES),
+    Mutation("delta is left out of dk", "p * (dp - delta[None, :])", "p * dp", *TILES),
     Mutation(
-        "delta is left out of dq",
-        "p * (dp - delta[:, None])",
-        "p * dp",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | TWO_PASS,
-    ),
-    Mutation(
-        "delta is left out of dk",
-        "p * (dp - delta[None, :])",
-        "p * dp",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | ONE_PASS,
-    ),
-    Mutation(
-        "dk is not scaled",
-        "(dk * scale)",
-        "dk",
-        checks.test_scale,
-        {"scale": 3.0} | ONE_PASS,
+        "dk is not scaled", "(dk * scale)", "dk", checks.test_scale, {"scale": 3.0} | ONE_PASS
     ),
     Mutation(
         "keys off the diagonal add no share of dq",
         "            if dq_sum_ptr is not None:\n                dq =",
         "            if dq_sum_ptr is not None and part == DIAGONAL:\n                dq =",
-        checks.test_tiles_and_windows,
-        SMALL | FULL | ONE_PASS,
+        *TILES,
     ),
     Mutation(
         "the buffer of dq does not start at zero",
         "tl.zeros((BLOCK_M, BLOCK_D), tl.float32),",
         "tl.full((BLOCK_M, BLOCK_D), 1e-3, tl.float32),",
-        checks.test_matches_reference,
-        SHAPE | ONE_PASS,
+        *SHAPE,
     ),
     Mutation(
         "one row past the end is read",
         "mask=_inside(start, T, D,",
         "mask=_inside(start, T + 1, D,",
-        checks.test_reads_any_layout_in_place,
-        LAYOUT | {"layout": checks._in_nan} | ONE_PASS,
+        *layout(checks._in_nan),
     ),
     Mutation(
         "one column past the head width is read",
         "mask=_inside(start, T, D,",
         "mask=_inside(start, T, D + 1,",
-        checks.test_reads_any_layout_in_place,
-        LAYOUT | ONE_PASS,
+        *layout(checks._packed),
     ),
     Mutation(
         "values are read with the strides of keys",
         "v_ptr + b * stride_vb + h * stride_vh, n, stride_vt",
         "v_ptr + b * stride_kb + h * stride_kh, n, stride_kt",
-        checks.test_reads_any_layout_in_place,
-        LAYOUT | {"layout": checks._mixed} | ONE_PASS,
+        *layout(checks._mixed),
     ),
     Mutation(
         "a group of heads computes its first one only",
@@ -161,35 +129,25 @@ KERNELS = [
         checks.test_every_head_is_computed_whatever_the_grouping,
         {"heads": 5, "group": 3},
     ),
-    Mutation(
-        "the dropout seed is ignored",
-        "tl.philox(seed,",
-        "tl.philox(0,",
-        checks.test_dropout_mask_is_random_and_depends_on_the_place_alone,
-    ),
-    Mutation(
-        "heads share one dropout mask",
-        "head, 0)",
-        "0, 0)",
-        checks.test_dropout_mask_is_random_and_depends_on_the_place_alone,
-    ),
+    Mutation("the dropout seed is ignored", "tl.philox(seed,", "tl.philox(0,", *MASK),
+    Mutation("heads share one dropout mask", "head, 0)", "0, 0)", *MASK),
     Mutation(
         "the backward draws another dropout mask than the forward",
         "tl.trans(_keep(seed,",
         "tl.trans(_keep(seed + 1,",
-        checks.test_dropout_matches_reference_with_the_mask_read_out,
-        {"dropout_p": 0.5} | FULL | ONE_PASS,
+        *DROPOUT,
+        {"dropout_p": 0.5, "window": 21} | ONE_PASS,
     ),
     Mutation(
         "kept probabilities are not scaled up",
         "acc /= 1.0 - dropout_p",
         "acc *= 1.0",
-        checks.test_dropout_matches_reference_with_the_mask_read_out,
-        {"dropout_p": 0.1} | FULL | ONE_PASS,
+        *DROPOUT,
+        {"dropout_p": 0.1, "window": None} | ONE_PASS,
     ),
 ]
 
-PACKED = {"dtype": torch.float32, "shape": (2, 45, 3, 3, 32)}
+PACKED = {"dtype": torch.float32, "shape": (2, 20, 3, 2, 32)}
 
 OPERATORS = [
     Mutation(
@@ -215,42 +173,31 @@ FUNCTIONS = [
         "ctx.settings = settings._replace(window=None)",
         checks.test_packed_reads_a_slice_of_a_wider_projection,
         count=2,
-    ),
+    )
 ]
 
 
-@pytest.mark.parametrize("mutation", KERNELS, ids=str)
-def test_faults_in_kernels_are_caught(
-    mutation: Mutation, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
+CASES = [
+    (kernels._attention.kernels, kernels._attention.operators, KERNELS),
+    (kernels._attention.operators, kernels.attention, OPERATORS),
+    (kernels.attention, checks, FUNCTIONS),
+]
+
+
+@pytest.mark.parametrize(
+    ("module", "user", "mutation"),
+    [
+        pytest.param(module, user, mutation, id=str(mutation))
+        for module, user, mutations in CASES
+        for mutation in mutations
+    ],
+)
+def test_fault_is_caught(
+    module: ModuleType,
+    user: ModuleType,
+    mutation: Mutation,
+    tmp_path: Path,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    expect_caught(
-        kernels._attention.kernels,
-        [kernels._attention.operators],
-        mutation,
-        tmp_path,
-        device=device,
-        monkeypatch=monkeypatch,
-    )
-
-
-@pytest.mark.parametrize("mutation", OPERATORS, ids=str)
-def test_faults_in_operators_are_caught(
-    mutation: Mutation, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expect_caught(
-        kernels._attention.operators,
-        [kernels.attention],
-        mutation,
-        tmp_path,
-        device=device,
-        monkeypatch=monkeypatch,
-    )
-
-
-@pytest.mark.parametrize("mutation", FUNCTIONS, ids=str)
-def test_faults_in_functions_are_caught(
-    mutation: Mutation, tmp_path: Path, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expect_caught(
-        kernels.attention, [checks], mutation, tmp_path, device=device, monkeypatch=monkeypatch
-    )
+    expect_caught(module, [user], mutation, tmp_path, device=device, monkeypatch=monkeypatch)

@@ -344,10 +344,9 @@ def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None
     check_one_graph_for_every_length(cross_entropy, make)
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_operators_pass_opcheck(dtype: torch.dtype, device: torch.device) -> None:
+def test_operators_pass_opcheck(device: torch.device) -> None:
     ops = torch.ops.gpt2_triton
-    logits, targets = randn(5, 24, dtype=dtype, device=device), torch.arange(5, device=device)
+    logits, targets = randn(5, 24, device=device), torch.arange(5, device=device)
     settings = (20, IGNORED, 0.1, 1e-3)
     for need_grad in (True, False):
         torch.library.opcheck(

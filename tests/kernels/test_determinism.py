@@ -1,4 +1,4 @@
-"""The same inputs give the same bits, 100 times.
+"""The same inputs give the same bits, 100 times on a GPU.
 
 What memory holds before a kernel writes it is another byte each time, so that an element which is
 read before it is written shows as well.
@@ -21,10 +21,11 @@ from kernels.swiglu import swiglu, swiglu_packed
 from kernels.testing import Function, quantities
 from tests.campaigns.stress.campaign import OPERATORS
 from tests.campaigns.stress.memory import Memory
-from tests.kernels.fused import randn
+from tests.kernels.fused import CUDA, randn
 from tests.kernels.test_attention import check, qkv
 
-REPETITIONS = 100
+# The interpreter is deterministic: there, what counts is memory that is read before it is written.
+REPETITIONS = 100 if CUDA else 6
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
@@ -77,20 +78,20 @@ def check_bits(name: str, large: bool, device: torch.device) -> None:
     first = quantities(function, inputs, upstream)
     assert len(first) == len(outputs) + sum(torch.is_floating_point(x) for x in inputs.values())
     for repetition in range(REPETITIONS):
-        with Memory(device, fill=37 * repetition % 256).watch():
+        with Memory(device, fill=51 * repetition % 256).watch():
             again = quantities(function, inputs, upstream)
         for quantity, x in first.items():
             assert torch.equal(again[quantity], x), f"{quantity}, repetition {repetition}"
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_same_bits_100_times(name: str, device: torch.device) -> None:
+def test_same_bits(name: str, device: torch.device) -> None:
     check_bits(name, False, device)
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", OPERATORS)
-def test_cuda_same_bits_100_times_at_the_size_of_training(name: str, device: torch.device) -> None:
+def test_cuda_same_bits_at_the_size_of_training(name: str, device: torch.device) -> None:
     check_bits(name, True, device)
 
 

@@ -21,9 +21,8 @@ from tests.kernels import (
     fused,
     test_cross_entropy,
     test_gelu,
-    test_layer_norm,
     test_linear_cross_entropy,
-    test_rms_norm,
+    test_norms,
     test_swiglu,
 )
 from tests.kernels.mutations import Mutation, expect_caught
@@ -32,9 +31,15 @@ pytestmark = [*fused.MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 SINGLE = {"dtype": torch.float32}
 HALF = {"dtype": torch.float16}
-RMS = (test_rms_norm.test_matches_reference, SINGLE | {"shape": (9, 257)})
-LAYER = (test_layer_norm.test_matches_reference, SINGLE | {"shape": (9, 257), "bias": True})
-WALK = (test_rms_norm.test_programs_that_walk_over_many_tiles, {"rows": 100})
+RMS = (
+    test_norms.test_matches_reference,
+    SINGLE | {"op": "rms_norm", "bias": False, "shape": (9, 257)},
+)
+LAYER = (
+    test_norms.test_matches_reference,
+    SINGLE | {"op": "layer_norm", "bias": True, "shape": (9, 257)},
+)
+WALK = (test_norms.test_programs_that_walk_over_many_tiles, {"op": "rms_norm", "rows": 100})
 GELU = (test_gelu.test_matches_reference, SINGLE | {"shape": (9, 257), "bias": torch.float32})
 GELU_WALK = (test_gelu.test_programs_that_walk_over_many_tiles, {"rows": 100})
 GATED = (test_swiglu.test_matches_reference, SINGLE | {"shape": (9, 257)})
@@ -55,7 +60,7 @@ NORM_KERNELS = [
         "eps is dropped",
         "_multiply(x, x), C) + eps)",
         "_multiply(x, x), C))",
-        test_rms_norm.test_rows_of_any_size,
+        test_norms.test_rows_of_any_size,
         {"scale": 1e-4},
     ),
     Mutation(
@@ -68,7 +73,7 @@ NORM_KERNELS = [
         "the variance counts the lanes past the end",
         "if STARTS[i] + WIDTHS[i] > C:",
         "if False:",
-        test_layer_norm.test_a_large_mean_costs_no_more_than_in_pytorch,
+        test_norms.test_a_large_mean_costs_no_more_than_in_pytorch,
         {"mean": 100.0},
     ),
     Mutation(
@@ -96,29 +101,29 @@ NORM_KERNELS = [
         "the bias gradient keeps the last tile only",
         "dbias = _add(dbias, dy)",
         "dbias = dy",
-        test_layer_norm.test_programs_that_walk_over_many_tiles,
-        {"rows": 50},
+        test_norms.test_programs_that_walk_over_many_tiles,
+        {"op": "layer_norm", "rows": 100},
     ),
     Mutation(
         "the gradient around the norm is forgotten",
         "if dtotal_ptr is not None:",
         "if False:",
-        test_rms_norm.test_add_takes_two_dtypes,
-        SINGLE | {"residual": torch.float32},
+        test_norms.test_add_takes_two_dtypes,
+        SINGLE | {"op": "rms_norm", "residual": torch.float32},
     ),
     Mutation(
         "the sum is not returned as it was normed",
         "_store(total_ptr + rows * C, x,",
         "_store(total_ptr + rows * C, residual,",
-        test_rms_norm.test_add_takes_two_dtypes,
-        SINGLE | {"residual": torch.float32},
+        test_norms.test_add_takes_two_dtypes,
+        SINGLE | {"op": "rms_norm", "residual": torch.float32},
     ),
     Mutation(
         "the upstream gradient is taken for contiguous",
         "dy_ptr + rows * stride_dy",
         "dy_ptr + rows * C",
-        test_rms_norm.test_takes_any_upstream_gradient,
-        {"layout": fused.LAYOUTS["in nan"]},
+        test_norms.test_reads_any_layout,
+        {"op": "rms_norm", "name": "upstream", "layout": fused.LAYOUTS["in nan"]},
     ),
     Mutation(
         "the walk skips every second tile",
@@ -148,7 +153,7 @@ NORM_OPERATORS = [
     ),
 ]
 PARTIALS = [
-    Mutation("one program's sums are left out", "mask=(rows < P)", "mask=(rows < P - 1)", *WALK),
+    Mutation("one program's sums are left out", "mask=(rows < P)", "mask=(rows < P - 1)", *WALK)
 ]
 GELU_FAULTS = [
     Mutation("another cubic coefficient", "tl.constexpr(0.044715)", "tl.constexpr(0.0447)", *GELU),
@@ -166,7 +171,7 @@ SWIGLU_FAULTS = [
     Mutation("silu's derivative lacks a term", "(1 + gate * (1 - s))", "1", *GATED),
     Mutation(
         "the gradient overwrites the projection",
-        "dgate_up = _packed_bwd_fake(dy, gate_up)",
+        "dgate_up = gate_up.new_empty(gate_up.shape)",
         "dgate_up = gate_up",
         test_swiglu.test_the_graph_can_be_used_twice_but_not_differentiated,
     ),

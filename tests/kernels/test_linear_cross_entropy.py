@@ -287,7 +287,7 @@ def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None
     check_one_graph_for_every_length(linear_cross_entropy, make)
 
 
-@pytest.mark.parametrize("needed", [(True, True), (False, True), (True, False), (False, False)])
+@pytest.mark.parametrize("needed", [(True, True), (False, False)])
 def test_operator_passes_opcheck(needed: tuple[bool, bool], device: torch.device) -> None:
     given = [x.detach() for x in inputs(5, 24, 8, device=device).values()]
     torch.library.opcheck(

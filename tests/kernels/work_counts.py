@@ -73,52 +73,43 @@ def count_work(**watched: Tensor) -> Iterator[Work]:
         name: (storage.data_ptr(), storage.data_ptr() + storage.nbytes())
         for name, storage in ((name, t.untyped_storage()) for name, t in watched.items())
     }
-    originals = {
-        name: getattr(interpreter_builder, name)
-        for name in ("create_masked_load", "create_masked_store", "create_dot", "create_atomic_rmw")
-    }
+    builder = interpreter_builder
 
-    def load(ptrs: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-        lanes = np.broadcast_to(mask.data, ptrs.data.shape)
-        size = ptrs.get_element_ty().primitive_bitwidth // 8
-        launch = work.launches[-1]
-        launch.loaded += int(lanes.sum()) * size
-        for name, (start, end) in spans.items():
-            if start <= ptrs.data.flat[0] < end:
-                launch.read[name] += int(lanes.sum()) * size
-        return originals["create_masked_load"](ptrs, mask, *args, **kwargs)
+    def counted(name: str, counter: str, pointers: int, mask: int) -> Any:
+        """Wrap a function of the builder: add the bytes of its unmasked lanes to a counter."""
+        original = getattr(builder, name)
 
-    def store(ptrs: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-        lanes = np.broadcast_to(mask.data, ptrs.data.shape)
-        size = ptrs.get_element_ty().primitive_bitwidth // 8
-        work.launches[-1].stored += int(lanes.sum()) * size
-        return originals["create_masked_store"](ptrs, value, mask, *args, **kwargs)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            ptrs, launch = args[pointers], work.launches[-1]
+            lanes = int(np.broadcast_to(args[mask].data, ptrs.data.shape).sum())
+            size = lanes * (ptrs.get_element_ty().primitive_bitwidth // 8)
+            setattr(launch, counter, getattr(launch, counter) + size)
+            for tensor, (start, end) in spans.items():
+                if counter == "loaded" and start <= ptrs.data.flat[0] < end:
+                    launch.read[tensor] += size
+            return original(*args, **kwargs)
+
+        return run
+
+    multiply, execute = builder.create_dot, GridExecutor.__call__
 
     def dot(a: Any, b: Any, *args: Any, **kwargs: Any) -> Any:
         work.launches[-1].flops += 2 * a.data.size * b.data.shape[-1]
-        return originals["create_dot"](a, b, *args, **kwargs)
-
-    def atomic(op: Any, ptr: Any, value: Any, mask: Any, *args: Any, **kwargs: Any) -> Any:
-        lanes = np.broadcast_to(mask.data, ptr.data.shape)
-        size = ptr.get_element_ty().primitive_bitwidth // 8
-        work.launches[-1].added += int(lanes.sum()) * size
-        return originals["create_atomic_rmw"](op, ptr, value, mask, *args, **kwargs)
-
-    run = GridExecutor.__call__
+        return multiply(a, b, *args, **kwargs)
 
     def launch(executor: GridExecutor, *args: Any, **kwargs: Any) -> Any:
         grid = executor.grid if isinstance(executor.grid, tuple) else ()
         work.launches.append(Launch(executor.fn.__name__, int(np.prod(grid))))
-        return run(executor, *args, **kwargs)
+        return execute(executor, *args, **kwargs)
 
+    wrappers = {
+        "create_masked_load": counted("create_masked_load", "loaded", 0, 1),
+        "create_masked_store": counted("create_masked_store", "stored", 0, 2),
+        "create_atomic_rmw": counted("create_atomic_rmw", "added", 1, 3),
+        "create_dot": dot,
+    }
     with ExitStack() as stack:
-        counted = {
-            "create_masked_load": load,
-            "create_masked_store": store,
-            "create_dot": dot,
-            "create_atomic_rmw": atomic,
-        }
-        for name, wrapper in counted.items():
-            stack.enter_context(patch.object(interpreter_builder, name, wrapper))
+        for name, wrapper in wrappers.items():
+            stack.enter_context(patch.object(builder, name, wrapper))
         stack.enter_context(patch.object(GridExecutor, "__call__", launch))
         yield work

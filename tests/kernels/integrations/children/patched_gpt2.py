@@ -1,4 +1,4 @@
-"""A child process of test_patch_transformers: a GPT-2 of transformers with and without our kernels.
+"""A child process of test_transformers: a GPT-2 of transformers with and without our kernels.
 
     python -P patched_gpt2.py REPOSITORY OUT
 
@@ -27,7 +27,10 @@ sys.path.insert(0, sys.argv[1])
 from safetensors.torch import save_file
 
 from kernels.integrations.transformers import patch_transformers_gpt2, unpatch_transformers_gpt2
+from tests.kernels.interpreter import patch_language_once_per_launch
 from tests.kernels.work_counts import count_work
+
+patch_language_once_per_launch()
 
 OUT = Path(sys.argv[2])
 PARTS = ("attention", "norms", "mlp", "loss")
