@@ -195,9 +195,8 @@ def _kill_one(place: Workplace, mode: str) -> Attempt:
     except psutil.TimeoutExpired:
         return f"torchrun did not end within {_RANKS_END:.0f} s"
     finally:
-        agent.kill()
+        kill_survivors([agent, *started], patience=0)
         agent.wait()
-        kill_survivors(started, patience=0)
 
 
 def _trains(process: psutil.Process) -> bool:

@@ -55,6 +55,9 @@ class Case:
         words += [f"{n} = {getattr(x, '__name__', x)}" for n, x in self.patches.items()]
         return "; ".join(words)
 
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        printer.text(repr(self))  # or hypothesis would print every element
+
     def run(self, inputs: Mapping[str, Any] | None = None) -> dict[str, Tensor]:
         """Return outputs and gradients of the kernel, on other inputs if given."""
         return quantities(self.kernel, self.inputs if inputs is None else inputs, self.upstream)
