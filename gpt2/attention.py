@@ -123,14 +123,14 @@ def triton(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
 
 
 def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
-    """New queries against the keys and values of a cache: the same function, for every backend.
+    """Attend from new queries to the keys and values of a cache, whatever the backend.
 
-    One token has one row of scores, and no future to hide: there is nothing to fuse, nor to tile.
+    One token has one row of scores and no future to hide: there is nothing to fuse or to tile.
 
     Args:
         q: queries (B, T, H, D).
         kv: keys and values of S >= T positions (B, S, 2, H, D).
-        mask: True where a query may look (B, 1, T, S); None: everywhere.
+        mask: (B, 1, T, S), True where a query may see a key; None if every query sees all.
 
     Returns:
         (B, T, H, D).
@@ -146,27 +146,28 @@ BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa, "flash": flash, "t
 def unusable(
     name: str, config: GPTConfig, *, device: torch.device, dtype: torch.dtype
 ) -> str | None:
-    """Why backend `name` cannot run a model of `config` so, with the remedy; None when it can."""
+    """The reason why backend `name` cannot run a model of `config` in `dtype` on `device`, with the
+    remedy; None if it can."""
     if name not in BACKENDS:
         return f"there is no such attention backend: choose one of {', '.join(BACKENDS)}"
     if name == "flash":
         return _flash_unusable(config, device, dtype)
+    if name == "triton" and config.head_dim > 256:
+        return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
     if name == "triton":
-        return _triton_unusable(config, device, dtype)
+        return triton_unusable(device, dtype, instead="--attn sdpa")
     return None
 
 
 def describe(name: str, device: torch.device) -> str:
-    """What stands behind a backend on this machine, in a few words."""
+    """Name the implementation behind a backend on this machine, in a few words."""
     if name == "flash":
         package = _use_flash_attn_package(device.type)
         return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
     if name == "triton":
         return "our Triton kernel" + _why_slow(device)
-    return {
-        "naive": "masked matrix products",
-        "sdpa": "PyTorch's scaled_dot_product_attention",
-    }[name]
+    named = {"naive": "masked matrix products", "sdpa": "PyTorch's scaled_dot_product_attention"}
+    return named[name]
 
 
 def _why_slow(device: torch.device) -> str:
@@ -208,15 +209,9 @@ def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype)
     return None
 
 
-def _triton_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    reason = triton_unusable(device, dtype, instead="--attn sdpa")
-    if reason is None and config.head_dim > 256:
-        return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
-    return reason
-
-
 def triton_unusable(device: torch.device, dtype: torch.dtype, *, instead: str) -> str | None:
-    """Why none of our kernels can run so, with the remedy; None when they can."""
+    """The reason why none of our kernels can run in `dtype` on `device`, with the remedy; None if
+    they can. `instead` names the option that does without them."""
     if importlib.util.find_spec("triton") is None:
         return f"Triton is not installed (it exists for Linux); use {instead}"
     if device.type not in ("cpu", "cuda"):
@@ -249,9 +244,8 @@ def _self_check() -> None:
         for name, backend in BACKENDS.items():
             reason = unusable(name, config, device=device, dtype=dtype)
             if reason is None:
-                error = (
-                    backend(qkv, window=window, dropout_p=0.0) - exact
-                ).abs().max() / exact.max()
+                y = backend(qkv, window=window, dropout_p=0.0)
+                error = (y - exact).abs().max() / exact.max()
                 # Sums in another order: a few roundings of values below the largest.
                 assert error <= 8 * torch.finfo(dtype).eps, f"{name} is {error:.1e} from float64"
             print(f"    {name}: {reason or f'{error:.1e} ({describe(name, device)})'}")

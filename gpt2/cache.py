@@ -1,4 +1,4 @@
-"""Keys and values that are computed once, so that the next token costs one token.
+"""A key-value cache, so that the next token costs one token.
 
     cache = KVCache(model.config, batch_size=len(prompt))
     logits = model.next_logits(prompt, cache)             # (B, T), all of it in one pass
@@ -26,9 +26,9 @@ class KVCache:
     """The keys and values of all layers, for the tokens that a model has read.
 
     Attributes:
-        window: of the model's attention.
-        lengths: how many tokens of each row are held.
-        kv: keys and values (B, room, 2, H, D) of each attention module.
+        window: the window of the model's attention; None for no window.
+        lengths: the number of tokens held, for each row.
+        kv: keys and values (B, room, 2, H, D), for each attention module.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int) -> None:
@@ -37,7 +37,7 @@ class KVCache:
         self.kv: dict[nn.Module, Tensor] = {}
 
     def extend(self, T: int, device: torch.device) -> "Chunk":
-        """Take in T more tokens of each row, in a forward pass that now begins."""
+        """Make place for T more tokens of each row, at the beginning of a forward pass."""
         chunk = Chunk(self, T, device)
         self.lengths = [length + T for length in self.lengths]
         return chunk
@@ -48,7 +48,7 @@ class KVCache:
         assert min(self.lengths) >= 0
 
     def replace(self, rows: Sequence[int], other: "KVCache") -> None:
-        """Let `rows`, which hold no fewer tokens, hold what the rows of `other` do instead."""
+        """Replace the contents of `rows` by the rows of `other`, which hold no more tokens."""
         end = max(other.lengths)
         for attention, kv in other.kv.items():
             self.kv[attention][rows, :end] = kv[:, :end]
@@ -60,7 +60,7 @@ class Chunk:
     """T tokens of each row that follow those in a cache, on their way through the layers.
 
     Attributes:
-        positions: of the tokens: a slice where all rows agree, or else (B, T), int64.
+        positions: of the tokens: a slice if all rows agree, otherwise (B, T), int64.
         end: the position after the last one.
     """
 
@@ -75,7 +75,7 @@ class Chunk:
         self.positions: slice | Tensor = slice(starts[0], self.end)
         together = min(starts) == max(starts)
         if together and T == 1:
-            if cache.window is not None:  # a slice does for a mask
+            if cache.window is not None:  # a slice does what a mask would
                 self._seen = slice(max(0, self.end - cache.window), self.end)
             return
         each = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
@@ -85,11 +85,12 @@ class Chunk:
             self._mask = _visible(each, self.end, cache.window)
 
     def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None] | None:
-        """Keep the keys and values (B, T, 2, H, D) of these tokens in one layer.
+        """Store the keys and values (B, T, 2, H, D) of these tokens for one attention module.
 
         Returns:
-            None if no token went before these. Or else what they attend to: keys and values (B, S,
-            2, H, D), and a mask (B, 1, T, S), True where they may look; None for everywhere.
+            None if no token went before these: they see only one another. Otherwise the keys and
+            values (B, S, 2, H, D) that they attend to, and a mask (B, 1, T, S), True where a query
+            may see a key; no mask (None) if every query sees all.
         """
         held = self._cache.kv.get(attention)
         if held is None or held.shape[1] < self.end:
@@ -99,15 +100,15 @@ class Chunk:
 
 
 def _visible(positions: Tensor, end: int, window: int | None) -> Tensor:
-    """Whether the queries at `positions` (B, T) may see the keys 0 .. end-1: (B, 1, T, end)."""
+    """Boolean (B, 1, T, end): True where the query at `positions` (B, T) may see a key."""
     distance = positions[:, None, :, None] - torch.arange(end, device=positions.device)
     return (distance >= 0) & (distance < (window or end))
 
 
 def _with_room(held: Tensor | None, kv: Tensor, room: int) -> Tensor:
-    """A buffer like kv for `room` positions, with what was held at its beginning.
+    """A buffer of kv's shape but for `room` positions, which begins with the contents of `held`.
 
-    It is zero elsewhere: weights of zero would not hide a NaN.
+    The rest is zero, as attention weights of zero would not hide a NaN.
     """
     buffer = kv.new_zeros(len(kv), room, *kv.shape[2:])
     if held is not None:

@@ -16,17 +16,38 @@ from gpt2.config import GPTConfig, Kernel
 
 
 def _next_dtype(x: Tensor) -> torch.dtype:
-    """What the next linear layer computes in: autocast's dtype where it is on."""
+    """The dtype that the next linear layer computes in: autocast's where it is on."""
     if torch.is_autocast_enabled(x.device.type):
         return torch.get_autocast_dtype(x.device.type)
     return x.dtype
 
 
-class LayerNorm(nn.Module):
+class Norm(nn.Module):
+    """A norm over the last axis, alone or in one step with the residual addition before it."""
+
+    kernel: Kernel
+
+    def add(
+        self, x: Tensor, branch: Tensor, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """(norm(x + branch), x + branch), of x and branch (..., C).
+
+        The norm comes in `dtype`; by default the Triton kernel chooses the next linear layer's.
+        """
+        if self.kernel == "triton":
+            return self._add_fused(x, branch, dtype or _next_dtype(x))
+        x = x + branch
+        y = self(x)
+        return y if dtype is None else y.to(dtype), x
+
+    def _add_fused(self, x: Tensor, branch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+
+class LayerNorm(Norm):
     """y = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, over the last axis.
 
-    Centres and scales, then rescales and shifts. Unlike nn.LayerNorm it takes `bias=False` as GPT-2
-    variants want it. Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450.
+    Source: Ba, Kiros, Hinton 2016, arXiv:1607.06450.
     """
 
     def __init__(
@@ -45,27 +66,14 @@ class LayerNorm(nn.Module):
             return layer_norm(x, self.weight, self.bias, self.eps, dtype=_next_dtype(x))
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
-    def add(
-        self, x: Tensor, branch: Tensor, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(norm(x + branch), x + branch): the residual addition and the norm after it.
+    def _add_fused(self, x: Tensor, branch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        from kernels.layer_norm import add_layer_norm
 
-        The norm comes in `dtype`, or by default in what suits the next linear layer.
-        """
-        if self.kernel == "triton":
-            from kernels.layer_norm import add_layer_norm
-
-            return add_layer_norm(
-                branch, x, self.weight, self.bias, self.eps, dtype=dtype or _next_dtype(x)
-            )
-        x = x + branch
-        y = self(x)
-        return y if dtype is None else y.to(dtype), x
+        return add_layer_norm(branch, x, self.weight, self.bias, self.eps, dtype=dtype)
 
 
-class QuickNorm(nn.Module):
-    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis: scale only, no centring, no
-    shift.
+class QuickNorm(Norm):
+    """y = x / sqrt(mean(x^2) + eps) * weight, over the last axis: no centring, no shift.
 
     This is RMSNorm (Zhang and Sennrich 2019, arXiv:1910.07467). "Divide by sqrt(variance + eps)
     without centring" could also be read as the variance about the mean. We take the mean square:
@@ -87,20 +95,10 @@ class QuickNorm(nn.Module):
             return rms_norm(x, self.weight, self.eps, dtype=_next_dtype(x))
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
-    def add(
-        self, x: Tensor, branch: Tensor, dtype: torch.dtype | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """(norm(x + branch), x + branch): the residual addition and the norm after it.
+    def _add_fused(self, x: Tensor, branch: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        from kernels.rms_norm import add_rms_norm
 
-        The norm comes in `dtype`, or by default in what suits the next linear layer.
-        """
-        if self.kernel == "triton":
-            from kernels.rms_norm import add_rms_norm
-
-            return add_rms_norm(branch, x, self.weight, self.eps, dtype=dtype or _next_dtype(x))
-        x = x + branch
-        y = self(x)
-        return y if dtype is None else y.to(dtype), x
+        return add_rms_norm(branch, x, self.weight, self.eps, dtype=dtype)
 
 
 class GELU(nn.Module):
@@ -164,7 +162,7 @@ def create_sinusoidal_positions(max_len: int, d_model: int) -> Tensor:
     return torch.stack([(t * frequency).sin(), (t * frequency).cos()], dim=-1).flatten(1)
 
 
-def build_norm(config: GPTConfig) -> LayerNorm | QuickNorm:
+def build_norm(config: GPTConfig) -> Norm:
     if config.norm == "quicknorm":
         return QuickNorm(config.n_embd, kernel=config.norm_kernel)
     return LayerNorm(config.n_embd, bias=config.bias, kernel=config.norm_kernel)
