@@ -4,17 +4,10 @@
     python -m gpt2.evaluate runs/demo --task wikitext --data wikitext-2 --detokenise wikitext
     python -m gpt2.evaluate runs/demo --task lambada --data lambada_test.jsonl
 
-With N tokens scored, nll the sum of -log p(token | context) in nats, and the text U bytes of UTF-8:
-
-    loss = nll / N        perplexity = exp(loss)        bits per byte = nll / (ln 2 * U)
-
 Perplexity is comparable only between models with one tokenizer; bits per byte between any models on
-one text. Protocol: a window of the context length moves over the text in steps of `stride` tokens;
-each token is scored once, in the first window that holds it, so that all but the first window's
-tokens have at least context - stride tokens before them. With stride = context, the default, the
-windows do not overlap. <|endoftext|>, which stands before the text and ends every document, counts
-as a token and adds no bytes. The protocols of the tasks are in gpt2/evaluate/word_perplexity.py and
-gpt2/evaluate/tasks.py.
+one text. With the default stride, the context length, windows do not overlap. <|endoftext|>, which
+stands before the text and ends every document, counts as a token and adds no bytes. The formulas
+are in gpt2/evaluate/perplexity.py; the protocols of the tasks in word_perplexity.py and tasks.py.
 """
 
 import dataclasses
@@ -36,7 +29,7 @@ Task = Literal["perplexity", "wikitext", "hellaswag", "lambada"]
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score a run: on a text, or on HellaSwag or LAMBADA. The protocol is printed with it."""
+    """Score a model on a text, HellaSwag or LAMBADA; the protocol is printed with the score."""
 
     run: Positional[str]
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
@@ -86,7 +79,7 @@ def main(arguments: Arguments) -> None:
 
 
 def _check(arguments: Arguments) -> None:
-    """Refuse options that the task would not heed."""
+    """Refuse options that the task would ignore."""
     task = arguments.task
     if arguments.batch_size < 1:
         raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
@@ -103,7 +96,7 @@ def _check(arguments: Arguments) -> None:
 def _score(
     arguments: Arguments, run: "Run"
 ) -> "tuple[str, Evaluation | WordPerplexity | HellaSwag | Lambada]":
-    """What was scored, in words, and the result."""
+    """Describe what is scored, and score it."""
     split = arguments.split
     common: dict[str, Any] = {
         "batch_size": arguments.batch_size,

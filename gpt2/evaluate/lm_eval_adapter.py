@@ -1,8 +1,8 @@
-"""Score a run with EleutherAI's lm-eval (the extra `lm-eval`).
+"""Score a model with EleutherAI's lm-eval (the extra `lm-eval`).
 
     python -m gpt2.evaluate.lm_eval_adapter runs/demo --tasks lambada_openai,hellaswag
 
-or from Python, where importing this module makes the model known under the name "gpt2-run":
+or from Python, where importing this module registers the model as "gpt2-run":
 
     import gpt2.evaluate.lm_eval_adapter, lm_eval
     lm_eval.simple_evaluate(model="gpt2-run", model_args="run=runs/demo", tasks=["lambada_openai"])
@@ -52,18 +52,18 @@ _GENERATION_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top
 
 @register_model("gpt2-run")
 class RunLM(TemplateLM):
-    """A run as lm-eval sees a model.
+    """A model as lm-eval uses it.
 
     Args:
-        run: run folder.
+        run: run folder, Hugging Face folder, "demo" or a model of the hub, as for `open_model`.
         checkpoint: "best", "last" or the number of a step.
         batch_size: sequences per forward pass.
         device: "auto", "cpu", "cuda" or "mps".
         seed: of tasks that sample.
-        max_batch_size: what lm-eval passes on; not heeded, as batches do not grow by themselves.
+        max_batch_size: passed on by lm-eval, and ignored: batches do not grow by themselves.
 
     Raises:
-        ValueError: not a run folder, or a batch size that is no number above 0.
+        ValueError: no such model, or a batch size that is no number above 0.
     """
 
     def __init__(
@@ -79,7 +79,7 @@ class RunLM(TemplateLM):
         if not str(batch_size).isdigit() or int(batch_size) < 1:
             raise ValueError(f"the batch size must be a number above 0, got {batch_size}")
         loaded = open_model(run, checkpoint=str(checkpoint), device=device or "auto")
-        self.model, self.run_tokenizer, self.step = loaded.model, loaded.tokenizer, loaded.step
+        self.model, self.run_tokenizer, self.name = loaded.model, loaded.tokenizer, str(loaded)
         self.batch_size = int(batch_size)
         self._device = next(self.model.parameters()).device
         self._generator = torch.Generator(self._device).manual_seed(seed)
@@ -131,7 +131,7 @@ class RunLM(TemplateLM):
         """Continuations up to, and without, the first stop string or <|endoftext|>.
 
         Raises:
-            ValueError: a task asks for an option of generation that there is none of here.
+            ValueError: a task asks for an option of generation that is unknown here.
         """
         prompts = [
             (self.tok_encode(request.args[0]) or [self.eot_token_id])[-self.max_length :]
@@ -163,7 +163,7 @@ def _before(text: str, until: Sequence[str]) -> str:
 
 
 def _generation_options(options: dict[str, Any]) -> tuple[Sampling, int, tuple[str, ...]]:
-    """How to choose tokens, how many at most, and what ends the text."""
+    """Translate a task's options: the sampling, the most tokens, and the stop strings."""
     unknown = set(options) - _GENERATION_OPTIONS
     if unknown:
         raise ValueError(
@@ -188,7 +188,7 @@ def _generation_options(options: dict[str, Any]) -> tuple[Sampling, int, tuple[s
 
 @dataclass(frozen=True)
 class Arguments:
-    """Score a run with lm-eval; its tasks are read from the Hugging Face hub."""
+    """Score a model with lm-eval; its tasks are read from the Hugging Face hub."""
 
     run: Positional[str]
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
@@ -245,7 +245,7 @@ def main(arguments: Arguments) -> None:
             f"lm-eval could not read a task's data: {error}. Without a network, "
             "`python -m gpt2.evaluate --task` reads HellaSwag and LAMBADA from a file"
         ) from error
-    print(f"{arguments.run} step {model.step}, lm-eval {lm_eval.__version__}")
+    print(f"{model.name}, lm-eval {lm_eval.__version__}")
     print(make_table(results))
     if arguments.out:
         kept = ("results", "versions", "n-shot", "n-samples", "configs", "higher_is_better")

@@ -1,10 +1,19 @@
-"""Loss, perplexity and bits per byte of a model on a stream of tokens."""
+"""Loss, perplexity and bits per byte of a model on a stream of tokens.
+
+With N tokens scored, nll the sum of -log p(token | context) in nats, and the text U bytes of UTF-8:
+
+    loss = nll / N        perplexity = exp(loss)        bits per byte = nll / (ln 2 * U)
+
+A window of the context length moves over the text in steps of `stride` tokens. Each token is scored
+once, in the first window that holds it, so that all but the first window's tokens have at least
+context - stride tokens before them.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -18,10 +27,10 @@ from gpt2.model import GPT
 
 
 def shard_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
-    """This process's windows of a batch (B, T) to be scored, and at least one to run.
+    """Select this process's windows of a batch (B, T) to score.
 
-    Processes with a part of the model each must all run it: one that is left without a window gets
-    one with no target.
+    Every process must run a sharded model as often as the others: a process without a window of its
+    own gets one without targets.
     """
     own_x, own_y = x[here.rank :: here.size], y[here.rank :: here.size]
     if not len(own_x):
@@ -30,7 +39,7 @@ def shard_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
 
 
 class Tokens(Protocol):
-    """A sequence of token ids and the bytes of its text: a `TokenStream`, or one in memory."""
+    """A sequence of token ids, and the size of its text in bytes: a `TokenStream`, for example."""
 
     n_bytes: int
 
@@ -41,7 +50,7 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured, and how. `bits_per_byte` is None when only a part was scored."""
+    """Scores in nats per token, and their protocol; no bytes when only a part was scored."""
 
     loss: float
     perplexity: float
@@ -86,8 +95,8 @@ def evaluate(
         max_tokens: stop once so many are scored; None scores the whole split.
         autocast: context for the forward passes.
         progress: show a progress bar.
-        here: which of the processes that share the work this is; they all get the result. None:
-            it works alone.
+        here: this process among those that share the work, which all get the result; None for one
+            process alone.
 
     Raises:
         ValueError: the split has no tokens, or the stride does not fit the context.
@@ -101,31 +110,17 @@ def evaluate(
             f"--stride {stride} does not fit: give 1 to {context}, the context of this model. A "
             "larger one would leave tokens out"
         )
-    device = next(model.parameters()).device
     whole = max_tokens is None or max_tokens >= len(stream)
-    was_training = model.training
-    model.eval()
-    nll, tokens = 0.0, 0
-    batches = sliding_windows(
+    total = len(stream) if whole else max_tokens
+    windows = sliding_windows(
         stream, context=context, stride=stride, batch_size=batch_size, bos_id=bos_id
     )
-    total = len(stream) if whole else max_tokens
+    was_training = model.training
+    model.eval()
     bar = tqdm(total=total, unit="tok", unit_scale=True, disable=not progress, leave=False)
     with autocast or nullcontext(), bar:
-        for x, y in batches:
-            count = int((y >= 0).sum())
-            tokens += count
-            if here is not None:
-                x, y = shard_windows(x, y, here)
-            _, loss = model(x.to(device), y.to(device))
-            assert loss is not None
-            nll += loss.item() * int((y >= 0).sum())
-            bar.update(count)
-            if not whole and max_tokens is not None and tokens >= max_tokens:
-                break
+        nll, tokens = _score(model, windows, here, total, bar)
     model.train(was_training)
-    if here is not None:
-        nll = all_reduce(torch.tensor(nll, dtype=torch.float64)).item()
     mean = nll / tokens
     return Evaluation(
         loss=mean,
@@ -138,14 +133,40 @@ def evaluate(
     )
 
 
+def _score(
+    model: GPT,
+    windows: Iterable[tuple[Tensor, Tensor]],
+    here: World | None,
+    enough: int | None,
+    bar: "tqdm[NoReturn]",
+) -> tuple[float, int]:
+    """The nll of all targets, and their number, until `enough` are scored."""
+    device = next(model.parameters()).device
+    nll, tokens = 0.0, 0
+    for x, y in windows:
+        count = int((y >= 0).sum())
+        tokens += count
+        if here is not None:
+            x, y = shard_windows(x, y, here)
+        _, loss = model(x.to(device), y.to(device))
+        assert loss is not None
+        nll += loss.item() * int((y >= 0).sum())
+        bar.update(count)
+        if enough is not None and tokens >= enough:
+            break
+    if here is not None:
+        nll = all_reduce(torch.tensor(nll, dtype=torch.float64)).item()
+    return nll, tokens
+
+
 def sliding_windows(
     stream: Tokens, *, context: int, stride: int, batch_size: int, bos_id: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of windows, `stride` apart, in which each token of the stream is a target once.
+    """Cut the stream into batches of windows, `stride` apart, with each token as a target once.
 
-    The stream is read as if `bos_id` stood before it, so that its first token has a context too.
-    A token is a target in the first window that holds it. The last window is filled up with
-    `bos_id` in x and -100 in y.
+    `bos_id` stands before the stream, so that its first token has a context too. A token is a
+    target in the first window that holds it. The last window is padded with `bos_id` in x and -100
+    in y.
 
     Yields:
         x, y: (B, context), int64, on the CPU; y is x shifted by one, -100 where there is no target.

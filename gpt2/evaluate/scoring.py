@@ -1,9 +1,9 @@
-"""Log-probabilities of given tokens: what tasks, lm-eval and the comparison of strategies rest on.
+"""Log-probabilities of given tokens, for tasks, lm-eval and the comparison of strategies.
 
 Of a sequence s_0 .. s_n a model gives log p(s_i | s_<i) for i = first .. n, each with as much
-context as fits. The tokens asked for are taken in stretches of at most the context length T; a
-stretch a .. b-1 is computed from the T tokens before s_b-1, so that a shorter last one sees further
-back than to its own beginning.
+context as fits. The tokens to score are cut into stretches of at most the context length T. A
+stretch a .. b-1 is computed from the T tokens before s_b-1, so that a shorter last one has tokens
+from before its own beginning as context.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ class Scores:
 
     Attributes:
         logprob: log p of each token given those before, in nats; (n,), float64.
-        greedy: whether each is the most probable token there; (n,), bool.
+        greedy: True for a token that is the most probable one in its place; (n,), bool.
     """
 
     logprob: NDArray[np.float64]
@@ -60,7 +60,7 @@ class _Stretch(NamedTuple):
 def score(
     model: GPT, requests: Sequence[Request], *, batch_size: int, progress: bool = False
 ) -> list[Scores]:
-    """Score requests in batches of similar length, in whatever precision the model's weights have.
+    """Score requests in batches of similar length, in the precision of the model's weights.
 
     Args:
         model: in evaluation mode.
@@ -105,8 +105,8 @@ def _cut(number: int, request: Request, context: int) -> list[_Stretch]:
 def _forward(
     model: GPT, batch: Sequence[_Stretch], device: torch.device
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Log-probability and greediness of all targets of a batch, one after another."""
-    # Filled up at the end, where no earlier position can see it.
+    """Log p of all targets of a batch, in order, and whether each is the most probable token."""
+    # Padded at the end, where no earlier position can see it.
     x = torch.zeros(len(batch), max(len(s.inputs) for s in batch), dtype=torch.long)
     wanted = torch.zeros_like(x, dtype=torch.bool)
     for row, s in enumerate(batch):

@@ -1,4 +1,4 @@
-"""HellaSwag and LAMBADA, each score with its protocol.
+"""HellaSwag and LAMBADA, and the protocol of each score.
 
 HellaSwag (Zellers et al. 2019, arXiv:1905.07830): which of four endings is the most probable. `acc`
 takes the sum of log p, `acc_norm` divides it by the characters of the ending, as EleutherAI's
@@ -11,8 +11,8 @@ last word. Two protocols go under the one name:
     word   all tokens of the word must be greedy, and perplexity is exp of the mean -log p(word):
            lm-eval's lambada_openai (it gives GPT-2 124M 32.56% and 40.06)
     token  the word's last token alone counts, its others being given: OpenAI's, by which Radford
-           et al. 2019 have 45.99% for the same model (openai/gpt-2#131). It hangs on the
-           vocabulary: the smaller that is, the more of the word is given
+           et al. 2019 have 45.99% for the same model (openai/gpt-2#131). It depends on the
+           vocabulary: the smaller it is, the more of the word is given
 
 The paper's stop-word filter is left out: neither its list nor its procedure was published.
 """
@@ -189,7 +189,7 @@ def lambada(
 
 
 def read_rows(path: str | None, task: TaskName, *, limit: int | None = None) -> Iterator[Row]:
-    """The first `limit` rows of a .jsonl or .jsonl.gz file or, without a path, of the hub's copy.
+    """Read the first `limit` rows of a .jsonl or .jsonl.gz file or, without a path, of the hub.
 
     Raises:
         ValueError: the file is not JSON lines, or the hub does not give the data.
@@ -255,7 +255,7 @@ def _hellaswag_texts(row: Row) -> tuple[str, list[str], int]:
 
 
 def _clean(text: str) -> str:
-    """Take the markers of WikiHow's pages out, as lm-eval does."""
+    """Remove the markers of WikiHow's pages, as lm-eval does."""
     text = re.sub(r"\[.*?\]", "", text.strip().replace(" [title]", ". "))
     return text.replace("  ", " ")
 

@@ -37,7 +37,7 @@ _LINE_SPACES = re.compile(r"^ +| +$", flags=re.MULTILINE)
 
 
 def wikitext(text: str) -> str:
-    """WikiText (Moses' tokens, `@-@` inside words and numbers, a space around each line).
+    """Detokenise WikiText (Moses' tokens, `@-@` inside words and numbers, spaces around lines).
 
     Headings keep their form, ` = = Career = = ` becoming `== Career ==`.
     """
@@ -48,7 +48,7 @@ def wikitext(text: str) -> str:
 
 
 def ptb(text: str) -> str:
-    """Penn Treebank as prepared by Mikolov: lower case, no punctuation, `N` for numbers.
+    """Detokenise the Penn Treebank of Mikolov: lower case, no punctuation, `N` for numbers.
 
     `N` and `<unk>` stay, as nothing says what they stood for.
     """
@@ -56,7 +56,7 @@ def ptb(text: str) -> str:
 
 
 def lm1b(text: str) -> str:
-    """One Billion Word benchmark (Moses' tokens, ASCII quotation marks)."""
+    """Detokenise the One Billion Word benchmark (Moses' tokens, ASCII quotation marks)."""
     return _LINE_SPACES.sub("", _join(text))
 
 
@@ -69,7 +69,7 @@ DETOKENISERS: Mapping[Rules, Callable[[str], str]] = {
 
 
 def _join(text: str) -> str:
-    """What the tokenisers have in common: quotation marks, brackets, punctuation, contractions."""
+    """Undo what the tokenisers share: quotation marks, brackets, punctuation, contractions."""
     text = _QUOTED.sub(r'"\1"', text)
     text = _PLURAL_POSSESSIVE.sub("'", text)
     text = _CONTRACTION.sub("", text)
@@ -98,7 +98,7 @@ class WordPerplexity:
 
 
 class _TokensInMemory:
-    """Token ids as `evaluate` reads them, with the bytes of the text they stand for."""
+    """Token ids in memory as `Tokens`, with the size of their text in bytes."""
 
     def __init__(self, ids: NDArray[np.int64], n_bytes: int) -> None:
         self.ids, self.n_bytes = ids, n_bytes
@@ -120,7 +120,7 @@ def word_perplexity(
     batch_size: int,
     progress: bool = False,
 ) -> WordPerplexity:
-    """Perplexity per word of a tokenised corpus.
+    """Measure the perplexity per word of a tokenised corpus.
 
     Args:
         model: the model.
@@ -170,7 +170,7 @@ def word_perplexity(
 
 
 def read_documents(data: str, split: str, *, cache_dir: Path) -> list[str]:
-    """The documents of one split of a data set, as `--data` names it.
+    """Read the documents of one split of a data set, which is named as for `--data`.
 
     Raises:
         ValueError: no such data, or no such split in it.

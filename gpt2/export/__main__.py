@@ -1,4 +1,4 @@
-"""`python -m gpt2.export`: write a run in Hugging Face's GPT-2 format."""
+"""`python -m gpt2.export`: write a model in Hugging Face's GPT-2 format."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ from gpt2.weights.open_model import open_model
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write a run in Hugging Face's GPT-2 format."""
+    """Write a model in Hugging Face's GPT-2 format."""
 
     run: Positional[str]
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
@@ -21,7 +21,7 @@ class Arguments:
     out: str
     """Folder to write; must not exist, or be empty."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """How the weights are stored: fp32 is exact, the others are half its size."""
+    """Format of the stored weights: fp32 is exact, the others take half its size."""
     checkpoint: str = "best"
     """Of a run folder: best, last, or the number of a step."""
 

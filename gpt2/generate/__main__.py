@@ -3,9 +3,8 @@
     python -m gpt2.generate runs/demo --prompt "Once upon a time" --strategy top-p --top-p 0.9
     python -m gpt2.generate runs/demo --prompt-file prompts.txt --samples 3 --seed 7
 
-The strategies are in gpt2/generate/sampling.py; what happens past the context is told in
-gpt2/generate/decoding.py: learned positions drop the older half of the context and encode the rest
-anew; sinusoidal ones go on. A prompt that is itself longer than learned positions reach is refused.
+The strategies are in gpt2/generate/sampling.py, the rule for texts longer than the context in
+gpt2/generate/decoding.py. A prompt that is itself longer than learned positions reach is refused.
 """
 
 import itertools
@@ -23,7 +22,7 @@ from gpt2.generate.sampling import Sampling, strategy
 from gpt2.model import GPT
 
 if TYPE_CHECKING:
-    from gpt2.tokenizer import Tokenizer
+    from gpt2.runs.run import Run
 
 Strategy = Literal["greedy", "sample", "top-k", "top-p", "min-p"]
 
@@ -78,23 +77,17 @@ def main(arguments: Arguments) -> None:
         if getattr(arguments, name) < 1:
             option = name.replace("_", "-")
             raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
-    sampling = strategy(
-        arguments.strategy,
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        min_p=arguments.min_p,
-        repetition_penalty=arguments.repetition_penalty,
-    )
+    options = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    chosen = {name: getattr(arguments, name) for name in options}
+    sampling = strategy(arguments.strategy, **chosen)
     prompts = _read_prompts(arguments)
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
-    writer = _Writer(run.model, run.tokenizer, sampling, arguments)
     ids = [run.tokenizer.encode(prompt) or [run.tokenizer.eot_id] for prompt in prompts]
     check_prompts(run.model, ids)
     if len(prompts) == arguments.samples == 1:
-        writer.stream(prompts[0], ids[0])
+        _stream(run, sampling, prompts[0], ids[0], arguments)
     else:
-        writer.write(prompts, ids)
+        _write(run, sampling, prompts, ids, arguments)
 
 
 def _read_prompts(arguments: Arguments) -> list[str]:
@@ -112,53 +105,54 @@ def _read_prompts(arguments: Arguments) -> list[str]:
     return prompts
 
 
-@dataclass(frozen=True)
-class _Writer:
-    """Prints continuations, each drawn by a generator of its own."""
+def _stream(
+    run: "Run", sampling: Sampling, prompt: str, ids: list[int], arguments: Arguments
+) -> None:
+    """Print a continuation as it is made."""
+    tokens = stream_tokens(
+        run.model,
+        [ids],
+        arguments.max_tokens,
+        sampling=sampling,
+        generator=_generators(run.model, arguments.seed, [0]),
+        use_cache=arguments.cache,
+    )
+    print(prompt, end="", flush=True)
+    new = until((int(token) for token in tokens), run.tokenizer.eot_id)
+    for text in run.tokenizer.decode_stream(new):
+        print(text, end="", flush=True)
+    print()
 
-    model: GPT
-    tokenizer: "Tokenizer"
-    sampling: Sampling
-    arguments: Arguments
 
-    def stream(self, prompt: str, ids: list[int]) -> None:
-        """Print a continuation as it is made."""
-        tokens = stream_tokens(
-            self.model,
-            [ids],
-            self.arguments.max_tokens,
-            sampling=self.sampling,
-            generator=self._generators([0]),
-            use_cache=self.arguments.cache,
+def _write(
+    run: "Run",
+    sampling: Sampling,
+    prompts: Sequence[str],
+    ids: Sequence[list[int]],
+    arguments: Arguments,
+) -> None:
+    """Print all samples of all prompts, a batch at a time."""
+    rows = list(itertools.product(range(len(prompts)), range(arguments.samples)))
+    for start in range(0, len(rows), arguments.batch_size):
+        batch = rows[start : start + arguments.batch_size]
+        made = continuations(
+            run.model,
+            [ids[number] for number, _ in batch],
+            arguments.max_tokens,
+            sampling=sampling,
+            generator=_generators(run.model, arguments.seed, [sample for _, sample in batch]),
+            stop_id=run.tokenizer.eot_id,
+            use_cache=arguments.cache,
+            progress=sys.stderr.isatty(),
         )
-        print(prompt, end="", flush=True)
-        new = until((int(token) for token in tokens), self.tokenizer.eot_id)
-        for text in self.tokenizer.decode_stream(new):
-            print(text, end="", flush=True)
-        print()
+        for (number, sample), new in zip(batch, made, strict=True):
+            print(f"--- prompt {number + 1}, sample {sample + 1}")
+            print(prompts[number] + run.tokenizer.decode(new), flush=True)
 
-    def write(self, prompts: Sequence[str], ids: Sequence[list[int]]) -> None:
-        """Print all samples of all prompts, a batch at a time."""
-        rows = list(itertools.product(range(len(prompts)), range(self.arguments.samples)))
-        for start in range(0, len(rows), self.arguments.batch_size):
-            batch = rows[start : start + self.arguments.batch_size]
-            made = continuations(
-                self.model,
-                [ids[number] for number, _ in batch],
-                self.arguments.max_tokens,
-                sampling=self.sampling,
-                generator=self._generators([sample for _, sample in batch]),
-                stop_id=self.tokenizer.eot_id,
-                use_cache=self.arguments.cache,
-                progress=sys.stderr.isatty(),
-            )
-            for (number, sample), new in zip(batch, made, strict=True):
-                print(f"--- prompt {number + 1}, sample {sample + 1}")
-                print(prompts[number] + self.tokenizer.decode(new), flush=True)
 
-    def _generators(self, samples: Sequence[int]) -> list[torch.Generator]:
-        device = next(self.model.parameters()).device
-        return [torch.Generator(device).manual_seed(self.arguments.seed + n) for n in samples]
+def _generators(model: GPT, seed: int, samples: Sequence[int]) -> list[torch.Generator]:
+    device = next(model.parameters()).device
+    return [torch.Generator(device).manual_seed(seed + n) for n in samples]
 
 
 if __name__ == "__main__":

@@ -1,20 +1,19 @@
-"""Continuing token sequences, one token after another, with a key-value cache.
+"""Continue token sequences, one token after another, with a key-value cache.
 
     for token in stream_tokens(model, prompts, 100, sampling=Sampling(top_p=0.9)): ...    # (B,)
     idx = generate(model, idx, 100, temperature=0)                                   # (B, T + 100)
     rows = continuations(model, [[5, 17], [8]], 100, sampling=Sampling(), stop_id=eot_id)
 
-The prompts are read in one forward pass; then each token is computed from itself and what the cache
-holds (gpt2/cache.py). Prompts of different lengths share a batch. A row gets the tokens that it
-would get alone, and with a generator of its own also draws the same, as far as the rounding of sums
-in another order allows.
+One forward pass reads the prompts; then each token is computed from itself and the contents of the
+cache (gpt2/cache.py). Prompts of different lengths share a batch. A row gets the tokens that it
+would get alone, and with a generator of its own also draws the same, up to the rounding of sums in
+another order.
 
 Past the context length learned positions must be used again: when `block_size` tokens are in the
 context and one more comes, the older half is dropped and the newer half is encoded anew, from
-position 0. That is one more token to encode for each token made, where sliding by one would be a
-whole context; what the model sees varies between half a context and a whole one. Sinusoidal
-positions simply go on. Decoding without the cache keeps to the same rule, so that it gives the same
-tokens.
+position 0. That encodes one more token for each token made, where sliding by one would encode a
+whole context; the model sees between half a context and a whole one. Sinusoidal positions go on.
+Decoding without the cache follows the same rule, and so gives the same tokens.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +30,7 @@ Prompts = Tensor | Sequence[Sequence[int]]
 
 
 class _Context:
-    """What the model sees of each row, as tokens and, with a cache, as keys and values."""
+    """The part of each row that the model sees: tokens and, with a cache, keys and values."""
 
     def __init__(self, model: GPT, rows: list[list[int]], use_cache: bool) -> None:
         self._model = model
@@ -45,7 +44,7 @@ class _Context:
             row.append(token)
 
     def next_logits(self) -> Tensor:  # (B, V)
-        """Have the model read what it has not read yet."""
+        """Run the model on the tokens that it has not read yet."""
         self._make_room()
         held = [0] * len(self._rows) if self._cache is None else self._cache.lengths
         new = [row[length:] for row, length in zip(self._rows, held, strict=True)]
@@ -58,7 +57,7 @@ class _Context:
         )
 
     def _make_room(self) -> None:
-        """Of a context that is over-full by one token, keep that and the newer half before it."""
+        """Drop the older half of each context that is full, and encode the newer half anew."""
         config = self._model.config
         if config.positions != "learned":
             return
@@ -106,8 +105,8 @@ def stream_tokens(
         model: in evaluation mode.
         idx: prompts (B, T), int64, T >= 1; or B lists of ids, which may differ in length.
         max_new_tokens: how many tokens to add.
-        sampling: how each is chosen. A repetition penalty falls on all tokens of the prompt and of
-            the continuation, also those that have left the context.
+        sampling: how each token is chosen. A repetition penalty applies to all tokens of the prompt
+            and the continuation, also to those that have left the context.
         generator: source of randomness on the model's device, one for all rows or one for each;
             None takes PyTorch's own.
         use_cache: keep keys and values; without it every token costs a pass over the context.
@@ -131,7 +130,7 @@ def stream_tokens(
 
 
 def _occurrences(model: GPT, rows: list[list[int]]) -> Tensor:
-    """Whether a token occurs in a row: (B, V), bool."""
+    """Mark the tokens that occur in each row: (B, V), bool."""
     seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
     for own, row in zip(seen, rows, strict=True):
         own[row] = True
@@ -154,8 +153,8 @@ def generate(
 ) -> Tensor:
     """Continue prompts of one length: idx (B, T) -> (B, T + n), n <= max_new_tokens.
 
-    It ends early when every row has produced `stop_id`; rows that ended first are filled up with
-    it. See `Sampling` and `stream_tokens` for the other arguments.
+    It ends early when every row has produced `stop_id`; rows that ended before are padded with it.
+    See `Sampling` and `stream_tokens` for the other arguments.
     """
     sampling = Sampling(
         temperature=temperature,
@@ -181,7 +180,7 @@ def continuations(
     use_cache: bool = True,
     progress: bool = False,
 ) -> list[list[int]]:
-    """The new tokens of each prompt, up to `stop_id` and without it; the prompts' lengths may vary.
+    """Continue prompts of any lengths: the new tokens of each, up to and without `stop_id`.
 
     See `stream_tokens` for the arguments; `progress` shows a bar.
     """
@@ -194,7 +193,7 @@ def continuations(
 
 
 def _until_all_ended(tokens: Iterable[Tensor], stop_id: int | None) -> Iterator[Tensor]:
-    """Tokens (B,), with `stop_id` for rows that have ended, until all have."""
+    """Pass on tokens (B,), with `stop_id` in rows that have ended, until all rows have."""
     ended: Tensor | None = None
     for token in tokens:
         if stop_id is not None:
@@ -207,7 +206,7 @@ def _until_all_ended(tokens: Iterable[Tensor], stop_id: int | None) -> Iterator[
 
 
 def until(ids: Iterable[int], stop_id: int | None) -> Iterator[int]:
-    """The ids before the first `stop_id`."""
+    """Pass on the ids before the first `stop_id`."""
     for i in ids:
         if i == stop_id:
             return

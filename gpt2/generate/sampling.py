@@ -1,4 +1,4 @@
-"""How the next token is chosen from the logits z.
+"""Choose the next token from the logits z.
 
 In this order:
 
@@ -27,7 +27,7 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen; temperature 0 is greedy, None and a penalty of 1 do nothing."""
+    """The rules for the next token; temperature 0 is greedy, None and a penalty of 1 do nothing."""
 
     temperature: float = 1.0
     top_k: int | None = None
@@ -59,7 +59,7 @@ def strategy(
     min_p: float = 0.1,
     repetition_penalty: float = 1.0,
 ) -> Sampling:
-    """The sampling of a named strategy.
+    """Build the sampling of a named strategy.
 
     Raises:
         ValueError: an unknown name, or a parameter of the strategy out of range.
@@ -78,12 +78,12 @@ def strategy(
 
 
 def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None) -> Tensor:
-    """The probabilities that the next token is drawn with.
+    """Compute the probabilities that the next token is drawn with.
 
     Args:
         logits: (B, V), any floating point dtype.
         sampling: with a temperature above 0.
-        seen: whether a token occurred before, (B, V), bool; needed for a repetition penalty.
+        seen: (B, V), bool, True for tokens that occurred before; for a repetition penalty.
 
     Returns:
         (B, V), float32; rows sum to 1.

@@ -1,4 +1,4 @@
-"""A run in Hugging Face's GPT-2 format, for every program that reads it.
+"""Write a model in Hugging Face's GPT-2 format, for every program that reads it.
 
     python -m gpt2.export runs/demo --out exported --dtype bf16
 
@@ -29,13 +29,13 @@ from gpt2.weights.hugging_face import config_to_hugging_face, tensors_to_hugging
 def export(
     model: GPT, tokenizer: Tokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32
 ) -> int:
-    """Write a model and its tokenizer in Hugging Face's GPT-2 format, all of it or nothing.
+    """Write a model and its tokenizer in Hugging Face's GPT-2 format, completely or not at all.
 
     Args:
         model: any mode, any device.
         tokenizer: the one that it was trained with.
-        folder: made, or empty.
-        dtype: how the weights are stored.
+        folder: does not exist yet, or is empty.
+        dtype: of the stored weights.
 
     Returns:
         The bytes of the weights.
@@ -96,7 +96,7 @@ def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _tokenizer_config(model: GPT) -> dict[str, Any]:
     return {
-        # The class that takes tokenizer.json as it is.
+        # The class that reads tokenizer.json unchanged.
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": model.config.block_size,
         **dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT),

@@ -1,6 +1,6 @@
-"""Models on the Hugging Face hub, fetched through the library `huggingface_hub` (the extra `hub`).
+"""Models of the Hugging Face hub, fetched by the library `huggingface_hub` (the extra `hub`).
 
-What was fetched before is used again, and needs no network.
+Files that were fetched before are used again, without a network.
 """
 
 import re
@@ -25,7 +25,7 @@ _PATIENCE = 5.0  # seconds for the hub to answer; a download itself may take any
 
 
 def repository_of(name: str) -> str | None:
-    """The hub's owner/name of the model `name`; None where it cannot be one."""
+    """Map the name of a model to the hub's owner/name; None if it cannot be one."""
     return NAMES.get(name) or (name if _REPOSITORY.fullmatch(name) else None)
 
 
@@ -33,7 +33,7 @@ def fetch_description(repository: str) -> tuple[Path, str]:
     """Fetch a model's config.json and tokenizer.
 
     Returns:
-        The folder that they lie in, and a line that says what they are.
+        The folder with the files, and their repository and revision in words.
 
     Raises:
         ValueError: no such model; no network, and it was not fetched before; or no library.
@@ -47,7 +47,7 @@ def fetch_description(repository: str) -> tuple[Path, str]:
             f"the Hugging Face hub has no public model {repository}: check the name, or give a "
             "folder with config.json and weights"
         ) from error
-    # Whatever keeps the hub from answering, there may still be a copy.
+    # Any of several libraries may fail here; there may still be a copy.
     except Exception as error:
         unreachable = f"the hub does not answer: {type(error).__name__}"
     folder = _snapshot(hub, repository, _DESCRIPTION, "main", unreachable)
@@ -56,10 +56,10 @@ def fetch_description(repository: str) -> tuple[Path, str]:
 
 
 def fetch_weights(repository: str, folder: Path) -> None:
-    """Fetch the weights that belong to what `fetch_description` gave, into the same folder.
+    """Fetch a model's weights into the folder that `fetch_description` gave.
 
     Raises:
-        ValueError: they could not be fetched.
+        ValueError: the hub did not give them.
     """
     hub = _import_hub(repository)
     for names in (SAFETENSORS, PICKLES):

@@ -1,4 +1,4 @@
-"""GPT-2's format on the Hugging Face hub, both ways: config.json, and the layout of the tensors.
+"""Hugging Face's GPT-2 format, both ways: config.json, and the layout of the tensors.
 
 Tensors are named there as ours, most often with the prefix `transformer.`. They differ in this:
 
@@ -6,7 +6,7 @@ Tensors are named there as ours, most often with the prefix `transformer.`. They
     wte, lm_head                   V rows, where ours are padded to `padded_vocab_size`
     attn.bias, attn.masked_bias    the causal mask, in old files: no weights
 
-What GPT-2 has and our model has not, or the other way round, is refused with the reason.
+A model that only one of the two can express is refused with the reason.
 """
 
 import dataclasses
@@ -59,9 +59,9 @@ _EXPRESSIBLE = {
 
 
 def config_from_hugging_face(values: Mapping[str, Any], path: Path) -> GPTConfig:
-    """The model that a config.json describes.
+    """Translate a config.json into the model that it describes.
 
-    Rates of dropout are not taken over: they belong to a training run, not to the weights.
+    Dropout rates are left out: they belong to a training run, not to the weights.
 
     Args:
         values: the content of the file.
@@ -101,7 +101,7 @@ def config_from_hugging_face(values: Mapping[str, Any], path: Path) -> GPTConfig
 
 
 def config_to_hugging_face(config: GPTConfig, *, eot_id: int, dtype: torch.dtype) -> dict[str, Any]:
-    """The content of config.json for a model of `config` whose weights are stored as `dtype`.
+    """Write the content of config.json for a model of `config` whose weights are in `dtype`.
 
     Raises:
         ValueError: GPT-2's format cannot express the model.
@@ -128,22 +128,22 @@ def config_to_hugging_face(config: GPTConfig, *, eot_id: int, dtype: torch.dtype
 
 
 def our_name(name: str) -> str | None:
-    """Our name of a tensor in a file; None for a causal mask, which is no weight."""
+    """Translate the name of a tensor in a file into ours; None for a causal mask."""
     name = name.removeprefix(_PREFIX)
     return None if _MASK.fullmatch(name) else name
 
 
 def as_stored(name: str, parameter: Tensor, config: GPTConfig) -> Tensor:
-    """A parameter of a model of `config`, seen as files hold it: a view, to be read or filled."""
+    """View a parameter of a model of `config` in the layout of the files, to read or to fill it."""
     if name in _VOCABULARY:
         return parameter[: config.vocab_size]
     return parameter.T if _TRANSPOSED.fullmatch(name) else parameter
 
 
 def tensors_to_hugging_face(model: GPT) -> dict[str, Tensor]:
-    """The weights of `model` as files hold them: their names, their layout, no padding.
+    """Name and lay out the weights of `model` as files do, without padding.
 
-    GPT-2 has biases everywhere. For a model without them they are zeros, the same function exactly.
+    GPT-2 has biases everywhere. A model without them gets zeros: exactly the same function.
     """
     config = model.config
     state = model.state_dict()

@@ -1,10 +1,9 @@
-"""Trained weights to begin with: GPT-2's own, others of its format, or those of an earlier run.
+"""Trained weights: GPT-2's own, others in its format, or those of a run.
 
     model = load_pretrained("gpt2")                      # from the Hugging Face hub
-    model = load_pretrained("folder", attn="triton")     # config.json and weights, or a run folder
-    tokenizer = load_pretrained_tokenizer("folder")
+    model = load_pretrained("folder", attn="triton")     # Hugging Face's format, or a run folder
 
-`find_pretrained` reads what describes a checkpoint, so that what does not fit is refused before
+`find_pretrained` reads the description of a checkpoint, so that what does not fit is refused before
 gigabytes are fetched and read; `Pretrained.build` reads the weights.
 """
 
@@ -27,9 +26,9 @@ from gpt2.weights.hugging_face import as_stored, config_from_hugging_face, our_n
 from gpt2.weights.tensors import read_tensors, stored_bytes
 
 SHIPPED = Path(__file__).parents[1] / "pretrained_demo"
-# Options that do not change which weights a model has.
+# Options that change no weight.
 _FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
-# Kept in less than float32, or in more: converted. Quantised weights are not.
+# Of weights in files, which are converted to float32. Quantised weights are refused.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -38,12 +37,12 @@ class Pretrained:
     """A checkpoint that can be loaded.
 
     Attributes:
-        name: what was asked for.
-        folder: where it lies.
+        name: the name that it was asked for by.
+        folder: the folder with its description.
         config: the model.
-        repository: where its weights are to be fetched from; None when they are in the folder.
-        is_run: whether it is a run folder of ours.
-        note: a line worth printing.
+        repository: the hub's owner/name to fetch the weights from; None if the folder has them.
+        is_run: True for a run folder of `python train.py`.
+        note: one line that says which weights these are, to be printed.
     """
 
     name: str
@@ -54,7 +53,7 @@ class Pretrained:
     note: str
 
     def build(self, config: GPTConfig) -> GPT:
-        """The model of `config` with the checkpoint's weights, in float32 on the CPU.
+        """Build the model of `config` with the checkpoint's weights, in float32 on the CPU.
 
         Args:
             config: the checkpoint's, but for the backends, dropout, window, and a shorter
@@ -122,12 +121,12 @@ def load_pretrained(
     dropout: float = 0.0,
     block_size: int | None = None,
 ) -> GPT:
-    """A model with trained weights, in float32 on the CPU, in evaluation mode.
+    """Load a model with trained weights, in float32 on the CPU, in evaluation mode.
 
     Args:
         path_or_name: as for `find_pretrained`.
         attn: attention backend.
-        dropout: rate in training; the checkpoint's own rates are not taken over.
+        dropout: rate in training; the checkpoint's own rates are not used.
         block_size: cut learned positions to this many; None keeps all.
 
     Raises:
@@ -141,21 +140,8 @@ def load_pretrained(
     return found.build(config).eval()
 
 
-def load_pretrained_tokenizer(path_or_name: str | Path) -> Tokenizer:
-    """The tokenizer of a checkpoint: tokenizer.json, or vocab.json and merges.txt, or encoder.json
-    and vocab.bpe.
-
-    Raises:
-        ValueError: no such checkpoint, or no tokenizer of GPT-2's kind in it.
-    """
-    folder = Path(path_or_name)
-    if folder.is_dir() and str(path_or_name) not in NAMES:
-        return Tokenizer.load(folder)
-    return Tokenizer.load(find_pretrained(folder).folder)
-
-
 def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
-    """The settings of a run that begins from a checkpoint: `config`, with its model and tokenizer.
+    """Take the model and the tokenizer of a checkpoint into the settings of a run.
 
     Raises:
         ValueError: an option that contradicts the checkpoint, or a tokenizer that does not fit it.
@@ -210,7 +196,7 @@ def _nothing_at(folder: Path) -> str:
 
 
 def _copy_run(folder: Path, config: GPTConfig) -> GPT:
-    """A model with the best weights of a run."""
+    """Build a model of `config` with the best weights of a run."""
     state = load_run(folder, device="cpu").model.state_dict()
     if config.positions == "learned":
         state["wpe.weight"] = state["wpe.weight"][: config.block_size]
@@ -221,7 +207,7 @@ def _copy_run(folder: Path, config: GPTConfig) -> GPT:
 
 @torch.no_grad()
 def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
-    """A model of `config` from the files of `folder`, which hold one of `stored`."""
+    """Build a model of `config` from the files of `folder`, which hold a model of `stored`."""
     tensors = read_tensors(folder)
     first = list(itertools.islice(tensors, 1))  # files that cannot be read are named before
     check_size(stored, stored_bytes(folder) // 2, folder / "config.json")  # 2 bytes a number

@@ -1,6 +1,6 @@
 """The tensors of a folder of weights: safetensors or PyTorch's .bin, whole or in shards.
 
-Reading runs no code: of pickles only what `torch.load(weights_only=True)` allows.
+Reading runs no code from a file: pickles go through `torch.load(weights_only=True)`.
 """
 
 import pickle
@@ -19,13 +19,13 @@ from gpt2.common.json_files import read_json_object
 # In the order in which transformers looks for them.
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# What a pickle may build of parts. torch.save refers to none of them twice; a chain of pairs that
-# each hold the pair before twice is a few bytes long, and takes 2^n steps to compare or to print.
+# Pickle instructions that build a value of parts. torch.save refers to no such value twice. A file
+# that does may be a few bytes long, and its value may take for ever to compare or to print.
 _BUILDING = {
     "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "DICT", "EMPTY_DICT", "EMPTY_SET",
     "REDUCE", "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
 }  # fmt: skip
-_PROGRAMS = 5  # in a file of PyTorch before 1.6: three about the format, the content, the keys
+_PICKLES = 5  # in a file of PyTorch before 1.6: three about the format, the content, the keys
 _COPY_ANEW = "copy or download it anew (a text file of some 130 bytes is git-lfs's place-holder)"
 
 
@@ -34,7 +34,7 @@ def has_weights(folder: Path, names: tuple[str, ...] = SAFETENSORS + PICKLES) ->
 
 
 def stored_bytes(folder: Path) -> int:
-    """The size of all files of weights; ValueError as for `read_tensors`."""
+    """The size of all files of weights in bytes; ValueError as for `read_tensors`."""
     return sum(path.stat().st_size for path in _files(folder))
 
 
@@ -92,14 +92,14 @@ def _read_safetensors(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
 
 def _read_pickle(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
     try:
-        _check_programs(path)
+        _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, which is never run "
             f"({_first_line(error)}): {_COPY_ANEW}, or take a .safetensors file"
         ) from error
-    # Bytes that are no pickle can make the reader fail in any way.
+    # Bytes that are no pickle make the reader fail in many ways.
     except Exception as error:
         raise ValueError(
             f"{path} is cut off or not a PyTorch file ({error!r:.200}): {_COPY_ANEW}"
@@ -120,14 +120,14 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0][:200]
 
 
-def _check_programs(path: Path) -> None:
-    """Refuse an archive that unpacks to more than its size, and pickles that would not end."""
+def _check_pickles(path: Path) -> None:
+    """Refuse a packed archive, and pickles that refer twice to one of their parts."""
     with open(path, "rb") as file:
         zipped = file.read(4) == b"PK\3\4"  # as torch.load decides, whatever the file's end is
         if not zipped:
             file.seek(0)
-            for _ in range(_PROGRAMS):
-                _check_program(file)
+            for _ in range(_PICKLES):
+                _check_pickle(file)
             return
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
@@ -137,10 +137,10 @@ def _check_programs(path: Path) -> None:
         for member in members:
             if member.filename.endswith(".pkl"):
                 with archive.open(member) as file:
-                    _check_program(file)
+                    _check_pickle(file)
 
 
-def _check_program(file: IO[bytes]) -> None:
+def _check_pickle(file: IO[bytes]) -> None:
     built: set[int | None] = set()
     last = ""
     for instruction, argument, _ in pickletools.genops(file):

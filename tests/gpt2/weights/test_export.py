@@ -21,8 +21,8 @@ from gpt2.model import GPT
 from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
+from gpt2.weights import load_pretrained
 from gpt2.weights.export import export
-from gpt2.weights.pretrained import load_pretrained, load_pretrained_tokenizer
 from kernels.testing import judge
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -136,7 +136,7 @@ def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
         assert {tensor.dtype for tensor in weights.values()} == {DTYPES[dtype]}
         assert weights["transformer.wte.weight"].shape == (tokenizer.vocab_size, 32)
         assert_loaded(load_pretrained(out), models[step], DTYPES[dtype])
-        assert load_pretrained_tokenizer(out).hash == tokenizer.hash
+        assert Tokenizer.load(out).hash == tokenizer.hash
 
 
 def test_nothing_is_overwritten_and_a_mistake_is_one_sentence(tokenizer, tmp_path):

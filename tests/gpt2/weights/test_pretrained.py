@@ -20,9 +20,10 @@ from gpt2.config import GPTConfig
 from gpt2.generate.decoding import generate
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
+from gpt2.weights import load_pretrained
 from gpt2.weights.export import export
 from gpt2.weights.hugging_face import tensors_to_hugging_face
-from gpt2.weights.pretrained import find_pretrained, load_pretrained, load_pretrained_tokenizer
+from gpt2.weights.pretrained import find_pretrained
 from tests.gpt2.data.hub_stand_in import hub
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -303,29 +304,29 @@ def test_damaged_folders_are_refused_by_file(folder, damage, message):
 
 
 def test_tokenizers_are_found_in_each_of_their_files(folder, real_data, tmp_path):
-    assert load_pretrained_tokenizer(folder).vocab_size == 257
+    assert Tokenizer.load(folder).vocab_size == 257
     pair = tmp_path / "pair"
     pair.mkdir()
     shutil.copy(real_data / "gpt2-bpe/encoder.json", pair / "vocab.json")
     shutil.copy(real_data / "gpt2-bpe/vocab.bpe", pair / "merges.txt")
     for source in (pair, real_data / "gpt2-bpe"):
-        tokenizer = load_pretrained_tokenizer(source)
+        tokenizer = Tokenizer.load(source)
         assert tokenizer.encode("Hello world") == [15496, 995]
     with pytest.raises(ValueError, match="no tokenizer at"):
-        load_pretrained_tokenizer(real_data / "gpt2-tiny")
+        Tokenizer.load(real_data / "gpt2-tiny")
 
 
 def load_from_hub(address: str, home: Path, name: str) -> str:
     """What a process of its own prints: the hub's address is read when its library is imported."""
     code = (
         "import sys\n"
-        "from gpt2.weights.pretrained import find_pretrained, load_pretrained\n"
-        "from gpt2.weights.pretrained import load_pretrained_tokenizer\n"
+        "from gpt2.weights.open_model import open_model\n"
+        "from gpt2.weights.pretrained import find_pretrained\n"
         "name = sys.argv[1]\n"
         "try:\n"
         "    print(find_pretrained(name).note)\n"
-        "    total = load_pretrained(name).wte.weight.sum().item()\n"
-        "    print(total, load_pretrained_tokenizer(name).vocab_size)\n"
+        "    run = open_model(name, device='cpu')\n"
+        "    print(run.model.wte.weight.sum().item(), run.tokenizer.vocab_size)\n"
         "except ValueError as error:\n"
         "    print('refused:', error)\n"
     )
