@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -43,35 +43,6 @@ class Work:
     prepare: Callable[[], tuple[Any, ...]] = tuple
 
 
-class Clock(Protocol):
-    """Times calls on a device."""
-
-    device: torch.device
-
-    def once(self, work: Work) -> float:
-        """Seconds of one call on the device, with cold caches."""
-        ...
-
-    def wall(self, work: Work, calls: int = 5) -> float:
-        """Seconds per call of several calls in a row, by the host's clock."""
-        ...
-
-    def peak_memory(self, work: Work) -> int | None:
-        """Peak bytes that one call allocates on top of those of `prepare`, results included.
-
-        None for an allocator without statistics.
-        """
-        ...
-
-    def release(self) -> None:
-        """Free memory after a case."""
-        ...
-
-
-def clock_for(device: torch.device) -> Clock:
-    return CudaClock(device) if device.type == "cuda" else CpuClock()
-
-
 class CpuClock:
     """Times calls on a CPU by the host's performance counter."""
 
@@ -80,6 +51,7 @@ class CpuClock:
         self._evict = torch.zeros(2 * _last_level_cache() // 4)
 
     def once(self, work: Work) -> float:
+        """Seconds of one call on the device, with cold caches."""
         args = work.prepare()
         self._evict.sum()
         start = time.perf_counter()
@@ -87,6 +59,7 @@ class CpuClock:
         return time.perf_counter() - start
 
     def wall(self, work: Work, calls: int = 5) -> float:
+        """Seconds per call of several calls in a row, by the host's clock."""
         prepared = [work.prepare() for _ in range(calls)]
         start = time.perf_counter()
         for args in prepared:
@@ -94,9 +67,14 @@ class CpuClock:
         return (time.perf_counter() - start) / calls
 
     def peak_memory(self, work: Work) -> int | None:
+        """Peak bytes that one call allocates on top of those of `prepare`, results included.
+
+        None on a CPU, whose allocator keeps no statistics.
+        """
         return None
 
     def release(self) -> None:
+        """Free memory after a case."""
         gc.collect()
 
 
@@ -167,6 +145,13 @@ class CudaClock:
     def release(self) -> None:
         gc.collect()
         self._cuda.empty_cache()
+
+
+Clock = CpuClock | CudaClock
+
+
+def clock_for(device: torch.device) -> Clock:
+    return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
 def _last_level_cache() -> int:
