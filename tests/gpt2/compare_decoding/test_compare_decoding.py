@@ -85,16 +85,13 @@ def test_the_human_text_ends_where_its_document_does(tokenizer):
 
 def test_one_long_document_gives_beginnings_of_lines(tokenizer):
     book = _story(0, sentences=60)
-    prompts = choose_prompts(
-        _stream(tokenizer, [book]), tokenizer, count=12, prompt_tokens=10, max_tokens=5
-    )
+    stream, size = _stream(tokenizer, [book]), {"prompt_tokens": 10, "max_tokens": 5}
+    prompts = choose_prompts(stream, tokenizer, count=12, **size)
     for prompt in prompts[1:]:
         assert f"\n{tokenizer.decode(prompt.ids)}" in book
         assert tokenizer.eot_id not in prompt.ids
     with pytest.raises(ValueError, match=r"room for \d+ prompts of 10 tokens, not for 900"):
-        choose_prompts(
-            _stream(tokenizer, [book]), tokenizer, count=900, prompt_tokens=10, max_tokens=5
-        )
+        choose_prompts(stream, tokenizer, count=900, **size)
 
 
 def _continue(model, tokenizer, prompts, **options):

@@ -18,7 +18,7 @@ from gpt2.report.figures import draw
 from gpt2.report.findings import IMPROVEMENT, STRENGTH, WEAKNESS, discuss
 from gpt2.report.pdf import MAX_PAGES, shorten, typeset
 from gpt2.report.result_files import read_bench, read_decoding, read_sizes
-from gpt2.report.sources import Data, RunFacts, Split, read_run
+from gpt2.report.sources import Data, Split, read_run
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 
@@ -48,16 +48,12 @@ def _run(folder: Path, *, steps: int = 100, result: dict | None = None, **option
     for step in range(10, steps + 1, 10):
         line = {"step": step, "loss": 5 - step / steps, "lr": 0.01, "grad_norm": 0.5}
         line |= {"tokens": step * 2048, "tokens_per_s": 4096.0, "skipped": 0}
-        if step % 20 == 0:
-            line["val_loss"] = 5.1 - step / steps
-        lines.append(json.dumps(line))
+        lines.append(json.dumps(line | ({} if step % 20 else {"val_loss": 5.1 - step / steps})))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     test = {"loss": 4.25, "perplexity": 70.1054, "bits_per_byte": 1.5432, "tokens": 12345}
     test |= {"bytes": 49382, "context": 128, "stride": 128}
-    splits = {
-        name: {"tokens": tokens, "documents": 7, "bytes": 4 * tokens}
-        for name, tokens in (("train", 1_000_000), ("valid", 50_000), ("test", 12345))
-    }
+    tokens = {"train": 1_000_000, "valid": 50_000, "test": 12345}
+    splits = {k: {"tokens": n, "documents": 7, "bytes": 4 * n} for k, n in tokens.items()}
     content = {
         "step": steps,
         "val_loss": 4.1,
@@ -152,17 +148,12 @@ def test_long_samples_are_cut_and_it_is_said(tmp_path):
     assert [len(item["text"]) for item in cut["items"]] == [len("[...]") + 500] * 3
 
 
-def _other(run: RunFacts, number: int) -> RunFacts:
-    """Another run, of another tokenizer, so that no curves are drawn side by side."""
-    return dataclasses.replace(run, folder=Path(f"run-{number}"), tokenizer_hash="another")
-
-
 def test_what_cannot_fit_is_refused_not_cut_off(tmp_path):
     pytest.importorskip("typst", reason="the extra `report`")
     run = read_run(_run(tmp_path / "run"))
-    runs = [run, *(_other(run, i) for i in range(60))]
+    other = dataclasses.replace(run, tokenizer_hash="another")  # so that no curves are compared
     with pytest.raises(ValueError, match=r"at most 5 are allowed.*leave out some of the runs"):
-        typeset(gather(runs), draw(runs))
+        typeset(gather([run] + [other] * 60), draw([run]))
 
 
 MEASURES = {
@@ -301,8 +292,8 @@ def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
     del result["data"], result["machine"], result["finished"]
     (folder / "result.json").write_text(json.dumps(result))
     _, text = _typeset(folder)
-    for words in ("does not record the sizes of its splits", "device not recorded"):
-        assert words in text
+    assert "does not record the sizes of its splits" in text
+    assert "device not recorded" in text
     assert "compiled" not in text
     run = read_run(folder)
     split = {"tokens": 12345, "documents": 3, "text_bytes": 49382}
@@ -318,29 +309,24 @@ def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
     assert read_run(folder).data is None
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_records_that_lack_what_is_needed_are_refused(tmp_path):
+    folder = _run(tmp_path / "run")
+    result = json.loads((folder / "result.json").read_text())
+    for change, message in (
         ({"data": {"name": "x", "held_out": "y", "splits": {}}}, "its splits must be train"),
         ({"step": "4"}, "step: '4' is no int"),
         ({"val_loss": float("nan")}, "val_loss: nan is no float"),
         ({"val_loss": 1e4}, "a loss above 700 has no perplexity"),
         ({"test": {}}, "test: no entry 'loss'"),
         ({"finished": "yesterday"}, "Invalid isoformat string"),
-    ],
-)
-def test_a_result_that_lacks_what_is_needed_is_refused(tmp_path, change, message):
-    folder = _run(tmp_path / "run", result=change)
-    with pytest.raises(ValueError, match=rf"result\.json does not hold .*{message}"):
-        read_run(folder)
-
-
-def test_a_curve_that_lacks_what_is_needed_is_refused(tmp_path):
-    folder = _run(tmp_path / "run")
+    ):
+        _json(folder / "result.json", result | change)
+        with pytest.raises(ValueError, match=rf"result\.json does not hold .*{message}"):
+            read_run(folder)
+    _json(folder / "result.json", result)
     line = {"step": 110, "loss": 4.0, "lr": 0.1, "tokens": 1, "skipped": 0}
-    for missing in ({}, {"tokens_per_s": 0}, {"tokens_per_s": None}):
-        with open(folder / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(line | missing) + "\n")
+    for speed in ({}, {"tokens_per_s": 0}, {"tokens_per_s": None}):
+        _json(folder / "metrics.jsonl", line | speed)
         with pytest.raises(ValueError, match=r"metrics\.jsonl: .*tokens_per_s"):
             read_run(folder)
 
