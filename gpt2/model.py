@@ -85,18 +85,10 @@ class TransformerLayer(nn.Module):
     def forward_fused(
         self, x: Tensor, branch: Tensor | None, chunk: Chunk | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The same function, with each residual addition in one step with the norm after it.
+        """Compute the same with each residual addition in one step with the norm after it.
 
-        In pre-norm the norm after the last addition is the next layer's, which the addition is
-        left to.
-
-        Args:
-            x: residual stream (B, T, C).
-            branch: (B, T, C), still to be added to x; None for nothing.
-            chunk: the tokens' place in a cache.
-
-        Returns:
-            The stream, and what is still to be added to it; None in post-norm.
+        In pre-norm the last addition is left to the next layer's norm: the layer takes the stream x
+        (B, T, C) and a branch (B, T, C) to add to it, or None, and returns such a pair.
         """
         if self.pre_norm:
             y, x = (self.ln_1(x), x) if branch is None else self.ln_1.add(x, branch)
@@ -266,14 +258,10 @@ def _self_check() -> None:
         _, loss = model(idx, targets)
         moved = (model.logits(model.hidden(later)) - model.logits(model.hidden(idx))).abs()
     assert loss is not None
-    print(
-        f"fresh, it knows nothing: loss {loss:.3f} on random text, ln 1000 = {math.log(1000):.3f}"
-    )
+    print(f"fresh, it knows nothing: loss {loss:.3f}, ln 1000 = {math.log(1000):.3f}")
     assert abs(loss.item() - math.log(1000)) < 0.1
     before, after = moved[:, :32].max(), moved[:, 32:].max()
-    print(
-        f"new tokens from 32 on move the logits before by {before:.2g}, those after by {after:.2g}"
-    )
+    print(f"new tokens from 32 on move the logits before by {before:.2g}, after by {after:.2g}")
     assert before == 0 < after
 
 

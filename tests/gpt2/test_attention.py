@@ -1,4 +1,4 @@
-"""Attention backends agree with each other and with PyTorch (A6, B4, C2, C3, C5, C17, C18)."""
+"""Attention backends agree with each other and with PyTorch."""
 
 import os
 import subprocess
@@ -87,7 +87,7 @@ def test_other_masks_are_refused(hidden):
 
 
 def test_multi_head_attention_equals_pytorchs_own():
-    """torch.nn.MultiheadAttention serves as a reference only (B1 forbids it in the model)."""
+    """torch.nn.MultiheadAttention serves as a reference only."""
     from gpt2.model import MultiHeadAttention
 
     ours = MultiHeadAttention(GPTConfig(n_head=4, n_embd=32, attn="naive"))

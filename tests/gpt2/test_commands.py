@@ -1,7 +1,4 @@
-"""The commands as a user types them: training, resuming, evaluating, generating, mistakes.
-
-A16-A18, A20, A22-A24, A26-A28, B16, B17, C16.
-"""
+"""The commands as a user types them: training, resuming, evaluating, generating, mistakes."""
 
 import json
 import os
@@ -17,21 +14,10 @@ from gpt2.runs.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = [
-    *(
-        "--vocab-size",
-        "300",
-        "--n-layer",
-        "1",
-        "--n-head",
-        "2",
-        "--n-embd",
-        "32",
-        "--seq-len",
-        "32",
-    ),
-    *("--batch-size", "4", "--log-every", "1", "--sample-tokens", "8"),
-    *("--device", "cpu", "--dtype", "fp32"),
-]
+    "--vocab-size", "300", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--seq-len", "32",
+    "--batch-size", "4", "--log-every", "1", "--sample-tokens", "8", "--device", "cpu",
+    "--dtype", "fp32",
+]  # fmt: skip
 BF16 = ("--dtype", "bf16")  # the last one given counts
 
 

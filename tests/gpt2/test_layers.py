@@ -1,4 +1,4 @@
-"""The layers follow their equations (A7, C6-C13)."""
+"""The layers follow their equations."""
 
 import math
 
@@ -47,7 +47,7 @@ def test_swiglu_gates_with_silu():
 
 @pytest.mark.parametrize("width", [192, 384, 768, 1024, 1280, 1600])
 def test_swiglu_has_the_parameters_of_the_gelu_layer(width):
-    """At equal width it would have 1.5 times as many (C9)."""
+    """At equal width it would have 1.5 times as many."""
 
     def count(**options):
         config = GPTConfig(n_head=4, n_embd=width, bias=False, **options)

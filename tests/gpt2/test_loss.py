@@ -1,4 +1,4 @@
-"""The fused head + cross-entropy against its plain form (B12), and what it refuses."""
+"""The fused head + cross-entropy against its plain form, and what it refuses."""
 
 import pytest
 import torch

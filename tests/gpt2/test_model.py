@@ -1,16 +1,13 @@
-"""GPT-2's sizes, its forward pass, every combination of options (A5-A10, B3-B10, C11-C15, C18)."""
+"""GPT-2's sizes, its forward pass, every combination of options."""
 
 import itertools
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 
 import gpt2.model
 from gpt2.config import PRESETS, GPTConfig
@@ -44,47 +41,6 @@ def test_mini_is_between_demo_and_gpt2():
 def test_tying_saves_one_embedding_matrix():
     tied, untied = GPTConfig(), GPTConfig(tie=False)
     assert count_parameters(untied) - count_parameters(tied) == 50257 * 768
-
-
-@pytest.mark.parametrize("attn", ["naive", "sdpa", "flash"])
-def test_forward_pass_equals_gpt2s(real_data, attn):
-    """A trained GPT-2 in miniature: logits computed in float64 by another implementation.
-
-    In float64 ours must be the same to the last digit that they are stored with (float32, logits
-    down to -20). In fp32 they carry its roundings, some 2e-5; loss and greedy text must not.
-    """
-    folder = real_data / "gpt2-tiny"
-    config = json.loads((folder / "config.json").read_text())
-    model = GPT(
-        GPTConfig(
-            n_layer=config["n_layer"],
-            n_head=config["n_head"],
-            n_embd=config["n_embd"],
-            vocab_size=config["vocab_size"],
-            block_size=config["n_positions"],
-            attn=attn,
-        )
-    ).eval()
-    transposed = ("attn.c_attn.weight", "attn.c_proj.weight", "c_fc.weight", "mlp.c_proj.weight")
-    with torch.no_grad():
-        for name, tensor in load_file(folder / "model.safetensors").items():
-            tensor = tensor.T if name.endswith(transposed) else tensor
-            target = model.get_parameter(name.removeprefix("transformer."))
-            target[: len(tensor)].copy_(tensor)
-    expected = np.load(folder / "expected.npz")
-    idx = torch.from_numpy(expected["input_ids"])
-    fp32, _ = model(idx)
-    logits, _ = model.double()(idx)
-    assert np.abs(logits.detach().numpy() - expected["logits"]).max() < 2e-6
-    model.float()
-    errors = (fp32 - logits).abs().amax() / logits.abs().amax()
-    assert errors < 32 * torch.finfo(torch.float32).eps
-    _, loss = model(idx[:, :-1], idx[:, 1:].contiguous())
-    assert loss.item() == pytest.approx(float(expected["nll"].mean()), abs=1e-5)
-    prompt = torch.from_numpy(expected["prompt_ids"]).view(1, -1)
-    greedy = torch.from_numpy(expected["greedy_ids"]).flatten()
-    ids = generate(model, prompt, 80, temperature=0)[0]
-    assert ids[-80:].tolist() == greedy[-80:].tolist()
 
 
 COMBINATIONS = list(

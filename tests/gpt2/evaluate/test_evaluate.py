@@ -1,4 +1,4 @@
-"""Whole-split evaluation: each token once, with the context that the stride promises (A20, B17)."""
+"""Whole-split evaluation: each token once, with the context that the stride promises."""
 
 import gzip
 import math

@@ -1,4 +1,4 @@
-"""Decoding: strategies and their limits, the cache, batches, the command (A22-A24, B16, C16)."""
+"""Decoding: strategies and their limits, the cache, batches, the command."""
 
 import itertools
 from pathlib import Path
