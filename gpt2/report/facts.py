@@ -27,7 +27,7 @@ _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 _EXAMPLES = ("human", "greedy", "top-k", "top-p")  # rows of a comparison whose texts are shown
 _QUOTED = 10  # words of a repeated phrase
 _SHOWN = 2  # cases of each benchmark
-# Settings that do not change what is trained.
+# Settings that do not affect training.
 _INCIDENTAL = {
     "out", "resume", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
     "keep", "tensorboard", "sample_tokens", "max_skipped", "preset",
@@ -170,7 +170,7 @@ def _data(run: RunFacts) -> Facts:
 
 
 def _samples(prompt: str, texts: Mapping[str, str]) -> Facts:
-    """Continuations of a prompt, each with its name and what can be counted in it."""
+    """Continuations of a prompt, each with its name and the counts in it."""
     items = []
     for name, text in texts.items():
         counted = sample_facts(prompt, text)
@@ -216,7 +216,7 @@ def _decoding(decoding: Decoding) -> Facts:
 
 
 def _runs(runs: Sequence[RunFacts]) -> Facts:
-    """Several runs side by side: what differs in their settings, what they cost and reached."""
+    """Several runs side by side: their settings, costs and scores."""
     first = runs[0]
     rows = [
         {
@@ -251,7 +251,7 @@ def _runs(runs: Sequence[RunFacts]) -> Facts:
 
 
 def _differences(first: RunFacts, run: RunFacts) -> str:
-    """The settings in which two runs differ, of those that change what is trained."""
+    """The differences between the settings of two runs that affect training."""
     before = dataclasses.asdict(first.train) | dataclasses.asdict(first.model)
     after = dataclasses.asdict(run.train) | dataclasses.asdict(run.model)
     changed = [
@@ -329,7 +329,7 @@ def _loss_at(size: Size, flops: float) -> float | None:
 
 
 def _bench(bench: Bench) -> Facts:
-    """Our code against the fastest other, on one device."""
+    """Our code beside the fastest other code, on one device."""
     ordered = sorted(bench.contests, key=lambda contest: (contest.bench, -contest.our_seconds))
     groups = itertools.groupby(ordered, key=lambda contest: contest.bench)
     longest = [c for _, contests in groups for c in itertools.islice(contests, _SHOWN)]

@@ -138,7 +138,7 @@ def _unit(tokens: float) -> tuple[float, str]:
 
 @contextmanager
 def _figure(rows: int, columns: int, *, height: float, **grid: Any) -> Iterator[Any]:
-    """Axes, and a file that holds the SVG once the block has ended."""
+    """Yield axes, and a file that holds the SVG after the block."""
     import matplotlib
 
     matplotlib.use("Agg")

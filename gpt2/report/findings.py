@@ -32,8 +32,8 @@ class Finding(NamedTuple):
 
     Attributes:
         kind: STRENGTH, WEAKNESS or IMPROVEMENT.
-        text: with its full stop, unless a source follows.
-        source: the key in references.bib of the work that it rests on.
+        text: ends with a full stop, unless a source follows.
+        source: key in references.bib of the work that supports it.
     """
 
     kind: str
@@ -50,7 +50,7 @@ def discuss(
     sizes: Sizes | None = None,
     bench: Bench | None = None,
 ) -> list[Finding]:
-    """What the numbers of a run say for it, against it, and about what to try next."""
+    """State from its numbers what speaks for a run, what against it, and what to try next."""
     checks = (_compression, _fit, _waste, _convergence, _balance, _text, _shift, _stability)
     found = [check(run) for check in (*checks, _reach, _embedding)]
     found.append(_repetition(run) if decoding is None else _strategies(decoding))

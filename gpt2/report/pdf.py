@@ -1,7 +1,7 @@
 """A report's facts through report.typ: PDF/A-2b of at most five pages, the same bytes each time.
 
 The facts are handed over as JSON, so that nothing in them is markup. Only the fonts inside Typst
-are used, and PDF/A refuses a character that none of them has: such characters are found out before
+are used, and PDF/A refuses a character that none of them has: such characters are found beforehand
 and shown as their code points.
 """
 
@@ -78,7 +78,7 @@ def _typst() -> Any:
 
 
 def shorten(facts: dict[str, Any], shown: int, missing: set[str]) -> dict[str, Any]:
-    """A copy whose samples have `shown` characters at most, and say what was changed in them."""
+    """Copy the facts with samples of at most `shown` characters, and a note of what was changed."""
     facts = copy.deepcopy(facts)
     for group in (facts["samples"], (facts["sizes"] or {}).get("samples")):
         if group is not None:
@@ -91,14 +91,14 @@ def shorten(facts: dict[str, Any], shown: int, missing: set[str]) -> dict[str, A
 
 
 def _missing_characters(typst: Any, facts: dict[str, Any]) -> set[str]:
-    """The characters of the facts that cannot be seen, or that the fonts lack."""
+    """The characters of the facts that are invisible or that the fonts lack."""
     used = {c for text in _texts(facts) for c in text if not c.isascii() or not c.isprintable()}
     hidden = {c for c in used if unicodedata.category(c).startswith(_INVISIBLE)} - {"\n"}
     return hidden | set(_without_glyph(typst, sorted(used - hidden - {"\n"})))
 
 
 def _without_glyph(typst: Any, characters: list[str]) -> Iterator[str]:
-    """Those that PDF/A refuses, by halving: most often all are there."""
+    """Yield the characters that PDF/A refuses, found by halving: most often there are none."""
     if not characters or _has_glyphs(typst, characters):
         return
     if len(characters) == 1:
@@ -124,7 +124,7 @@ def _has_glyphs(typst: Any, characters: list[str]) -> bool:
 
 
 def _texts(node: Any) -> Iterator[str]:
-    """All strings in JSON, its keys left out."""
+    """Yield all strings in JSON but the keys."""
     if isinstance(node, str):
         yield node
     elif isinstance(node, dict | list):
@@ -133,7 +133,7 @@ def _texts(node: Any) -> Iterator[str]:
 
 
 def _mapped(node: Any, change: Callable[[str], str]) -> Any:
-    """A copy of JSON with every string in it changed, its keys left as they are."""
+    """Copy JSON with every string but the keys changed."""
     if isinstance(node, dict):
         return {key: _mapped(value, change) for key, value in node.items()}
     if isinstance(node, list):
@@ -142,7 +142,7 @@ def _mapped(node: Any, change: Callable[[str], str]) -> Any:
 
 
 def _printable(facts: dict[str, Any], missing: set[str]) -> Any:
-    """A copy in which missing characters are code points and long words can be broken."""
+    """Copy the facts with missing characters as code points, and breakable long words."""
 
     def visible(text: str) -> str:
         return "".join(f"{_ESCAPE}U+{ord(c):04X}{_ESCAPE}" if c in missing else c for c in text)

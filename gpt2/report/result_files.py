@@ -40,7 +40,7 @@ class Decoding(_About):
 
 @dataclass(frozen=True)
 class Size:
-    """A model size and what it came to; see `gpt2.compare_sizes`.
+    """A model size, its training and its scores; see `gpt2.compare_sizes`.
 
     Attributes:
         tokens: trained on.
@@ -74,7 +74,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes trained on the same tokens, smallest first; the strings say how figures were got."""
+    """Sizes trained on the same tokens, smallest first; the strings say how figures were measured."""
 
     data: str
     tokens: int
