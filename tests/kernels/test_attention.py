@@ -18,7 +18,7 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import Quantity, compare
-from tests.kernels.fused import CUDA, DTYPES, MARKS, check_refuses_double_backward, randn
+from tests.kernels.fused import DTYPES, MARKS, randn
 
 pytestmark = MARKS
 
@@ -348,10 +348,6 @@ def test_frozen_inputs_get_no_gradient(
     assert set(report) == {"out", *(f"d{name}" for name in trained)}
 
 
-def test_no_graph_without_gradients(device: torch.device) -> None:
-    assert attention(**qkv((1, 8, 1, 16), torch.float32, device, grad=False)).grad_fn is None
-
-
 def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
     deterministic: bool, device: torch.device
 ) -> None:
@@ -363,10 +359,6 @@ def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
     second = torch.autograd.grad(o, list(inputs.values()), do)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(torch.equal(inputs[name], copies[name]) for name in inputs)
-
-
-def test_double_backward_is_refused(device: torch.device) -> None:
-    check_refuses_double_backward(attention, qkv((1, 8, 1, 16), torch.float32, device))
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
@@ -510,15 +502,3 @@ def test_refuses_options_out_of_range(
 def test_packed_refuses_what_is_not_packed(device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"\(B, T, 3, H, D\), got shape \(1, 8, 2, 1, 16\)"):
         attention_qkvpacked(torch.zeros(1, 8, 2, 1, 16, device=device))
-
-
-@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
-def test_refuses_bfloat16_in_the_interpreter() -> None:
-    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
-        attention(*(torch.zeros(1, 8, 1, 16, dtype=torch.bfloat16),) * 3)
-
-
-def test_refuses_cpu_tensors_without_the_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
-    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
-        attention(*(torch.zeros(1, 8, 1, 16),) * 3)

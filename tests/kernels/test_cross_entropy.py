@@ -19,7 +19,6 @@ from tests.kernels.fused import (
     MARKS,
     check_compiles,
     check_one_graph_for_every_length,
-    check_refuses_double_backward,
     randn,
 )
 
@@ -303,10 +302,6 @@ def test_a_second_backward_is_refused(factor: float, inplace: bool, device: torc
         loss.backward()
 
 
-def test_double_backward_is_refused(device: torch.device) -> None:
-    check_refuses_double_backward(cross_entropy, inputs(5, 9, device=device))
-
-
 def test_evaluation_computes_no_gradient(
     device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -387,12 +382,6 @@ def test_refuses_shapes_that_do_not_fit(
 ) -> None:
     with pytest.raises(ValueError, match=r"expected logits \(\.\.\., V\) and int64 targets"):
         cross_entropy(logits.to(device), targets.to(device))
-
-
-@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
-def test_refuses_bfloat16_in_the_interpreter() -> None:
-    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
-        cross_entropy(torch.zeros(3, 8, dtype=torch.bfloat16), torch.zeros(3, dtype=torch.int64))
 
 
 # ---- on a GPU only

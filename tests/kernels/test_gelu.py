@@ -11,7 +11,6 @@ from kernels._common.launch import INTERPRETED
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
 from kernels.testing import Quantity, compare
 from tests.kernels.fused import (
-    CUDA,
     DTYPES,
     MARKS,
     check_compiles,
@@ -164,12 +163,6 @@ def test_refuses_what_it_cannot_take(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         gelu_tanh(x.to(device), None if bias is None else bias.to(device))
-
-
-@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
-def test_refuses_bfloat16_in_the_interpreter() -> None:
-    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
-        gelu_tanh(torch.zeros(3, 8, dtype=torch.bfloat16))
 
 
 @pytest.mark.cuda

@@ -22,7 +22,6 @@ from tests.kernels.fused import (
     MARKS,
     check_compiles,
     check_one_graph_for_every_length,
-    check_refuses_double_backward,
     randn,
 )
 
@@ -258,10 +257,6 @@ def test_a_second_backward_is_refused(device: torch.device) -> None:
     loss.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         loss.backward()
-
-
-def test_double_backward_is_refused(device: torch.device) -> None:
-    check_refuses_double_backward(linear_cross_entropy, inputs(5, 9, 4, device=device))
 
 
 def test_inputs_stay_as_they_are(device: torch.device) -> None:

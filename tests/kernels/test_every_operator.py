@@ -1,7 +1,7 @@
-"""The same inputs give the same bits, 100 times on a GPU.
+"""What holds for every operator: the same bits from the same inputs, and calls that are refused.
 
-What memory holds before a kernel writes it is another byte each time, so that an element which is
-read before it is written shows as well.
+The same call is made 100 times on a GPU. What memory holds before a kernel writes it is another
+byte each time, so that an element which is read before it is written shows as well.
 """
 
 from functools import partial
@@ -21,7 +21,7 @@ from kernels.swiglu import swiglu, swiglu_packed
 from kernels.testing import Function, quantities
 from tests.campaigns.stress.campaign import OPERATORS
 from tests.campaigns.stress.memory import Memory
-from tests.kernels.fused import CUDA, randn
+from tests.kernels.fused import CUDA, check_refuses_double_backward, randn
 from tests.kernels.test_attention import check, qkv
 
 # The interpreter is deterministic: there, what counts is memory that is read before it is written.
@@ -87,6 +87,35 @@ def check_bits(name: str, large: bool, device: torch.device) -> None:
 @pytest.mark.parametrize("name", OPERATORS)
 def test_same_bits(name: str, device: torch.device) -> None:
     check_bits(name, False, device)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_graph_is_made_once_and_on_demand(name: str, device: torch.device) -> None:
+    function, inputs = problem(name, False, device)
+    check_refuses_double_backward(function, inputs)
+    with torch.no_grad():
+        outputs = function(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    assert not any(out.requires_grad for out in outputs)
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_refuses_bfloat16_in_the_interpreter(name: str, device: torch.device) -> None:
+    function, inputs = problem(name, False, device)
+    inputs = {key: x.bfloat16() if x.is_floating_point() else x for key, x in inputs.items()}
+    with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
+        function(**inputs)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_refuses_cpu_tensors_without_the_interpreter(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function, inputs = problem(name, False, torch.device("cpu"))
+    monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
+    with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
+        function(**inputs)
 
 
 @pytest.mark.cuda
