@@ -125,7 +125,8 @@ def _cancelled(
     dP - delta is a difference, exactly zero where a row sees one key; so are the sums after it.
     Delta is made of o as it is stored: of numbers with a rounding of their dtype, which weighs as
     many roundings of float32 as `ratio` says. Where o overflows, or did before it was divided by
-    the sum of exp(S - max S), delta is NaN.
+    the sum of exp(S - max S), delta is NaN. dq and dk are multiplied by the scale last: until then
+    they may overflow.
     """
     signed = [x.detach().double() for x in qkv.values()]
     q, k, v = (x.abs() for x in signed)
@@ -152,8 +153,9 @@ def _cancelled(
     ds = rough * (dp + (p * dp).sum(-1, keepdim=True)) + beyond(dp)
     ratio = torch.finfo(do.dtype).eps / torch.finfo(torch.float32).eps
     ds += ratio * p * torch.einsum("bihd,bihd->bhi", do.double().abs(), o_exact.abs())[..., None]
-    dq = scale * torch.einsum("bhij,bjhd->bihd", ds, k)
-    dk = scale * torch.einsum("bhij,bihd->bjhd", ds, q)
+    dq = torch.einsum("bhij,bjhd->bihd", ds, k)
+    dk = torch.einsum("bhij,bihd->bjhd", ds, q)
+    dq, dk = (scale * (x + beyond(x)) for x in (dq, dk))
     dv = torch.einsum("bhij,bihd->bjhd", rough * z, do.double().abs())
     return {
         "out": o, "out0": o, "out1": lse_size,
