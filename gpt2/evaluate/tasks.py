@@ -95,15 +95,11 @@ def hellaswag(
     batch_size: int,
     progress: bool = False,
 ) -> HellaSwag:
-    """Score HellaSwag.
+    """Score HellaSwag, `batch_size` endings per forward pass.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's.
         rows: with "activity_label", "endings" (4) and "label" (0-3), and either "ctx_a" and "ctx_b"
             as in the original file, or "ctx" alone, as in a file that is already cleaned.
-        batch_size: endings per forward pass.
-        progress: show a progress bar.
 
     Raises:
         ValueError: a row is not of this form, or there is none.
@@ -149,14 +145,10 @@ def lambada(
     batch_size: int,
     progress: bool = False,
 ) -> Lambada:
-    """Score LAMBADA by both protocols.
+    """Score LAMBADA by both protocols, `batch_size` passages per forward pass.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's.
         rows: with "context" and "continuation", or with "text", whose last word is asked for.
-        batch_size: passages per forward pass.
-        progress: show a progress bar.
 
     Raises:
         ValueError: a row is not of this form, or there is none.

@@ -123,13 +123,9 @@ def word_perplexity(
     """Measure the perplexity per word of a tokenised corpus.
 
     Args:
-        model: the model.
-        tokenizer: the model's.
         documents: the text as distributed, cut into documents; joined they are all of it.
         rules: how to turn it into plain text before the model reads it.
-        stride: as in `evaluate`.
-        batch_size: windows per forward pass.
-        progress: show a progress bar.
+        stride, batch_size, progress: as in `evaluate`.
 
     Raises:
         ValueError: there are no words, or the stride does not fit.
