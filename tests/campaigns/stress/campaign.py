@@ -22,9 +22,9 @@ OPERATORS: dict[str, Callable[[Draw], Case]] = {
 }  # fmt: skip
 # A few seconds for each operator.
 SHORT = {
-    "attention": 10, "attention_qkvpacked": 8, "rms_norm": 15, "add_rms_norm": 10,
-    "layer_norm": 15, "add_layer_norm": 10, "gelu_tanh": 30, "swiglu": 40, "swiglu_packed": 40,
-    "cross_entropy": 20, "linear_cross_entropy": 30,
+    "attention": 10, "attention_qkvpacked": 8, "rms_norm": 10, "add_rms_norm": 10,
+    "layer_norm": 10, "add_layer_norm": 10, "gelu_tanh": 20, "swiglu": 40, "swiglu_packed": 40,
+    "cross_entropy": 20, "linear_cross_entropy": 20,
 }  # fmt: skip
 LONG_SECONDS = 600
 
