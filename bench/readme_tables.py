@@ -82,16 +82,14 @@ def ladder(results: Found) -> list[str]:
 
 
 def largest_batch(results: Found) -> list[str]:
-    """A row for each variant."""
-    rows = [row for row in timed(results, "training") if row["case"].get("largest_batch")]
-    lines = [
-        [
-            f"{row['case']['model']}, T = {row['case']['T']}", label(row["variant"]),
-            f"{row['metrics']['largest_batch']:.0f}", f"{row['metrics']['tokens_per_s']:,.0f}",
-        ]
-        for row in rows
-    ]  # fmt: skip
-    return _table(["model", "variant", "largest batch", "tokens/s"], lines)
+    """Rows are variants, columns models; a cell is the batch and tokens per second."""
+    return _pivot(
+        "largest batch, tokens/s",
+        [row for row in timed(results, "training") if row["case"].get("largest_batch")],
+        lambda row: label(row["variant"]),
+        lambda row: f"{row['case']['model']}, T = {row['case']['T']}",
+        lambda rows: "{largest_batch:.0f}, {tokens_per_s:,.0f}".format_map(rows[0]["metrics"]),
+    )
 
 
 def attention(results: Found) -> list[str]:
@@ -173,15 +171,11 @@ def tokenizer(results: Found) -> list[str]:
 
 
 TABLES: dict[str, Callable[[Found], list[str]]] = {
-    "training": training,
-    "ladder": ladder,
-    "largest_batch": largest_batch,
-    "attention": attention,
-    "kernels": kernels,
-    "losses": losses,
-    "generate": generate,
-    "tokenizer": tokenizer,
-}
+    table.__name__: table
+    for table in (
+        training, ladder, largest_batch, attention, kernels, losses, generate, tokenizer,
+    )
+}  # fmt: skip
 
 
 def render(text: str, folder: Path) -> str:

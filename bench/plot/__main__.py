@@ -27,12 +27,8 @@ from bench.plot.training import ladder, training_memory, training_speed
 from gpt2.common.files import atomic_write
 
 PLOTS: dict[str, Callable[[Found], Figure]] = {
-    "training_speed": training_speed,
-    "training_memory": training_memory,
-    "ladder": ladder,
-    "attention": attention,
-    "kernels": kernels,
-    "loss_memory": loss_memory,
+    plot.__name__: plot
+    for plot in (training_speed, training_memory, ladder, attention, kernels, loss_memory)
 }
 
 

@@ -118,37 +118,32 @@ def _attention() -> list[dict[str, Any]]:
 
 
 def _norms() -> list[dict[str, Any]]:
+    operators = {
+        "add_layer_norm": ("norms", {"C": 768}), "layer_norm": ("norms", {"C": 768}),
+        "rms_norm": ("norms", {"C": 768}), "gelu_tanh": ("mlp", {"F": 3072}),
+        "swiglu": ("mlp", {"F": 2048}),
+    }  # fmt: skip
+    shares = {"triton": 0.9, "eager": 0.35, "torch.compile": 0.8, "liger": 0.7}
     found = []
-    for bench, op, width in (
-        ("norms", "add_layer_norm", {"C": 768}), ("norms", "layer_norm", {"C": 768}),
-        ("norms", "rms_norm", {"C": 768}), ("mlp", "gelu_tanh", {"F": 3072}),
-        ("mlp", "swiglu", {"F": 2048}),
-    ):  # fmt: skip
-        for which in ("forward", "backward"):
+    for op, (bench, width) in operators.items():
+        for which, factor in (("forward", 1.0), ("backward", 0.9)):
             case = {"op": op, "N": 16384, **width, "pass": which, "dtype": "bfloat16"}
-            for name, share in (
-                ("triton", 0.9), ("eager", 0.35), ("torch.compile", 0.8), ("liger", 0.7),
-            ):  # fmt: skip
-                rate = COPY_GBPS * share * (0.9 if which == "backward" else 1)
+            for name, share in shares.items():
+                rate = COPY_GBPS * share * factor
                 found.append(row(bench, case, name, ours=name == "triton", gbps=rate))
     return found
 
 
 def _losses() -> list[dict[str, Any]]:
+    both = {"pass": "both", "dtype": "bfloat16"}
+    slopes = {"triton": 3e3, "torch-chunked": 4e3, "eager": 7e5, "torch.compile": 3e5, "liger": 9e3}
     found = []
     for N in (8192, 32768, 65536):
-        case = {
-            "op": "linear_cross_entropy", "N": N, "C": 768, "V": 50304, "pass": "both",
-            "dtype": "bfloat16",
-        }  # fmt: skip
-        for name, memory in (
-            ("triton", 4e8 + 3e3 * N), ("torch-chunked", 5e8 + 3e3 * N), ("eager", 7e5 * N),
-            ("torch.compile", 3e5 * N), ("liger", 9e8 + 3e3 * N),
-        ):  # fmt: skip
+        case = {"op": "linear_cross_entropy", "N": N, "C": 768, "V": 50304, **both}
+        for name, slope in slopes.items():
+            memory = 4e8 + slope * N
             found.append(row("losses", case, name, ours=name == "triton", peak_memory_bytes=memory))
-    case = {
-        "op": "cross_entropy", "N": 8192, "V": 50304, "pass": "both", "dtype": "bfloat16",
-    }  # fmt: skip
+    case = {"op": "cross_entropy", "N": 8192, "V": 50304, **both}
     for name, share in (("triton", 0.85), ("triton in place", 0.95), ("eager", 0.2)):
         found.append(row("losses", case, name, ours=True, gbps=COPY_GBPS * share))
     return found
