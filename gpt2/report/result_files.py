@@ -74,7 +74,7 @@ class Size:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes trained on the same tokens, smallest first; the strings say how figures were measured."""
+    """Sizes trained on the same tokens, smallest first; the strings say how each was measured."""
 
     data: str
     tokens: int
