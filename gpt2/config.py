@@ -9,7 +9,7 @@ import dataclasses
 import reprlib
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 
@@ -21,16 +21,6 @@ AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
 Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
 Recompute = Literal["none", "block"]
-_CHOICES = {
-    "norm": Norm,
-    "norm_position": NormPosition,
-    "mlp": Mlp,
-    "positions": Positions,
-    "norm_kernel": Kernel,
-    "mlp_kernel": Kernel,
-    "loss_kernel": Kernel,
-    "recompute": Recompute,
-}
 # What computes a model on every machine; all other choices give the same function.
 PORTABLE: dict[str, Any] = {
     "attn": "sdpa",
@@ -45,18 +35,18 @@ def _compile_pays() -> bool:
     return torch.cuda.is_available() and sys.platform == "linux"
 
 
-VOCAB_MULTIPLE = (
-    128  # rows of the embedding are padded to this, so that products with it are aligned
-)
+# Rows of the embedding are padded to a multiple of this, so that products with it are aligned.
+VOCAB_MULTIPLE = 128
 
-
-# Far beyond any model: what a damaged file may ask for would take memory and time without end.
+# The largest are far beyond any model: a damaged file could ask for memory and time without end.
 _LARGEST = {
     "n_layer": 1 << 12,
     "n_head": 1 << 12,
     "n_embd": 1 << 20,
     "vocab_size": 1 << 24,
     "block_size": 1 << 24,
+    "n_inner": 1 << 24,
+    "window": sys.maxsize,
 }
 
 
@@ -103,11 +93,10 @@ class GPTConfig(ModelOptions):
 
     def __post_init__(self) -> None:
         for name, largest in _LARGEST.items():
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-            if getattr(self, name) > largest:
-                got = reprlib.repr(getattr(self, name))
-                raise ValueError(f"{name} must be at most {largest:,}, got {got}")
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= largest:
+                side = "at least 1" if value < 1 else f"at most {largest:,}"
+                raise ValueError(f"{name} must be {side}, got {reprlib.repr(value)}")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} cannot be split over n_head={self.n_head} heads: "
@@ -115,19 +104,10 @@ class GPTConfig(ModelOptions):
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
-        if self.n_inner is not None and self.n_inner < 1:
-            raise ValueError(f"n_inner must be at least 1, got {self.n_inner}")
-        if self.n_inner is not None and self.n_inner > 1 << 24:
-            got = reprlib.repr(self.n_inner)
-            raise ValueError(f"n_inner must be at most {1 << 24:,}, got {got}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1 (the position itself), got {self.window}")
-        for name, kind in _CHOICES.items():
-            choices = get_args(kind)
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}"
-                )
+        for name, kind in get_type_hints(type(self)).items():
+            choices, value = get_args(kind), getattr(self, name)
+            if get_origin(kind) is Literal and value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
     @property
     def head_dim(self) -> int:
@@ -214,8 +194,11 @@ FINE_TUNING: dict[str, Any] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextOptions:
-    """The text of a run, and its tokenizer."""
+class RunOptions:
+    """What a single run and a comparison of sizes are asked in the same way.
+
+    None leaves a setting open, see `settle`.
+    """
 
     data: str = "python-docs"
     """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl or
@@ -226,10 +209,29 @@ class TextOptions:
     """Size of the vocabulary to train, <|endoftext|> included. None: the preset's."""
     cache_dir: str = "data"
     """Where trained tokenizers and tokenised shards are kept and found again."""
+    seq_len: int | None = None
+    """Tokens per sequence. None: the preset's context length."""
+    batch_size: int | None = None
+    """Sequences per micro-batch. None: the preset's."""
+    grad_accum: int | None = None
+    """Micro-batches per optimizer step; the gradient is that of the one large batch. None: the
+    preset's."""
+    optimizer: Optimizer | None = None
+    """adamw, or muon for the hidden matrices with AdamW for the rest. None: the preset's."""
+    seed: int = 1337
+    """Seed of initialisation, batches, dropout and samples."""
+    device: str = "auto"
+    """auto, cpu, cuda, cuda:1, mps."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
+    compile: bool = field(default_factory=_compile_pays)
+    """torch.compile the model."""
+    sample_tokens: int = 60
+    """Tokens of each sample printed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(ModelOptions, TextOptions):
+class TrainConfig(ModelOptions, RunOptions):
     """What is asked of a run. None leaves a setting open, see `settle`."""
 
     # --- model ---
@@ -265,15 +267,6 @@ class TrainConfig(ModelOptions, TextOptions):
     """Optimizer steps. None: the preset's."""
     epochs: float | None = None
     """Length of the run in passes over the training text, instead of --steps."""
-    batch_size: int | None = None
-    """Sequences per micro-batch. None: the preset's."""
-    seq_len: int | None = None
-    """Tokens per sequence. None: the preset's context length."""
-    grad_accum: int | None = None
-    """Micro-batches per optimizer step; the gradient is that of the one large batch. None: the
-    preset's."""
-    optimizer: Optimizer | None = None
-    """adamw, or muon for the hidden matrices with AdamW for the rest. None: the preset's."""
     lr: float | None = None
     """Peak learning rate. None: the preset's."""
     min_lr: float | None = None
@@ -297,19 +290,10 @@ class TrainConfig(ModelOptions, TextOptions):
     """A jump is so many standard deviations above the last 100 losses; 0: never."""
     check_kernels: int = 0
     """Every so many steps compare the gradients by each kernel with PyTorch's; 0: never."""
-    seed: int = 1337
-    """Seed of initialisation, batches, dropout and samples."""
 
     # --- machine ---
-    device: str = "auto"
-    """auto, cpu, cuda, cuda:1, mps."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
-    compile: bool = field(default_factory=_compile_pays)
-    """torch.compile the model."""
     auto_batch: bool = False
     """When memory runs out, go on with smaller micro-batches and more of them a step."""
-
     parallel: Literal["ddp", "fsdp"] | None = None
     """Under torchrun: every process holds the whole model (ddp), or a part of it (fsdp). None: ddp.
     """
@@ -331,8 +315,6 @@ class TrainConfig(ModelOptions, TextOptions):
     """Newest checkpoints to keep, besides the one with the best validation loss."""
     tensorboard: bool = False
     """Also log to TensorBoard (pip install -e '.[tensorboard]')."""
-    sample_tokens: int = 60
-    """Tokens of each sample printed at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,11 +14,11 @@ from typing import Any, Literal
 
 from bench.estimate.roofline import Estimate, Step
 from gpt2.common.devices import DEVICES, human_bytes
-from gpt2.config import PORTABLE, PRESETS, Kernel, Mlp, Norm, NormPosition, Positions, Recompute
+from gpt2.config import PORTABLE, PRESETS, Kernel, ModelOptions, Optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(ModelOptions):
     """Estimate FLOPs, bytes, time and memory of a training step on a GPU, by part."""
 
     preset: str = "gpt2"
@@ -33,7 +33,7 @@ class Arguments:
     """Micro-batches per optimizer step."""
     dtype: Literal["bf16", "fp16", "fp32"] = "bf16"
     """Compute type, by autocast."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """adamw, or muon for the hidden matrices with AdamW for the rest."""
     vocab_size: int | None = None
     """Size of the vocabulary. None: the preset's."""
@@ -47,22 +47,6 @@ class Arguments:
     """torch or triton for the MLP activation. None: as --kernels."""
     loss_kernel: Kernel | None = None
     """torch or triton for head and loss. None: as --kernels."""
-    norm: Norm = "layernorm"
-    """layernorm or quicknorm."""
-    norm_position: NormPosition = "pre"
-    """pre or post."""
-    mlp: Mlp = "gelu"
-    """gelu or swiglu."""
-    positions: Positions = "learned"
-    """learned or sinusoidal."""
-    tie: bool = True
-    """Share the embedding matrix with the output head."""
-    dropout: float = 0.0
-    """Dropout rate."""
-    window: int | None = None
-    """Sliding window of attention. None: all positions before."""
-    recompute: Recompute = "none"
-    """block: compute each layer's forward again in its backward, to keep only its inputs."""
     json: bool = False
     """Print JSON, in FLOPs, bytes and seconds, instead of tables."""
 

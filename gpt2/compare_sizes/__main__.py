@@ -14,11 +14,11 @@ DIR/sizes.json has the figures, and sizes.md the same to read, with samples of t
 loss_tokens and loss_compute (.png, .svg) show the validation loss against tokens and FLOPs.
 """
 
+import dataclasses
 import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from tyro.conf import UseAppendAction
 
@@ -28,57 +28,34 @@ from gpt2.compare_sizes.plots import PLOTS, plot
 from gpt2.compare_sizes.report import FILES, table, write
 from gpt2.compare_sizes.results import beginnings, compare, encode_prompts, is_finished
 from gpt2.compare_sizes.run import train
-from gpt2.config import Settings, TrainConfig, settle
+from gpt2.config import RunOptions, Settings, TrainConfig, settle
 from gpt2.runs.checkpoint import list_checkpoints
 from gpt2.training.run_training import Plan, hold, prepare_text
 
 
-@dataclass(frozen=True)
-class Arguments:
-    """Train model sizes on the same tokens, and compare what they cost and what they reach."""
+@dataclass(frozen=True, kw_only=True)
+class Arguments(RunOptions):
+    """Train model sizes on the same tokens, and compare what they cost and what they reach.
+
+    Settings not given are those of the first preset named; with none named, of demo on a CPU and of
+    mini on a GPU.
+    """
 
     tokens: int
     """Training tokens of each size, cut to whole steps."""
     out: str
     """Folder of the comparison; with the same settings, one that was interrupted goes on."""
-    data: str = "python-docs"
-    """Text, as for train.py: a built-in name, a file, a folder or a glob."""
     presets: tuple[str, ...] = ()
     """Sizes by name: demo, mini, gpt2, gpt2-medium, gpt2-large, gpt2-xl."""
     sizes: tuple[str, ...] = ()
     """Sizes of your own: layers x width, as in 4x192, or layers x width x heads, as in 4x192x4.
     Heads that are not given are about 64 wide."""
-    tokenizer: str | None = None
-    """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
-    vocab_size: int | None = None
-    """Size of the vocabulary to train. Not given, this and the settings below are those of the
-    first preset named; with none named, of demo on a CPU and of mini on a GPU."""
-    seq_len: int | None = None
-    """Tokens per sequence, which is the context length too."""
-    batch_size: int | None = None
-    """Sequences per micro-batch. Lower it where the largest size needs too much memory."""
-    grad_accum: int | None = None
-    """Micro-batches per optimizer step."""
-    optimizer: Literal["adamw", "muon"] | None = None
-    """adamw, or muon for the hidden matrices with AdamW for the rest."""
     lr: tuple[float, ...] = ()
     """Peak learning rate: one for all sizes, or one for each, presets first. Not given: the
     preset's, times the preset's width over the size's."""
     prompt: UseAppendAction[tuple[str, ...]] = ()
     """Text that every size continues; may be given several times. Not given: beginnings of
     documents of the test split."""
-    sample_tokens: int = 60
-    """Tokens of each sample, at most."""
-    seed: int = 1337
-    """Seed of initialisation, batches and samples."""
-    device: str = "auto"
-    """auto, cpu, cuda, mps."""
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """Compute type."""
-    compile: bool = TrainConfig().compile
-    """torch.compile the models."""
-    cache_dir: str = "data"
-    """Where trained tokenizers and tokenised shards are kept and found again."""
 
 
 def main(arguments: Arguments) -> None:
@@ -113,18 +90,7 @@ def _runs(arguments: Arguments) -> dict[str, Settings]:
     presets, shapes = split_names(arguments.presets), split_names(arguments.sizes)
     base = TrainConfig(
         preset=presets[0] if presets else None,
-        data=arguments.data,
-        tokenizer=arguments.tokenizer,
-        vocab_size=arguments.vocab_size,
-        seq_len=arguments.seq_len,
-        batch_size=arguments.batch_size,
-        grad_accum=arguments.grad_accum,
-        optimizer=arguments.optimizer,
-        seed=arguments.seed,
-        device=arguments.device,
-        dtype=arguments.dtype,
-        compile=arguments.compile,
-        cache_dir=arguments.cache_dir,
+        **{f.name: getattr(arguments, f.name) for f in dataclasses.fields(RunOptions)},
     )
     device, _ = choose_device(arguments.device)
     return plan_runs(
