@@ -4,11 +4,10 @@
 
 runs, one after the other: a description of the machine, the tests marked `cuda`, the `gpu` profile
 of the benchmarks, their plots, and a training run with every kernel of ours that compares them with
-PyTorch's as it goes. Each part is a command of its own, ended with its children when its time is
-over; the time that a part leaves goes to the next ones. A part that fails stops none of the others.
-DIR receives a log per part, `results/`, `plots/`, `training/`, and `report.json`, which is
-rewritten after each part. The status is 1 if a part failed, 2 if there is no GPU. `--dry-run` runs
-every part on a CPU at toy size.
+PyTorch's as it goes. A part is a command of its own, ended with its children when its time is over
+or this command ends; the time that it leaves goes to the others, which its failure does not stop.
+DIR receives a log per part, `results/`, `plots/`, `training/`, and, after each part, `report.json`.
+The status is 1 if a part failed, 2 if there is no GPU. `--dry-run`: every part on a CPU, toy size.
 """
 
 import argparse
@@ -54,11 +53,10 @@ def command(part: str, out: Path, seconds: float, *, dry_run: bool) -> list[str]
 
 def run_limited(words: list[str], log: Path, seconds: float) -> str:
     """Run Python with its output in `log`: "ok", "failed", or "out of time"."""
-    with log.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen(
-            [sys.executable, "-u", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file,
-            stderr=subprocess.STDOUT, start_new_session=True,
-        )  # fmt: skip
+    with log.open("w", encoding="utf-8") as file, subprocess.Popen(
+        [sys.executable, "-u", *words], cwd=ROOT, stdin=subprocess.DEVNULL, stdout=file,
+        stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
         try:
             return "failed" if process.wait(max(0.0, seconds)) else "ok"
         except subprocess.TimeoutExpired:
@@ -66,7 +64,6 @@ def run_limited(words: list[str], log: Path, seconds: float) -> str:
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
 
 
 def main(out: Path, *, dry_run: bool = False) -> int:
@@ -78,8 +75,8 @@ def main(out: Path, *, dry_run: bool = False) -> int:
         allowance = end - start - sum(list(SECONDS.values())[i + 1 :])
         log = out / f"{part}.log"
         status = run_limited(command(part, out, allowance, dry_run=dry_run), log, allowance)
-        said = log.read_text(encoding="utf-8", errors="replace").split("\n")
-        last = next((line[:200] for line in reversed(said) if line.strip()), "no output")
+        said = log.read_text(encoding="utf-8", errors="replace").strip() or "no output"
+        last = said.split("\n")[-1][:200]
         took = round(time.monotonic() - start, 1)
         report.append({"part": part, "status": status, "seconds": took, "last": last})
         (out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -97,4 +94,7 @@ if __name__ == "__main__":
     given.out.mkdir(parents=True, exist_ok=True)
     if any(given.out.iterdir()):
         parser.error(f"--out {given.out} is not empty: choose a new folder")
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup sets it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     sys.exit(main(given.out.resolve(), dry_run=given.dry_run))

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -20,6 +22,11 @@ pathlib.Path(sys.argv[1]).write_text(str(child.pid))
 print("begun")
 child.wait()
 """
+
+
+def _runs(file: Path) -> bool:
+    child = int(file.read_text())
+    return psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE
 
 
 def test_a_part_that_fails_or_hangs_keeps_no_other_from_running(tmp_path, monkeypatch, capsys):
@@ -43,8 +50,23 @@ def test_a_part_that_fails_or_hangs_keeps_no_other_from_running(tmp_path, monkey
     assert 3 < allowances["hangs"] < 8, "the time that a part leaves goes to the next"
     printed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
     assert printed == ["fails", "hangs", "works"]
-    child = int((tmp_path / "pid").read_text())
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert not _runs(tmp_path / "pid")
+
+
+def test_a_signal_ends_the_children_of_the_part(tmp_path):
+    python, pid = tmp_path / "python", tmp_path / "pid"
+    python.write_text(f"#!/bin/sh\nsleep 60 &\necho $! > {pid}.new\nmv {pid}.new {pid}\nwait\n")
+    python.chmod(0o755)
+    start = "import runpy, sys; sys.executable = sys.argv.pop(1); "
+    start += "runpy.run_module('bench.gpu_check', run_name='__main__', alter_sys=True)"
+    words = [str(python), "--dry-run", "--out", str(tmp_path / "run")]
+    process = subprocess.Popen([sys.executable, "-c", start, *words], cwd=ROOT)
+    while not pid.exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    assert process.wait(10) == 128 + signal.SIGTERM
+    assert not _runs(pid)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")

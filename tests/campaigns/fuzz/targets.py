@@ -237,7 +237,7 @@ def _bench(folder: Path) -> None:
 
 @target("compared", lambda: dict.fromkeys(("old.json", "new.json"), examples.bench()))
 def _compared(folder: Path) -> None:
-    # It ends with a status, which says whether something became slower.
+    # It ends with status 1 where something of ours became slower.
     with examples.quiet(), contextlib.suppress(SystemExit):
         compare.main(compare.Arguments(folder / "old.json", folder / "new.json", force=True))
 
