@@ -4,6 +4,7 @@ Everything is written under a temporary name in the same folder, flushed to the 
 renamed. So no reader sees half a file, not even after a crash.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -111,26 +112,32 @@ def sha256_file(path: str | Path, *, start: int = 0) -> str:
 
 
 @contextmanager
-def lock(
-    path: str | Path, *, waiting: str | None = None, patience: float = math.inf
-) -> Iterator[None]:
+def lock(path: str | Path, *, waiting: str | None = None) -> Iterator[None]:
     """Hold an exclusive lock between processes; the system frees it when its holder dies.
 
     Args:
         path: the lock file, created when absent and left behind.
-        waiting: a line to print, once, when another process holds the lock.
-        patience: seconds to wait for it.
+        waiting: a line to print before waiting for another process that holds the lock. None does
+            not wait.
 
     Raises:
-        TimeoutError: the lock was still held after `patience`.
+        TimeoutError: another process holds the lock, and `waiting` is None.
+        ValueError: the file system has no locks.
     """
-    file_lock = FileLock(path)
+    file_lock = FileLock(path, fallback_to_soft=False)
     try:
         file_lock.acquire(blocking=False)
     except Timeout:
-        if waiting:
-            print(waiting, flush=True)
-        file_lock.acquire(timeout=-1 if patience == math.inf else patience)
+        if waiting is None:
+            raise
+        print(waiting, flush=True)
+        file_lock.acquire()
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
+        raise ValueError(
+            f"{path}: this file system has no locks (flock). Use a folder on another one"
+        ) from error
     try:
         yield
     finally:

@@ -38,8 +38,7 @@ class Batches:
         seq_len: T, inputs (and targets) in a window.
         batch_size: B, windows in a batch.
         seed: fixes the order and the cuts of every epoch.
-        rank: of this process.
-        size: number of processes.
+        rank, size: of this process, and the number of processes.
 
     Raises:
         ValueError: the stream has fewer than `seq_len + 1` tokens.
@@ -129,9 +128,7 @@ class Batches:
         return (self._phase + window * self.seq_len) % len(self.stream)
 
     def _read(self, start: int) -> NDArray[np.int64]:
-        stop = start + self.seq_len + 1
-        beyond = stop - len(self.stream)
-        if beyond <= 0:
+        stop, length = start + self.seq_len + 1, len(self.stream)
+        if stop <= length:
             return self.stream.read(start, stop)
-        ends = self.stream.read(start, len(self.stream)), self.stream.read(0, beyond)
-        return np.concatenate(ends)
+        return np.concatenate([self.stream.read(start, length), self.stream.read(0, stop - length)])

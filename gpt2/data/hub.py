@@ -12,6 +12,7 @@ from gpt2.common.json_files import from_json, read_json_object
 from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
 from gpt2.tokenizer.pretokens import in_batches
 
+_ADVICE = "Or give a local file or folder instead: --data path/to/{}.txt (or .jsonl, .parquet)"
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
 
 
@@ -116,8 +117,7 @@ def _reader(
 
 
 def _blocks(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
-    """Join WikiText's rows into blocks. The hub's copy has an empty row where the original has a
-    blank line, which is a space and a newline."""
+    """Join WikiText's rows. The original's blank lines, of one space, are empty in the hub's."""
     for batch in in_batches((line or " \n" for line in lines), PIECE_CHARS):
         text = "".join(batch)
         yield text, len(text.encode("utf-8"))
@@ -129,19 +129,13 @@ def _import_datasets(name: str) -> Any:
     except ImportError as error:
         raise ValueError(
             f"--data {name} is read from the Hugging Face hub, which needs the library `datasets`: "
-            f"pip install -e '.[hub]'. {_advice(name)}"
+            f"pip install -e '.[hub]'. {_ADVICE.format(name)}"
         ) from error
     return datasets
 
 
-def _advice(name: str) -> str:
-    return (
-        f"Or give a local file or folder instead: --data path/to/{name}.txt (or .jsonl, .parquet)"
-    )
-
-
 def _ask_revision(name: str, dataset: HubDataset) -> str:
-    """The newest commit of a data set's branch. Fails soon, with advice, without a network."""
+    """The newest commit of a data set's branch; without a network an error soon, with advice."""
     from huggingface_hub import HfApi  # comes with `datasets`
 
     api = HfApi()
@@ -152,6 +146,6 @@ def _ask_revision(name: str, dataset: HubDataset) -> str:
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
         raise ValueError(
             f"--data {name}: the hub at {api.endpoint} cannot give {dataset.repository} "
-            f"({reason}). {_advice(name)}"
+            f"({reason}). {_ADVICE.format(name)}"
         ) from error
     return str(info.sha)

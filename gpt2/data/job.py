@@ -10,8 +10,9 @@ import json
 import shlex
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from gpt2.common.files import atomic_write, lock, remove_leftovers
@@ -71,7 +72,6 @@ class Job:
     shard_bytes: int = SHARD_BYTES
     source: Source = field(init=False)
     notes: list[str] = field(init=False)
-    _loaded: Tokenizer | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.source = open_source(self.data, cache_dir=self.cache_dir)
@@ -98,16 +98,18 @@ class Job:
             command += ["--vocab-size", str(self.vocab_size)]
         return shlex.join([*command, "--cache-dir", str(self.cache_dir), *words])
 
+    @cached_property
+    def _given_tokenizer(self) -> Tokenizer | None:
+        return None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
+
     def load_tokenizer(self) -> Tokenizer | None:
         """Load the tokenizer. Returns None if it is still to be trained.
 
         Raises:
             ValueError: it cannot be used, or was trained on another text.
         """
-        if self._loaded is None and self.tokenizer is not None:
-            self._loaded = Tokenizer.load(self.tokenizer)
-        if self._loaded is not None or not self.own_tokenizer.exists():
-            return self._loaded
+        if self._given_tokenizer or not self.own_tokenizer.exists():
+            return self._given_tokenizer
         tokenizer = Tokenizer.load(self.own_tokenizer)
         origin = self.own_tokenizer.with_name(_ORIGIN)
         # Tokenizers of older versions of this program have none.
@@ -132,38 +134,22 @@ class Job:
         return (tokenizer, folder) if (folder / MANIFEST).exists() else None
 
     def lock(self) -> AbstractContextManager[None]:
-        """Lock held while training the tokenizer, preparing all shards, merging, or starting a
-        part."""
+        """Lock held while preparing everything, merging, or starting a part."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.data}: another process is preparing it; waiting for it to finish"
         return lock(self.cache_dir / f".{self.identity}.lock", waiting=waiting)
 
-    @contextmanager
-    def part_lock(self, folder: Path, part: Part) -> Iterator[None]:
-        """Lock held while making a part; taken under `lock`.
+    def part_lock(self, folder: Path, part: Part) -> AbstractContextManager[None]:
+        """Lock held while making a part; taken under `lock`. A TimeoutError if it is held."""
+        return lock(self.cache_dir / f".{folder.name}.part-{part.number}-of-{part.of}.lock")
 
-        Raises:
-            ValueError: another process is making this part.
-        """
-        path = self.cache_dir / f".{folder.name}.part-{part.number}-of-{part.of}.lock"
-        with ExitStack() as held:
-            try:
-                held.enter_context(lock(path, patience=0))
-            except TimeoutError as error:
-                raise ValueError(
-                    f"--shard {part}: another process is making this part of {folder}"
-                ) from error
-            yield
-
-    @contextmanager
-    def no_parts_at_work(self, folder: Path) -> Iterator[None]:
-        """Wait until no part of `folder` is being made, and let none begin; taken under `lock`."""
-        with ExitStack() as held:
-            for path in sorted(self.cache_dir.glob(f".{folder.name}.part-*.lock")):
-                name = path.stem.removeprefix(f".{folder.name}.")
-                waiting = f"{self.data}: another process is making {name}; waiting for it to finish"
-                held.enter_context(lock(path, waiting=waiting))
-            yield
+    def wait_for_parts(self, folder: Path) -> None:
+        """Wait until no part of `folder` is being made. Under `lock`, so that none begins."""
+        for path in sorted(self.cache_dir.glob(f".{folder.name}.part-*.lock")):
+            name = path.stem.removeprefix(f".{folder.name}.")
+            waiting = f"{self.data}: another process is making {name}; waiting for it to finish"
+            with lock(path, waiting=waiting):
+                pass
 
     def begin(self) -> tuple[SplitPlan, Tokenizer, Path]:
         """Plan the splits, load or train the tokenizer, make the folder; called under `lock`."""

@@ -14,7 +14,15 @@ import numpy as np
 from gpt2.common.files import write_json
 from gpt2.common.json_files import read_json_object
 from gpt2.data.documents import SPLITS, Source
-from gpt2.data.shards import SHARD_NAME, ShardError, ShardInfo, TokenStream, read_header, shard_name
+from gpt2.data.shards import (
+    SHARD_NAME,
+    ShardError,
+    ShardInfo,
+    TokenStream,
+    read_header,
+    shard_error,
+    shard_name,
+)
 from gpt2.tokenizer import Tokenizer
 
 MANIFEST = "manifest.json"
@@ -80,10 +88,7 @@ def open_splits(
             header = read_header(folder / name)
             size += header.payload_bytes
             if header.sha256 != sha256:
-                raise ShardError(
-                    f"token shard {folder / name} is not the one that {folder / MANIFEST} lists. "
-                    f"Delete the folder {folder} and run again."
-                )
+                raise shard_error(folder / name, f"is not the one that {folder / MANIFEST} lists")
     if verify is None:
         verify = size <= _VERIFY_BYTES
     streams = {
@@ -93,12 +98,10 @@ def open_splits(
         for split in SPLITS
         if split in listed
     }
-    for split, stream in streams.items():
+    for stream in streams.values():
         if stream.vocab_size != tokenizer.vocab_size:
-            raise ShardError(
-                f"the shards of {split} in {folder} are of {stream.vocab_size:,} tokens, and the "
-                f"tokenizer has {tokenizer.vocab_size:,}. Delete the folder {folder} and run again."
-            )
+            sizes = f"{stream.vocab_size:,} tokens, and the tokenizer has {tokenizer.vocab_size:,}"
+            raise shard_error(stream.paths[0], f"is of a vocabulary of {sizes}")
     return streams
 
 
@@ -108,8 +111,8 @@ def _read_listed(folder: Path, source: Source | None) -> dict[str, dict[str, str
     try:
         manifest = read_json_object(path)
         if manifest["format"] != _FORMAT:
-            form = reprlib.repr(manifest["format"])
-            raise ValueError(f"format {form}; this program reads {_FORMAT}")
+            found = reprlib.repr(manifest["format"])
+            raise ValueError(f"format {found}; this program reads {_FORMAT}")
         listed = {
             split: {str(shard["file"]): str(shard["sha256"]) for shard in entry["shards"]}
             for split, entry in manifest["splits"].items()

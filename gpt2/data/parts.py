@@ -96,8 +96,7 @@ class Parts:
     """The parts of one preparation, as their manifests tell.
 
     Attributes:
-        job: the preparation; all parts must be made from its source.
-        tokenizer: the tokenizer that all parts must be made with.
+        job, tokenizer: the source and the tokenizer that all parts must be made from.
         folder: holds shards and manifests.
     """
 
@@ -117,7 +116,7 @@ class Parts:
         return sorted(parts, key=lambda part: (part.of, part.number))
 
     def remove_manifests(self) -> None:
-        """Delete the manifests of all parts: that of the finished folder replaces them."""
+        """Delete the manifests of all parts, which that of the finished folder replaces."""
         for part in self.find():
             self.path(part).unlink(missing_ok=True)
 
@@ -140,8 +139,6 @@ class Parts:
 
     def is_done(self, part: Part) -> bool:
         """Return whether a part is finished and all its shards are still there and sound."""
-        if not self.path(part).exists():
-            return False
         try:
             for name, sha256 in self._read(part).sha256.items():
                 self._verify(name, sha256)
@@ -153,8 +150,7 @@ class Parts:
         """Put the parts together and verify the checksum of every shard.
 
         Returns:
-            How splits were taken out of the training text, in words, and the shards of each split,
-            in order.
+            How splits were taken out of the training text, and each split's shards in order.
 
         Raises:
             ValueError: a part is missing, damaged, or of another text, tokenizer or number of
@@ -243,9 +239,8 @@ class Parts:
             )
         of = parts[0].of
         if len(parts) < of:
-            have = {part.number for part in parts}
-            missing = (number for number in range(1, of + 1) if number not in have)
-            commands = [self._command(Part(number, of)) for number in islice(missing, _SHOWN)]
+            missing = (part for i in range(1, of + 1) if (part := Part(i, of)) not in parts)
+            commands = [self._command(part) for part in islice(missing, _SHOWN)]
             if more := of - len(parts) - len(commands):
                 commands.append(f"and {more:,} more")
             raise ValueError(

@@ -36,8 +36,7 @@ class Prepared:
         tokenizer: the tokenizer that wrote the ids.
         splits: "train", "valid", "test"; no "train" where all files are named for the others.
         folder: holds the data.
-        name: the source's short name.
-        fingerprint: hex digits of the source that change with its text.
+        name, fingerprint: of the source, see `gpt2.data.documents.Source`.
         notes: lines worth printing.
     """
 
@@ -70,8 +69,7 @@ def prepare(
         ValueError: the text cannot be read, or is too short to have all three splits; or, as
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
-    job = Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes)
-    return _prepare(job, verify)
+    return _prepare(Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes), verify)
 
 
 def _prepare(job: Job, verify: bool | None) -> Prepared:
@@ -103,7 +101,12 @@ def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
                 return (*job.notes, f"{found[1]} is finished: there is nothing left to do")
             plan, tokenizer, folder = job.begin()
             tokenizer.save(folder / "tokenizer.json")
-            held.enter_context(job.part_lock(folder, part))
+            try:
+                held.enter_context(job.part_lock(folder, part))
+            except TimeoutError as error:
+                raise ValueError(
+                    f"--shard {part}: another process is making this part of {folder}"
+                ) from error
         parts = Parts(job, tokenizer, folder)
         if parts.is_done(part):
             job.notes.append(f"part {part} is in {folder} already")
@@ -133,13 +136,13 @@ def merge(job: Job) -> Prepared:
             )
         folder = job.folder(tokenizer)
         parts = Parts(job, tokenizer, folder)
-        with job.no_parts_at_work(folder):
-            if not (folder / MANIFEST).exists():
-                held_out, shards = parts.merge()
-                tokenizer.save(folder / "tokenizer.json")
-                write_manifest(folder, job.source, held_out, tokenizer, shards)
-            parts.remove_manifests()
-            remove_leftovers(folder)
+        job.wait_for_parts(folder)
+        if not (folder / MANIFEST).exists():
+            held_out, shards = parts.merge()
+            tokenizer.save(folder / "tokenizer.json")
+            write_manifest(folder, job.source, held_out, tokenizer, shards)
+        parts.remove_manifests()
+        remove_leftovers(folder)
     job.notes.append(f"merged in {folder}")
     return _open(job, tokenizer, folder, verify=False)
 
@@ -147,13 +150,13 @@ def merge(job: Job) -> Prepared:
 def _build(job: Job) -> tuple[Tokenizer, Path]:
     """Do the work, or the rest of it, and write the manifest last. The caller holds the lock."""
     plan, tokenizer, folder = job.begin()
-    with job.no_parts_at_work(folder):
-        remove_leftovers(folder)
-        splits = write_splits(job, plan, tokenizer, folder, WHOLE)
-        tokenizer.save(folder / "tokenizer.json")
-        shards = {split: list(work.made.values()) for split, work in splits.items()}
-        write_manifest(folder, job.source, plan.note, tokenizer, shards)
-        Parts(job, tokenizer, folder).remove_manifests()
+    job.wait_for_parts(folder)
+    remove_leftovers(folder)
+    splits = write_splits(job, plan, tokenizer, folder, WHOLE)
+    tokenizer.save(folder / "tokenizer.json")
+    shards = {split: list(work.made.values()) for split, work in splits.items()}
+    write_manifest(folder, job.source, plan.note, tokenizer, shards)
+    Parts(job, tokenizer, folder).remove_manifests()
     return tokenizer, folder
 
 

@@ -35,8 +35,7 @@ class Counts:
     """Amounts of text: of a piece, a shard or a split.
 
     Attributes:
-        shards: number of shards.
-        pieces: number of pieces (see `gpt2.data.documents.Piece`).
+        shards, pieces: the number of each; for pieces see `gpt2.data.documents.Piece`.
         documents: number of documents that end in the text.
         text_bytes: its bytes in UTF-8.
     """
@@ -137,22 +136,22 @@ def read_header(path: Path) -> ShardInfo:
         with open(path, "rb") as file:
             raw = file.read(HEADER_BYTES)
     except OSError as error:
-        raise _bad(path, f"cannot be read ({error.strerror})") from error
+        raise shard_error(path, f"cannot be read ({error.strerror})") from error
     if len(raw) < HEADER_BYTES or raw[: len(MAGIC)] != MAGIC:
-        raise _bad(path, "is not a token shard, or its beginning is damaged")
+        raise shard_error(path, "is not a token shard, or its beginning is damaged")
     (_, version, itemsize, vocab_size, tokens, documents, text_bytes, pieces, tokenizer, digest) = (
         _HEADER.unpack_from(raw)
     )
     if version != VERSION:
-        raise _bad(path, f"has format version {version}; this program reads {VERSION}")
+        raise shard_error(path, f"has format version {version}; this program reads {VERSION}")
     tokenizer_hash = tokenizer.rstrip(b"\0").decode("ascii", "replace")
     counts = Counts(1, pieces, documents, text_bytes)
     info = ShardInfo(vocab_size, tokens, counts, tokenizer_hash, digest.hex())
     if itemsize != info.dtype.itemsize:
-        raise _bad(path, "has a damaged header (item size and vocabulary disagree)")
+        raise shard_error(path, "has a damaged header (item size and vocabulary disagree)")
     expected = HEADER_BYTES + info.payload_bytes
     if size != expected:
-        raise _bad(path, f"has {size:,} bytes, and its header says {expected:,}: cut short")
+        raise shard_error(path, f"has {size:,} bytes, and its header says {expected:,}: cut short")
     return info
 
 
@@ -160,11 +159,12 @@ def verify_shard(path: Path) -> ShardInfo:
     """Check a shard's header, length and SHA-256; raise `ShardError` when one is wrong."""
     info = read_header(path)
     if sha256_file(path, start=HEADER_BYTES) != info.sha256:
-        raise _bad(path, "fails its SHA-256 checksum: its contents have changed")
+        raise shard_error(path, "fails its SHA-256 checksum: its contents have changed")
     return info
 
 
-def _bad(path: Path, problem: str) -> ShardError:
+def shard_error(path: Path, problem: str) -> ShardError:
+    """The error for a shard that cannot be used: its path, the problem, and the remedy."""
     return ShardError(
         f"token shard {path} {problem}. Delete the folder {path.parent} and run again: "
         "it is prepared anew from the source text."
@@ -188,8 +188,7 @@ class TokenStream:
     Attributes:
         n_bytes: bytes of the documents' text as UTF-8 (for bits per byte).
         n_documents: documents in the split.
-        vocab_size: every id is below it.
-        tokenizer_hash: hex digits naming the tokenizer.
+        vocab_size, tokenizer_hash: of the tokenizer, see `ShardInfo`.
     """
 
     def __init__(
@@ -235,11 +234,8 @@ class TokenStream:
             part = self._shards[shard][offset : offset + len(ids) - filled]
             ids[filled : filled + len(part)] = part
             if len(part) and part.max() >= self.vocab_size:
-                raise _bad(
-                    self.paths[shard],
-                    f"holds the id {part.max()}, and its header says that all are below "
-                    f"{self.vocab_size}: it is damaged",
-                )
+                problem = f"holds the id {part.max()}, and its header has {self.vocab_size} tokens"
+                raise shard_error(self.paths[shard], problem)
             filled += len(part)
             shard += 1
         return ids

@@ -9,11 +9,8 @@ the very files that one undisturbed process writes.
 
 import itertools
 import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,18 +24,18 @@ from gpt2.data.shards import (
     ShardError,
     ShardInfo,
     id_dtype,
+    shard_error,
     shard_name,
     verify_shard,
     write_shard,
 )
 from gpt2.data.splits import SplitPlan, split_pieces
 from gpt2.tokenizer import Tokenizer
-from gpt2.tokenizer.pretokens import in_batches
 
 _BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every core
 
 
-@dataclass(frozen=True)
+@dataclass
 class SplitShards:
     """The shards of a split, after a pass over its text.
 
@@ -56,7 +53,7 @@ def write_splits(
 ) -> dict[str, SplitShards]:
     """Write the shards of `part` in `folder`: SPLIT-00000.bin, SPLIT-00001.bin, ... of each split.
 
-    Whole shards that exist already are kept. Memory holds one batch of text and, for each split,
+    Whole shards that exist already are kept. For each split, memory holds one batch of text and
     the ids of the shard in progress.
 
     Raises:
@@ -65,13 +62,15 @@ def write_splits(
     """
     source, order = job.source, itertools.count()
     start = time.perf_counter()
+    splits = {split: SplitShards({}, NO_TEXT) for split in (*source.splits, *plan.taken)}
+    unfinished: dict[str, _Shard] = {}
 
-    def begin(split: str, number: int) -> _Shard:
-        path = folder / shard_name(split, number)
-        return _Shard(path, tokenizer, job.shard_bytes, ours=part.takes(next(order)))
+    def close(split: str) -> None:
+        shard, done = unfinished.pop(split), splits[split]
+        if info := shard.close():
+            done.made[done.counts.shards] = info
+        done.counts += shard.counts
 
-    splits = dict.fromkeys([*source.splits, *plan.taken])
-    writers = {split: _SplitWriter(split, begin) for split in splits}
     total = sum(source.sizes.values()) or None
     with tqdm(
         total=total,
@@ -80,55 +79,66 @@ def write_splits(
         unit_scale=True,
         disable=not job.progress,
     ) as bar:
-        pieces = split_pieces(source, plan)
-        for batch in in_batches(pieces, _BATCH_CHARS, lambda item: len(item[1].text)):
-            placed = [(writers[split].place(piece), piece) for split, piece in batch]
-            fresh = [(shard, piece) for shard, piece in placed if shard.wanted]
-            texts = [piece.text for _, piece in fresh]
-            for (shard, piece), ids in zip(fresh, tokenizer.encode_documents(texts), strict=True):
-                shard.add(ids, last=piece.last)
-            for writer in writers.values():
-                writer.close_full()
-            bar.update(sum(piece.consumed for _, piece in batch))
+        for split, piece in split_pieces(source, plan):
+            if split not in unfinished:
+                path = folder / shard_name(split, splits[split].counts.shards)
+                unfinished[split] = _Shard(path, tokenizer, ours=part.takes(next(order)))
+            unfinished[split].add(piece)
+            if unfinished[split].counts.text_bytes >= job.shard_bytes:
+                close(split)
+            bar.update(piece.consumed)
+        for split in list(unfinished):
+            close(split)
         if total:
             bar.update(total - bar.n)  # bytes after the last document: blank lines, a gzip trailer
-    made = {split: writer.finish(source.name) for split, writer in writers.items()}
+    for split, shards in splits.items():
+        if not shards.counts.shards:
+            raise ValueError(
+                f"{source.name} is too short: nothing is left for the {split} split. Give more "
+                f"text, or a file named for it, such as {split}.txt beside train.txt"
+            )
     job.notes.append(f"tokenised into {folder} in {time.perf_counter() - start:.1f} s")
-    return made
+    return splits
 
 
 class _Shard:
-    """A shard while its pieces pass: always counted, its ids collected where it is wanted.
+    """A shard while its pieces pass: always counted, and tokenised where it is to be written.
 
     Attributes:
-        wanted: whether to write it: it is of this part, and does not exist yet.
         counts: the text that passed so far.
     """
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, size: int, *, ours: bool) -> None:
-        self._path, self._tokenizer, self._size = path, tokenizer, size
-        self._kept = _whole_shard(path, tokenizer) if ours else None
-        self.wanted = ours and self._kept is None
+    def __init__(self, path: Path, tokenizer: Tokenizer, *, ours: bool) -> None:
         self.counts = Counts(1, 0, 0, 0)
+        self._path, self._tokenizer = path, tokenizer
+        self._kept = _whole_shard(path, tokenizer) if ours else None
+        self._wanted = ours and self._kept is None
+        self._batch: list[Piece] = []
+        self._batch_chars = 0
         self._ids: list[NDArray[np.unsignedinteger]] = []
 
-    @property
-    def is_full(self) -> bool:
-        return self.counts.text_bytes >= self._size
-
-    def count(self, piece: Piece) -> None:
+    def add(self, piece: Piece) -> None:
         self.counts += Counts(0, 1, int(piece.last), len(piece.text.encode("utf-8")))
+        if self._wanted:
+            self._batch.append(piece)
+            self._batch_chars += len(piece.text)
+            if self._batch_chars >= _BATCH_CHARS:
+                self._encode_batch()
 
-    def add(self, ids: NDArray[Any], *, last: bool) -> None:
-        """Take the ids of a piece, and close a document after its last by the end-of-text id."""
+    def _encode_batch(self) -> None:
         dtype = id_dtype(self._tokenizer.vocab_size)
-        self._ids.append(np.asarray(ids, dtype=dtype))
-        if last:
-            self._ids.append(np.array([self._tokenizer.eot_id], dtype=dtype))
+        end = np.array([self._tokenizer.eot_id], dtype=dtype)
+        encoded = self._tokenizer.encode_documents([piece.text for piece in self._batch])
+        for piece, ids in zip(self._batch, encoded, strict=True):
+            self._ids.append(ids.astype(dtype))
+            if piece.last:
+                self._ids.append(end)
+        self._batch, self._batch_chars = [], 0
 
     def close(self) -> ShardInfo | None:
         """Write the shard if it is wanted. Returns None if another part makes it."""
-        if self.wanted:
+        if self._wanted:
+            self._encode_batch()
             return write_shard(
                 self._path,
                 np.concatenate(self._ids),
@@ -137,10 +147,10 @@ class _Shard:
                 counts=self.counts,
             )
         if self._kept and self._kept.counts != self.counts:
-            raise ShardError(
-                f"token shard {self._path} of an interrupted preparation holds other text than "
-                "belongs in it: another version of this program cut the text otherwise. Delete the "
-                f"folder {self._path.parent} and run again."
+            raise shard_error(
+                self._path,
+                "of an interrupted preparation holds other text than belongs in it: another "
+                "version of this program cut the text otherwise",
             )
         return self._kept
 
@@ -154,43 +164,3 @@ def _whole_shard(path: Path, tokenizer: Tokenizer) -> ShardInfo | None:
     except ShardError:
         return None
     return info if info.tokenizer_hash == tokenizer.hash else None
-
-
-class _SplitWriter:
-    """Puts the pieces of one split into its shards."""
-
-    def __init__(self, split: str, begin: Callable[[str, int], _Shard]) -> None:
-        self._split, self._begin = split, begin
-        self._open: deque[_Shard] = deque()  # pieces go into the last one
-        self._made: dict[int, ShardInfo] = {}
-        self._closed = NO_TEXT
-
-    def place(self, piece: Piece) -> _Shard:
-        """The shard that a piece belongs in. Call it once for each piece, in order."""
-        if not self._open or self._open[-1].is_full:
-            self._open.append(self._begin(self._split, self._closed.shards + len(self._open)))
-        self._open[-1].count(piece)
-        return self._open[-1]
-
-    def close_full(self) -> None:
-        """Write the shards that have all their pieces."""
-        while self._open and self._open[0].is_full:
-            self._close()
-
-    def finish(self, name: str) -> SplitShards:
-        """Write what is left of the source `name`; a ValueError says that there was no text."""
-        while self._open:
-            self._close()
-        if not self._closed.shards:
-            raise ValueError(
-                f"{name} is too short: nothing is left for the {self._split} split. Give more "
-                f"text, or a file named for it, such as {self._split}.txt beside train.txt"
-            )
-        return SplitShards(self._made, self._closed)
-
-    def _close(self) -> None:
-        shard = self._open.popleft()
-        info = shard.close()
-        if info is not None:
-            self._made[self._closed.shards] = info
-        self._closed += shard.counts

@@ -226,7 +226,7 @@ def hold(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:
-            stack.enter_context(lock(folder / ".lock", patience=0))
+            stack.enter_context(lock(folder / ".lock"))
         except TimeoutError:
             raise ValueError(
                 f"another process is training in {folder}: wait for it to end, or choose another "

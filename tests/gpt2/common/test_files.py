@@ -1,8 +1,10 @@
 """gpt2.common.files: a file is whole or absent, whatever happens while it is written."""
 
+import errno
 import hashlib
 import multiprocessing
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -69,6 +71,17 @@ def _hold(path: Path, seconds: float, ready: "multiprocessing.synchronize.Event"
         time.sleep(seconds)
 
 
+def test_a_file_system_without_locks_is_refused(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl", reason="Windows has no flock")
+
+    def flock(*_: int) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with pytest.raises(ValueError, match=r"no locks .* another one"), lock(tmp_path / ".lock"):
+        pass
+
+
 def test_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path, capsys):
     path = tmp_path / ".lock"
     context = multiprocessing.get_context("spawn")
@@ -77,12 +90,11 @@ def test_lock_excludes_other_processes_and_dies_with_its_holder(tmp_path, capsys
     holder.start()
     try:
         assert ready.wait(30)
-        with pytest.raises(TimeoutError), lock(path, waiting="held", patience=0.3):
+        with pytest.raises(TimeoutError), lock(path):
+            pass
+        threading.Timer(0.2, holder.kill).start()
+        with lock(path, waiting="held"):
             pass
         assert capsys.readouterr().out == "held\n"
-        holder.kill()
-        holder.join()
-        with lock(path, patience=5):
-            pass
     finally:
         holder.kill()
