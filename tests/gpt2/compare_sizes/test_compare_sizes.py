@@ -230,7 +230,7 @@ def test_a_text_that_has_changed_is_refused(workplace, monkeypatch):
 def test_two_comparisons_in_one_folder_are_refused(workplace, monkeypatch):
     monkeypatch.chdir(workplace)
     with (
-        lock(Path("out/.lock"), patience=0),
+        lock(Path("out/.lock")),
         pytest.raises(ValueError, match="another process is training in out"),
     ):
         main(_arguments(out="out"))
