@@ -25,7 +25,6 @@ from gpt2.report.text import duration, in_words, percent
 Facts = dict[str, Any]
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
 _EXAMPLES = ("human", "greedy", "top-k", "top-p")  # rows of a comparison whose texts are shown
-_QUOTED = 10  # words of a repeated phrase
 _SHOWN = 2  # cases of each benchmark
 # Settings that do not affect training.
 _INCIDENTAL = {
@@ -171,24 +170,7 @@ def _data(run: RunFacts) -> Facts:
 
 def _samples(prompt: str, texts: Mapping[str, str]) -> Facts:
     """Continuations of a prompt, each with its name and the counts in it."""
-    items = []
-    for name, text in texts.items():
-        counted = sample_facts(prompt, text)
-        phrase = counted.phrase.split()
-        quoted = " ".join(phrase[:_QUOTED]) + (" ..." if len(phrase) > _QUOTED else "")
-        repeat = {"words": len(phrase), "phrase": quoted, "times": counted.times}
-        items.append(
-            {
-                "name": name,
-                "text": text,
-                "words": counted.words,
-                "distinct_2": percent(counted.distinct_2),
-                "repeated": percent(counted.repeated),
-                "repeat": repeat if phrase else None,
-                "topic": len(counted.topic),
-                "kept": counted.kept,
-            }
-        )
+    items = [{"name": n, "text": text} | sample_facts(prompt, text) for n, text in texts.items()]
     return {"prompt": prompt, "items": items}
 
 
@@ -330,8 +312,8 @@ def _loss_at(size: Size, flops: float) -> float | None:
 
 def _bench(bench: Bench) -> Facts:
     """Our code beside the fastest other code, on one device."""
-    ordered = sorted(bench.contests, key=lambda contest: (contest.bench, -contest.our_seconds))
-    groups = itertools.groupby(ordered, key=lambda contest: contest.bench)
+    ordered = sorted(bench.contests, key=lambda c: (c.ours.bench, -c.ours.median))
+    groups = itertools.groupby(ordered, key=lambda c: c.ours.bench)
     longest = [c for _, contests in groups for c in itertools.islice(contests, _SHOWN)]
     speedups = sorted(contest.speedup for contest in bench.contests)
     return {
@@ -346,16 +328,34 @@ def _bench(bench: Bench) -> Facts:
         "median": f"{statistics.median(speedups):.2f}",
         "lowest": f"{speedups[0]:.2f}",
         "highest": f"{speedups[-1]:.2f}",
-        "failed": bench.failed,
-        "rows": bench.rows,
+        "failed": sum(row.status == "failed" for row in bench.rows),
+        "rows": len(bench.rows),
         "shown": _SHOWN,
         "contests": [_contest(contest) for contest in longest],
     }
 
 
 def _contest(contest: Contest) -> Facts:
-    return dataclasses.asdict(contest) | {
-        "our_ms": f"{contest.our_seconds * 1e3:.3g}",
-        "other_ms": f"{contest.other_seconds * 1e3:.3g}",
+    ours, other = contest.ours, contest.other
+    return {
+        "bench": ours.bench,
+        "case": _case(ours.case),
+        "ours": ours.variant,
+        "our_ms": f"{ours.median * 1e3:.3g}",
+        "other": other.variant,
+        "other_ms": f"{other.median * 1e3:.3g}",
         "speedup": f"{contest.speedup:.2f}",
     }
+
+
+def _case(case: Mapping[str, Any]) -> str:
+    """{"T": 1024, "pass": "forward", "packed": true} as "T 1024, forward, packed"."""
+    words = []
+    for name, value in case.items():
+        if isinstance(value, str):
+            words.append(value)
+        elif value is True:
+            words.append(name)
+        elif value is not None and value is not False:
+            words.append(f"{name} {_formatted(value)}")
+    return ", ".join(words)

@@ -3,39 +3,39 @@
 import json
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from gpt2.common.json_files import from_json, read_json_object
 from gpt2.compare_decoding.measures import Measures
 from gpt2.report.sources import check_positive
 
-
-@dataclass(frozen=True)
-class _About:
-    data: str
-    split: str
-    prompts: int
-    max_tokens: int
-    findings: list[str]
-    prompt: str
-    texts: dict[str, str]
-    min_p: bool
-    penalty: bool
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Decoding(_About):
+class Decoding:
     """Continuations of held-out prompts, by their authors and by each strategy.
 
     Attributes:
+        human, strategies: the measures of each.
         prompt: the one in the middle of the list.
         texts: its continuations by the author and by each strategy.
         min_p, penalty: true if a strategy uses min-p, or a repetition penalty.
     """
 
+    data: str
+    split: str
+    prompts: int
+    max_tokens: int
+    findings: list[str]
     human: Measures
     strategies: dict[str, Measures]
+    prompt: str
+    texts: dict[str, str]
+    min_p: bool
+    penalty: bool
 
 
 @dataclass(frozen=True)
@@ -91,25 +91,6 @@ class Sizes:
 
 
 @dataclass(frozen=True)
-class Contest:
-    """Our fastest variant of a case against the fastest other; times in seconds, medians."""
-
-    bench: str
-    case: str
-    ours: str
-    our_seconds: float
-    other: str
-    other_seconds: float
-
-    def __post_init__(self) -> None:
-        check_positive(self, "our_seconds", "other_seconds")
-
-    @property
-    def speedup(self) -> float:
-        return self.other_seconds / self.our_seconds
-
-
-@dataclass(frozen=True)
 class Limits:
     """The device's limits as the benchmark measured them."""
 
@@ -119,7 +100,9 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class _BenchRow:
+class Timing:
+    """A variant of a benchmark's case; `seconds` is None unless its status is "ok"."""
+
     bench: str
     case: dict[str, str | int | float | bool | None]
     variant: str
@@ -135,6 +118,22 @@ class _BenchRow:
 
 
 @dataclass(frozen=True)
+class Contest:
+    """Our fastest variant of a case against the fastest other."""
+
+    ours: Timing
+    other: Timing
+
+    def __post_init__(self) -> None:
+        check_positive(self.ours, "median")
+        check_positive(self.other, "median")
+
+    @property
+    def speedup(self) -> float:
+        return self.other.median / self.ours.median
+
+
+@dataclass(frozen=True)
 class Bench:
     """A benchmark's results on one device."""
 
@@ -142,9 +141,25 @@ class Bench:
     date: str
     commit: str
     limits: Limits
-    rows: int
-    failed: int
-    contests: list[Contest]
+    rows: list[Timing]
+
+    def __post_init__(self) -> None:
+        if not self.contests:
+            raise ValueError("no case in which our code and another were both timed")
+
+    @cached_property
+    def contests(self) -> list[Contest]:
+        cases: dict[tuple[str, str], list[Timing]] = {}
+        for row in self.rows:
+            if row.status == "ok":
+                cases.setdefault((row.bench, json.dumps(row.case)), []).append(row)
+        contests = []
+        for rows in cases.values():
+            ours, others = [r for r in rows if r.ours], [r for r in rows if not r.ours]
+            if ours and others:
+                fastest = (min(some, key=lambda row: row.median) for some in (ours, others))
+                contests.append(Contest(*fastest))
+        return contests
 
 
 def read_decoding(path: Path) -> Decoding:
@@ -155,29 +170,28 @@ def read_decoding(path: Path) -> Decoding:
     """
     content = read_json_object(path)
     try:
-        rows = {str(row["name"]): _measures(row) for row in content["rows"]}
+        rows = {
+            str(row["name"]): {k: math.nan if v is None else v for k, v in row.items()}
+            for row in content["rows"]
+        }
         human = rows.pop("human")
         if not rows:
             raise ValueError("no strategy beside the human text")
         texts = dict(content["texts"][len(content["texts"]) // 2])
         sampling = [row.get("sampling") or {} for row in content["rows"]]
         derived = {
+            "human": human,
+            "strategies": rows,
             "prompt": texts.pop("prompt"),
             "texts": texts,
             "min_p": any(settings.get("min_p") is not None for settings in sampling),
             "penalty": any(settings.get("repetition_penalty", 1) != 1 for settings in sampling),
         }
-        about = from_json(_About, content | derived, others=True)
+        return from_json(Decoding, content | derived, others=True, finite=False)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} does not hold a comparison of decoding strategies: {error!r}"
         ) from error
-    return Decoding(**vars(about), human=human, strategies=rows)
-
-
-def _measures(row: dict[str, Any]) -> Measures:
-    values = {name: math.nan if value is None else value for name, value in row.items()}
-    return from_json(Measures, values, others=True, finite=False)
 
 
 def read_sizes(path: Path) -> Sizes:
@@ -186,11 +200,7 @@ def read_sizes(path: Path) -> Sizes:
     Raises:
         ValueError: no such file, or something is missing in it.
     """
-    content = read_json_object(path)
-    try:
-        return from_json(Sizes, content, others=True)
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold a comparison of sizes: {error}") from error
+    return _read(Sizes, path, "a comparison of sizes")
 
 
 def read_bench(path: Path) -> Bench:
@@ -199,50 +209,12 @@ def read_bench(path: Path) -> Bench:
     Raises:
         ValueError: no such file, or not one of a benchmark.
     """
+    return _read(Bench, path, "the results of a benchmark")
+
+
+def _read(kind: type[T], path: Path, what: str) -> T:
     content = read_json_object(path)
     try:
-        rows = [from_json(_BenchRow, row, others=True) for row in content["rows"]]
-        cases: dict[tuple[str, str], list[_BenchRow]] = {}
-        for row in rows:
-            if row.status == "ok":
-                cases.setdefault((row.bench, json.dumps(row.case)), []).append(row)
-        contests = [_contest(own) for own in cases.values() if len({r.ours for r in own}) > 1]
-        if not contests:
-            raise ValueError("no case in which our code and another were both timed")
-        return Bench(
-            device=str(content["device"]),
-            date=str(content["date"]),
-            commit=str(content["commit"]),
-            limits=from_json(Limits, content["limits"], others=True),
-            rows=len(rows),
-            failed=sum(row.status == "failed" for row in rows),
-            contests=contests,
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold the results of a benchmark: {error!r}") from error
-
-
-def _contest(rows: list[_BenchRow]) -> Contest:
-    ours = min((row for row in rows if row.ours), key=lambda row: row.median)
-    other = min((row for row in rows if not row.ours), key=lambda row: row.median)
-    return Contest(
-        bench=ours.bench,
-        case=_words(ours.case),
-        ours=ours.variant,
-        our_seconds=ours.median,
-        other=other.variant,
-        other_seconds=other.median,
-    )
-
-
-def _words(case: dict[str, Any]) -> str:
-    """{"T": 1024, "pass": "forward", "packed": true} as "T 1024, forward, packed"."""
-    words = []
-    for name, value in case.items():
-        if isinstance(value, str):
-            words.append(value)
-        elif value is True:
-            words.append(name)
-        elif value is not None and value is not False:
-            words.append(f"{name} {value:,}" if isinstance(value, int) else f"{name} {value:g}")
-    return ", ".join(words)
+        return from_json(kind, content, others=True)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold {what}: {error}") from error

@@ -1,8 +1,12 @@
 """Counts in a sample: its variety, its repetitions, and the words of the prompt that come back."""
 
-from dataclasses import dataclass
+from bisect import bisect_left
+from typing import Any
 
 from gpt2.compare_decoding.text_metrics import distinct, ngrams, repetition, words
+from gpt2.report.text import percent
+
+_QUOTED = 10  # words of a repeated phrase
 
 # Words that do not say what a text is about.
 _FUNCTION_WORDS = frozenset(
@@ -17,57 +21,39 @@ _FUNCTION_WORDS = frozenset(
 )
 
 
-@dataclass(frozen=True)
-class SampleFacts:
-    """Counts over the words of one sample, case ignored.
+def sample_facts(prompt: str, text: str) -> dict[str, Any]:
+    """Count over the words of a continuation, case ignored.
 
-    Attributes:
+    Returns:
         words: number of words.
-        distinct_2: distinct pairs of neighbouring words, as a share of all pairs; nan without any.
-        repeated: share of its runs of 4 words that stood earlier in it; nan without any.
-        phrase: the longest phrase that occurs more than once; "" when none of 3 words does.
-        times: how often it occurs.
-        topic: words of the prompt other than function words.
-        kept: those of them that come back in the sample.
+        distinct_2: different pairs of neighbouring words, as a share of all pairs.
+        repeated: share of its runs of 4 words that stood earlier in it.
+        repeat: the longest phrase of at least 3 words that occurs more than once, or None.
+        topic: number of words of the prompt other than function words.
+        kept: those of them that come back.
     """
-
-    words: int
-    distinct_2: float
-    repeated: float
-    phrase: str
-    times: int
-    topic: tuple[str, ...]
-    kept: tuple[str, ...]
-
-
-def sample_facts(prompt: str, text: str) -> SampleFacts:
     found = words(text)
-    phrase, times = _longest_repeat(found)
-    topic = tuple(dict.fromkeys(w for w in words(prompt) if w not in _FUNCTION_WORDS))
-    return SampleFacts(
-        words=len(found),
-        distinct_2=distinct([found], 2),
-        repeated=repetition([found], 4),
-        phrase=phrase,
-        times=times,
-        topic=topic,
-        kept=tuple(w for w in topic if w in set(found)),
-    )
+    topic = dict.fromkeys(w for w in words(prompt) if w not in _FUNCTION_WORDS)
+    return {
+        "words": len(found),
+        "distinct_2": percent(distinct([found], 2)),
+        "repeated": percent(repetition([found], 4)),
+        "repeat": _longest_repeat(found),
+        "topic": len(topic),
+        "kept": [w for w in topic if w in set(found)],
+    }
 
 
-def _longest_repeat(text: list[str]) -> tuple[str, int]:
+def _longest_repeat(text: list[str]) -> dict[str, Any] | None:
     """The longest phrase of at least 3 words that occurs again after its end, and its count."""
-    best, times = "", 0
-    low, high = 3, len(text) // 2
-    while low <= high:  # where n words repeat, their first n - 1 do
-        n = (low + high) // 2
-        phrase, found = _most_frequent(text, n)
-        if found > 1:
-            best, times = " ".join(phrase), found
-            low = n + 1
-        else:
-            high = n - 1
-    return best, times
+    sizes = range(3, len(text) // 2 + 1)
+    # Where n words repeat, their first n - 1 do.
+    repeating = bisect_left(sizes, True, key=lambda n: _most_frequent(text, n)[1] == 1)
+    if not repeating:
+        return None
+    phrase, times = _most_frequent(text, sizes[repeating - 1])
+    quoted = " ".join(phrase[:_QUOTED]) + (" ..." if len(phrase) > _QUOTED else "")
+    return {"words": len(phrase), "phrase": quoted, "times": times}
 
 
 def _most_frequent(text: list[str], n: int) -> tuple[tuple[str, ...], int]:

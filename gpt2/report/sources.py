@@ -52,6 +52,10 @@ class Data:
     held_out: str
     splits: dict[str, Split]
 
+    @property
+    def complete(self) -> bool:
+        return self.splits.keys() == set(_SPLITS)
+
 
 @dataclass(frozen=True)
 class Scored:
@@ -72,7 +76,7 @@ class Scored:
         check_positive(self, "loss", "perplexity", "bits_per_byte", "tokens", "bytes", "context")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Result:
     """The content of a result.json."""
 
@@ -107,8 +111,8 @@ class _Line:
         check_positive(self, "step", "tokens", "tokens_per_s")
 
 
-@dataclass(frozen=True)
-class RunFacts:
+@dataclass(frozen=True, kw_only=True)
+class RunFacts(_Result):
     """The records of a finished run.
 
     Attributes:
@@ -121,6 +125,7 @@ class RunFacts:
         finished: end of the run, in UTC.
     """
 
+    finished: datetime.datetime  # type: ignore[assignment]
     folder: Path
     train: Settings
     model: GPTConfig
@@ -132,14 +137,6 @@ class RunFacts:
     grad_norms: list[float]
     skipped: int
     seconds: float
-    step: int
-    val_loss: float
-    test: Scored
-    prompt: str
-    samples: dict[str, str]
-    data: Data | None
-    machine: dict[str, Any]
-    finished: datetime.datetime
 
     @property
     def name(self) -> str:
@@ -178,12 +175,11 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
 
     Args:
         folder: a folder that `python train.py` made.
-        cache_dir: folder of the prepared data, for a run that does not record its splits; None is
-            the one that it was trained with.
+        cache_dir: of the prepared data, for a run that does not record its splits; None is the one
+            that it was trained with.
 
     Raises:
-        ValueError: not a run folder, or its training has not ended; the message says what is
-            missing.
+        ValueError: not a run folder, its training has not ended, or a record is missing in it.
     """
     record = folder / "run.json"  # of the model that ships: its config.json is Hugging Face's
     train, model = read_config_file(record) if record.is_file() else read_config(folder)
@@ -202,7 +198,7 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
     try:
         result = from_json(_Result, content, others=True)
         finished = _finished(result.finished, path)
-        if result.data and result.data.splits.keys() != set(_SPLITS):
+        if result.data and not result.data.complete:
             raise ValueError(f"data: its splits must be {', '.join(_SPLITS)}")
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{path} does not hold the result of a run: {error}") from error
@@ -219,7 +215,9 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
     data = result.data or _cached_data(
         cache_dir or Path(train.cache_dir), tokenizer.hash, result.test
     )
+    known = vars(result) | {"data": data, "finished": finished}
     return RunFacts(
+        **known,
         folder=folder,
         train=train,
         model=model,
@@ -231,14 +229,6 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
         grad_norms=[m.grad_norm for m in measured if m.grad_norm is not None],
         skipped=measured[-1].skipped,
         seconds=_seconds(measured),
-        step=result.step,
-        val_loss=result.val_loss,
-        test=result.test,
-        prompt=result.prompt,
-        samples=result.samples,
-        data=data,
-        machine=result.machine,
-        finished=finished,
     )
 
 
@@ -249,11 +239,11 @@ def same_tokenizer(runs: Sequence[RunFacts]) -> bool:
 
 def _seconds(measured: Sequence[_Line]) -> float:
     """Seconds spent in training steps, from the speed of each interval."""
-    seconds, before, skipped = 0.0, 0, 0
+    seconds, step, skipped = 0.0, 0, 0
     for line in measured:
-        steps = line.step - before - (line.skipped - skipped)
-        seconds += steps * (line.tokens / line.step) / line.tokens_per_s
-        before, skipped = line.step, line.skipped
+        taken = line.step - step - (line.skipped - skipped)
+        seconds += taken * (line.tokens / line.step) / line.tokens_per_s
+        step, skipped = line.step, line.skipped
     return seconds
 
 
@@ -269,18 +259,12 @@ def _cached_data(cache_dir: Path, tokenizer_hash: str, test: Scored) -> Data | N
     for path in sorted(cache_dir.glob(f"*-{tokenizer_hash[:8]}/{MANIFEST}")):
         manifest = read_json_object(path)
         try:
-            data = Data(
-                str(manifest["source"]["name"]),
-                str(manifest["held_out"]),
-                {
-                    split: from_json(Split, {**entry, "bytes": entry["text_bytes"]}, others=True)
-                    for split, entry in manifest["splits"].items()
-                },
-            )
+            splits = {k: {**v, "bytes": v["text_bytes"]} for k, v in manifest["splits"].items()}
+            source = {"name": manifest["source"]["name"], "splits": splits}
+            data = from_json(Data, manifest | source, others=True)
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"{path} is no manifest of prepared text: {error!r}") from error
-        scored = data.splits.get("test")
-        complete = data.splits.keys() == set(_SPLITS)
-        if scored and complete and (scored.tokens, scored.bytes) == (test.tokens, test.bytes):
+        scored = data.splits["test"] if data.complete else None
+        if scored and (scored.tokens, scored.bytes) == (test.tokens, test.bytes):
             return data
     return None
