@@ -155,14 +155,9 @@ def _contenders(
         y: Tensor = flex()(q, k, v, block_mask=block_mask(q.shape[2]))
         return y.transpose(1, 2)
 
-    def ours_packed(qkv: Tensor) -> Tensor:
-        return attention_qkvpacked(qkv, window=window)
-
-    def ours_apart(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attention(q, k, v, window=window)
-
+    kernel = functools.partial(attention_qkvpacked if packed else attention, window=window)
     return [
-        ours(setting, ours_packed if packed else ours_apart),
+        ours(setting, kernel),
         Contender("naive", place(naive)),
         Contender("sdpa", place(sdpa)),
         *(
@@ -195,16 +190,13 @@ def _flash_attn(setting: Setting, window: int | None, packed: bool) -> Contender
     skip = missing("flash_attn", extra="flash")
     if skip is None and not setting.on_gpu:
         skip = "flash_attn needs a GPU"
-    package = functools.cache(lambda: importlib.import_module("flash_attn"))
+    name = "flash_attn_qkvpacked_func" if packed else "flash_attn_func"
     options: Any = {"causal": True, "window_size": (-1 if window is None else window - 1, 0)}
 
-    def whole(qkv: Tensor) -> Any:
-        return package().flash_attn_qkvpacked_func(qkv, **options)
+    def function(**inputs: Tensor) -> Any:
+        return getattr(importlib.import_module("flash_attn"), name)(*inputs.values(), **options)
 
-    def apart(q: Tensor, k: Tensor, v: Tensor) -> Any:
-        return package().flash_attn_func(q, k, v, **options)
-
-    return Contender("flash_attn", whole if packed else apart, skip=skip)
+    return Contender("flash_attn", function, skip=skip)
 
 
 def _forced(function: Function, backend: SDPBackend) -> Function:

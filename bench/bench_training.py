@@ -20,12 +20,12 @@ Before a step is timed its gradients are checked (`bench.harness.training_varian
                           by the resident memory of a process of its own
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
 
-from bench.harness.measure import Case, Measure, Setting
+from bench.harness.measure import Case, Measure, Setting, Variant
 from bench.harness.peer_models import CHECKOUT, TRANSFORMERS, checkout_name
 from bench.harness.resident_memory import resident_memory
 from bench.harness.results import Scalar
@@ -147,25 +147,20 @@ def _steps(
     priority: int = 1,
 ) -> Case:
     recipes = [replace(recipe, compile=compile) for recipe in recipes]
-    return Case(
-        "training",
-        {**_what(problem), "B": problem.B, "compile": compile},
-        lambda: step_variants(problem, recipes, memory_of=resident_memory if memory else None),
-        _per_second(problem),
-        clock="wall",
-        priority=priority,
+    memory_of = resident_memory if memory else None
+    return _case(
+        problem,
+        lambda: step_variants(problem, recipes, memory_of=memory_of),
+        {"B": problem.B, "compile": compile},
+        priority,
     )
 
 
 def _ladder(problem: Problem, setting: Setting) -> Case:
-    return Case(
-        "training",
-        {**_what(problem), "B": problem.B, "ladder": True},
-        lambda: step_variants(problem, ladder(problem, setting)),
-        _per_second(problem),
-        clock="wall",
-        priority=0,
-    )
+    def variants() -> list[Variant]:
+        return step_variants(problem, ladder(problem, setting))
+
+    return _case(problem, variants, {"B": problem.B, "ladder": True}, priority=0)
 
 
 def ladder(problem: Problem, setting: Setting) -> list[Recipe]:
@@ -199,23 +194,24 @@ def ladder(problem: Problem, setting: Setting) -> list[Recipe]:
 
 
 def _largest_batch(problem: Problem, recipe: Recipe) -> Case:
-    return Case(
-        "training",
-        {**_what(problem), "compile": False, "largest_batch": True},
-        lambda: [largest_batch_variant(problem, recipe)],
-        clock="wall",
-        priority=2,
-    )
+    def variants() -> list[Variant]:
+        return [largest_batch_variant(problem, recipe)]
+
+    return _case(problem, variants, {"compile": False, "largest_batch": True}, priority=2)
 
 
-def _what(problem: Problem) -> dict[str, Scalar]:
+def _case(
+    problem: Problem,
+    variants: Callable[[], list[Variant]],
+    what: Mapping[str, Scalar],
+    priority: int,
+) -> Case:
     dtype = str(problem.dtype).removeprefix("torch.")
-    return {"model": problem.name, "T": problem.T, "dtype": dtype}
-
-
-def _per_second(problem: Problem) -> dict[str, float]:
-    amounts: dict[str, float] = {"tokens_per_s": problem.tokens}
-    # The limit is that of bf16 products on a GPU and of fp32 ones on a CPU.
-    if problem.device.type == "cuda" or problem.dtype == torch.float32:
-        amounts["tflops"] = problem.tflops
-    return amounts
+    amounts: dict[str, float] = {}
+    if "B" in what:  # else the batch, and the amounts with it, are found when it is measured
+        amounts["tokens_per_s"] = problem.tokens
+        # The limit is that of bf16 products on a GPU and of fp32 ones on a CPU.
+        if problem.device.type == "cuda" or problem.dtype == torch.float32:
+            amounts["tflops"] = problem.tflops
+    case = {"model": problem.name, "T": problem.T, "dtype": dtype, **what}
+    return Case("training", case, variants, amounts, clock="wall", priority=priority)

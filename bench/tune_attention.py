@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -35,6 +34,7 @@ from kernels._common.launch import INTERPRETED, architecture
 from kernels.attention import attention, attention_reference
 from kernels.testing import Referee
 
+DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = ("fwd", "dq", "dkv")
 # FLOPs per visible score and unit of head width; dkv is timed as the whole one-pass backward.
 FLOPS = {"fwd": 4, "dq": 6, "dkv": 10}
@@ -91,10 +91,9 @@ def _problem(
     """The call to time for each kernel."""
     heads = 1 if toy else max(1, CHANNELS // width)
     batch = 1 if toy else max(1, TOKENS // length)
-    device = "cpu" if INTERPRETED else "cuda"
     shape = (batch, length, 3, heads, width)
-    q, k, v = torch.randn(shape, device=device, dtype=dtype).unbind(2)
-    do = torch.randn(batch, length, heads, width, device=device, dtype=dtype)
+    q, k, v = torch.randn(shape, device=DEVICE, dtype=dtype).unbind(2)
+    do = torch.randn(batch, length, heads, width, device=DEVICE, dtype=dtype)
     options = (None, width**-0.5, None, 0.0, False)
     o, lse = _attention_ops.attention_fwd(q, k, v, *options)
     operands = (do, q, k, v, o, lse, *options)
@@ -115,11 +114,8 @@ def _time(run: Callable[[], Any]) -> float:
 
 def _referee(width: int, length: int, dtype: torch.dtype) -> Referee:
     """The error budget of one head of one sequence."""
-    shape, device = (1, length, 1, width), "cpu" if INTERPRETED else "cuda"
-    inputs = {
-        name: torch.randn(shape, device=device, dtype=dtype, requires_grad=True)
-        for name in ("q", "k", "v")
-    }
+    qkv = torch.randn(3, 1, length, 1, width, device=DEVICE, dtype=dtype)
+    inputs = {name: x.requires_grad_() for name, x in zip("qkv", qkv, strict=True)}
     return Referee(lambda q, k, v: attention_reference(q, k, v)[0], inputs)
 
 
@@ -148,14 +144,14 @@ def _measure(
 def best(measurements: list[Measurement], kernel: str, width: int, short: bool) -> Tile | None:
     """The tile with the least mean slowdown over the lengths of a bucket, among those that run."""
     slowdowns: dict[Tile, list[float]] = {}
-    lengths = [
-        m for m in measurements if (m.kernel, m.width, m.length <= SHORT) == (kernel, width, short)
-    ]
-    for _, group in groupby(sorted(lengths, key=lambda m: m.length), key=lambda m: m.length):
-        timed = {m.tile: m.milliseconds for m in group if m.milliseconds is not None}
-        fastest = min(timed.values(), default=0.0)
+    times: dict[int, dict[Tile, float]] = {}
+    for m in measurements:
+        same = (m.kernel, m.width, m.length <= SHORT) == (kernel, width, short)
+        if same and m.milliseconds is not None:
+            times.setdefault(m.length, {})[m.tile] = m.milliseconds
+    for timed in times.values():
         for tile, milliseconds in timed.items():
-            slowdowns.setdefault(tile, []).append(milliseconds / fastest)
+            slowdowns.setdefault(tile, []).append(milliseconds / min(timed.values()))
     complete = max(map(len, slowdowns.values()), default=0)
     means = {t: statistics.mean(s) for t, s in slowdowns.items() if len(s) == complete}
     return min(means, key=means.__getitem__, default=None)
@@ -198,7 +194,7 @@ def tune(
         widths, lengths, dtype = (16,), (32, SHORT + 32), "float16"
     elif INTERPRETED:
         raise ValueError("tuning needs a GPU; on a CPU only --dry-run works")
-    arch = architecture(torch.empty(0, device="cpu" if INTERPRETED else "cuda"))
+    arch = architecture(torch.empty(0, device=DEVICE))
     report: dict[str, Any] = {
         "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
         "torch": torch.__version__,

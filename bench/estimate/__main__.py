@@ -92,13 +92,9 @@ def plan(arguments: Arguments) -> tuple[Step, str]:
         )
     config = dataclasses.replace(preset, **options)
     step = Step(
-        config,
-        arguments.batch_size,
-        seq_len,
-        arguments.dtype,
-        arguments.grad_accum,
+        config, arguments.batch_size, seq_len, arguments.dtype, arguments.grad_accum,
         arguments.optimizer,
-    )
+    )  # fmt: skip
     return step, name
 
 

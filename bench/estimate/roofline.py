@@ -14,6 +14,7 @@ In the formulas, `a_token` is bytes for each token, `a_weight` for each weight, 
 
 import dataclasses
 import math
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -83,25 +84,16 @@ class Step:
 
     def costs(self) -> list[Cost]:
         return [
-            self.embedding(),
-            self.matrix_products(),
-            self.attention(),
-            self.norms(),
-            self.activation(),
-            self.head(),
-            *([self.recomputation()] if self.config.recompute == "block" else []),
-            self.update(),
-        ]
+            self.embedding(), self.matrix_products(), self.attention(), self.norms(),
+            self.activation(), self.head(),
+            *([self.recomputation()] if self.config.recompute == "block" else []), self.update(),
+        ]  # fmt: skip
 
     def memory(self) -> Memory:
         return training_memory(
-            self.config,
-            batch_size=self.batch_size,
-            seq_len=self.seq_len,
-            dtype=DTYPES[self.dtype],
-            optimizer=self.optimizer,
-            grad_accum=self.grad_accum,
-        )
+            self.config, batch_size=self.batch_size, seq_len=self.seq_len,
+            dtype=DTYPES[self.dtype], optimizer=self.optimizer, grad_accum=self.grad_accum,
+        )  # fmt: skip
 
     def embedding(self) -> Cost:
         C, table = self.config.n_embd, self.config.padded_vocab_size * self.config.n_embd
@@ -276,17 +268,11 @@ class Estimate:
     def largest_batch(self) -> int:
         """Sequences per micro-batch that fit 95% of the memory; 0 if not even one does."""
 
-        def fits(batch_size: int) -> bool:
+        def too_large(batch_size: int) -> bool:
             step = dataclasses.replace(self.step, batch_size=batch_size)
-            return step.memory().peak <= 0.95 * 2**30 * self.device.memory
+            return step.memory().peak > 0.95 * 2**30 * self.device.memory
 
-        fitting, too_many = 0, 1
-        while fits(too_many):
-            fitting, too_many = too_many, 2 * too_many
-        while too_many - fitting > 1:
-            middle = (fitting + too_many) // 2
-            fitting, too_many = (middle, too_many) if fits(middle) else (fitting, middle)
-        return fitting
+        return bisect_left(range(1, 2**40), True, key=too_large)
 
     def result(self) -> dict[str, Any]:
         """All figures, in FLOPs, bytes and seconds."""

@@ -11,11 +11,13 @@ A variant that raises becomes a row with the reason, and the others go on. (A fa
 the device's context, such as an illegal access, ends the rest of a CUDA run as well.)
 """
 
+import statistics
 import sys
 import time
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -221,7 +223,7 @@ class _Entry:
     def build(self, case: Case, clock: Clock, budget: Budget) -> None:
         with self.guarded():
             work = self.variant.build()
-            timed = clock.once if case.clock == "device" else _one_call(clock)
+            timed = clock.once if case.clock == "device" else partial(clock.wall, calls=1)
             tracks = [_Track("seconds", lambda: timed(work))]
             gpu = clock.device.type == "cuda"
             if case.three_ways and gpu:
@@ -253,7 +255,7 @@ class _Entry:
                 metrics |= rates(case.per_second, seconds["median"], limits)
                 for track in self.tracks:
                     if track.metric != "seconds":
-                        metrics[track.metric] = 1e6 * summarise(track.rounds)["median"]
+                        metrics[track.metric] = 1e6 * statistics.median(track.rounds)
                 if variant.metrics is not None:
                     metrics |= variant.metrics(seconds["median"])
         row = Row(
@@ -285,17 +287,15 @@ def measure(
     torch.manual_seed(0)
     if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and this takes seconds
         torch.compiler.reset()  # or else a dozen shapes of one function end its compilation
-    chosen = [v for v in case.variants() if only is None or v.name in only]
-    results = _measure(case, chosen, clock, limits, budget)
-    del chosen
+    results = _measure(case, clock, limits, budget, only)
     clock.release()
     return results
 
 
 def _measure(
-    case: Case, variants: Sequence[Variant], clock: Clock, limits: Limits, budget: Budget
+    case: Case, clock: Clock, limits: Limits, budget: Budget, only: Container[str] | None
 ) -> list[Measured]:
-    entries = [_Entry(variant) for variant in variants]
+    entries = [_Entry(v) for v in case.variants() if only is None or v.name in only]
     for entry in entries:
         entry.check()
     for entry in entries:
@@ -334,7 +334,3 @@ def _warm_up(call: Callable[[], float], seconds: float) -> None:
     call()
     while time.perf_counter() < end:
         call()
-
-
-def _one_call(clock: Clock) -> Callable[[Work], float]:
-    return lambda work: clock.wall(work, calls=1)

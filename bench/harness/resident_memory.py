@@ -6,8 +6,8 @@ that moment is the need of the measured training: weights, gradients, optimizer,
 """
 
 import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -23,35 +23,22 @@ def resident_memory(problem: Problem, recipe: Recipe) -> int | None:
     """Bytes that training with `recipe` adds to a process; None if the system cannot tell."""
     if not _RESET.exists():
         return None
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    child = context.Process(
-        target=_measure, args=(sender, problem, recipe, torch.get_num_threads()), daemon=True
-    )
-    child.start()
-    sender.close()
-    try:
-        grown: int | None = receiver.recv()
-        return grown
-    except EOFError:
-        raise RuntimeError("the process that measures memory ended early") from None
-    finally:
-        child.join()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measure, problem, recipe, torch.get_num_threads()).result()
 
 
-def _measure(sender: Connection, problem: Problem, recipe: Recipe, threads: int) -> None:
+def _measure(problem: Problem, recipe: Recipe, threads: int) -> int | None:
     torch.set_num_threads(threads)
     Step(replace(problem, shape=PRESETS["demo"], B=1, T=8), recipe).run()
     try:
         _RESET.write_text("5")  # sets VmHWM to VmRSS, see proc(5)
     except OSError:
-        sender.send(None)
-        return
+        return None
     before = _kilobytes("VmRSS")
     step = Step(problem, recipe)
     for _ in range(STEPS):
         step.run()
-    sender.send(1024 * (_kilobytes("VmHWM") - before))
+    return 1024 * (_kilobytes("VmHWM") - before)
 
 
 def _kilobytes(field: str) -> int:

@@ -17,6 +17,7 @@ import re
 import statistics
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -225,16 +226,12 @@ def commit() -> str:
 def versions() -> dict[str, str | None]:
     """Versions of Python, PyTorch and CUDA, and of the measured packages that are installed."""
     found: dict[str, str | None] = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "triton": None,
+        "python": platform.python_version(), "torch": torch.__version__, "triton": None,
         "cuda": torch.version.cuda,
-    }
+    }  # fmt: skip
     for package in PACKAGES:
-        try:
+        with suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 

@@ -84,13 +84,10 @@ class Recipe:
     @property
     def choices(self) -> dict[str, str]:
         """The keyword arguments for `GPT.use`."""
-        loss_kernel = "triton" if self.head == "triton" else "torch"
         return {
-            "attn": self.attn,
-            "norm_kernel": self.norm_kernel,
-            "mlp_kernel": self.mlp_kernel,
-            "loss_kernel": loss_kernel,
-        }
+            "attn": self.attn, "norm_kernel": self.norm_kernel, "mlp_kernel": self.mlp_kernel,
+            "loss_kernel": "triton" if self.head == "triton" else "torch",
+        }  # fmt: skip
 
     def autocast(self, problem: Problem) -> AbstractContextManager[object]:
         dtype = torch.float32 if self.fp32 else problem.dtype
@@ -123,10 +120,8 @@ class WholeLogits(nn.Module):
 
     def forward(self, idx: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         x = self.gpt.hidden(idx)
-        if self.bias is None:
-            logits = self.gpt.logits(x)
-        else:
-            logits = F.linear(x, self.gpt.head_weight, self.bias)
+        padded = self.bias is not None
+        logits = F.linear(x, self.gpt.head_weight, self.bias) if padded else self.gpt.logits(x)
         return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -144,7 +139,7 @@ class Training:
         for optimizer in self.optimizers:
             for state in optimizer.state.values():
                 tensors += [value for value in state.values() if isinstance(value, Tensor)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        return sum(t.nbytes for t in tensors)
 
 
 class Step:
@@ -159,16 +154,12 @@ class Step:
     def __init__(self, problem: Problem, recipe: Recipe, training: Training | None = None) -> None:
         self.problem, self.recipe = problem, recipe
         self.training = training or Training(build_model(problem, recipe.peer))
-        self.module = self._module()
         self.batch = problem.batch()
-
-    def _module(self) -> nn.Module:
         module = self.training.model
-        if self.recipe.peer is None:
-            self.choose()
-            if self.recipe.head in ("whole", "padded"):
-                module = WholeLogits(cast(GPT, module), padded=self.recipe.head == "padded")
-        return cast(nn.Module, torch.compile(module)) if self.recipe.compile else module
+        self.choose()
+        if recipe.head in ("whole", "padded"):
+            module = WholeLogits(cast(GPT, module), padded=recipe.head == "padded")
+        self.module = cast(nn.Module, torch.compile(module)) if recipe.compile else module
 
     def choose(self) -> tuple[()]:
         """Set the shared model to the kernels of this recipe."""
@@ -189,12 +180,8 @@ class Step:
 
     def run(self) -> StepResult:
         """One training step."""
-        return train_step(
-            self.module,
-            self.training.optimizers,
-            [self.batch],
-            autocast=self.recipe.autocast(self.problem),
-        )
+        autocast = self.recipe.autocast(self.problem)
+        return train_step(self.module, self.training.optimizers, [self.batch], autocast=autocast)
 
     def peak_memory(self) -> int:
         """Peak bytes of training, weights and optimizer included (CUDA only)."""

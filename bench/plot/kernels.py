@@ -125,8 +125,7 @@ def _largest_cases(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
         case = row["case"]
         key = case["op"], case["pass"]
         kept = best.get(key)
-        width = case.get("C") or case.get("F") or case["V"]
-        if kept is None or (-width, case["N"]) > (-_width(kept), kept["N"]):
+        if kept is None or (-_width(case), case["N"]) > (-_width(kept), kept["N"]):
             best[key] = case
     found = {}
     for (op, which), case in best.items():

@@ -20,58 +20,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 INK, FAINT, GRID = "#222222", "#767676", "#e4e4e4"
 OURS = "#0072B2"
 LIMIT: dict[str, Any] = {"color": FAINT, "linestyle": (0, (5, 3)), "linewidth": 1.2, "zorder": 2}
-# Variant of a result file -> colour and marker.
-_LOOKS = {
-    "triton": (OURS, "o"),
-    "attn triton, kernels triton": (OURS, "o"),
-    "attn sdpa, kernels triton": ("#009E73", "s"),
-    "attn triton, kernels torch": ("#CC79A7", "D"),
-    "triton in place": ("#56B4E9", "o"),
-    "torch-chunked": ("#56B4E9", "s"),
-    "attn sdpa, kernels torch": ("#56B4E9", "s"),
-    "attn naive, kernels torch": ("#999999", "v"),
-    "attn flash, kernels torch": ("#E69F00", "P"),
-    "naive": ("#999999", "v"),
-    "eager": ("#999999", "v"),
-    "sdpa": ("#D55E00", "s"),
-    "sdpa-flash": ("#E69F00", "P"),
-    "sdpa-cudnn": ("#009E73", "X"),
-    "sdpa-efficient": ("#CC79A7", "D"),
-    "sdpa-math": ("#bbbbbb", "<"),
-    "flex": ("#56B4E9", "^"),
-    "flash_attn": ("#222222", "*"),
-    "torch.compile": ("#D55E00", "^"),
-    "liger": ("#009E73", "X"),
-    "F.rms_norm": ("#E69F00", "P"),
-    "F.linear_cross_entropy": ("#E69F00", "P"),
-    "transformers": ("#009E73", "X"),
-}
-_OTHERS = [("#D55E00", "D"), ("#E69F00", "P"), ("#CC79A7", "*"), ("#222222", ">")]
-_LABELS = {
-    "triton": "ours",
-    "triton in place": "ours, in place",
-    "torch-chunked": "ours, in PyTorch",
-    "attn triton, kernels triton": "ours, Triton",
-    "attn sdpa, kernels triton": "ours, SDPA + Triton kernels",
-    "attn triton, kernels torch": "ours, Triton attention only",
-    "attn sdpa, kernels torch": "ours, PyTorch + SDPA",
-    "attn naive, kernels torch": "ours, naive attention",
-    "attn flash, kernels torch": "ours, PyTorch + flash",
-    "sdpa": "SDPA",
-    "sdpa-flash": "SDPA flash",
-    "sdpa-cudnn": "SDPA cuDNN",
-    "sdpa-efficient": "SDPA efficient",
-    "sdpa-math": "SDPA math",
-    "flex": "FlexAttention",
-    "liger": "Liger-Kernel",
-}
-
-
-Found = Mapping[str, Any]
-
-
-class LeftOut(Exception):
-    """Raised when a result file lacks the rows of a plot; the message says which."""
 
 
 class Look(NamedTuple):
@@ -80,6 +28,40 @@ class Look(NamedTuple):
     colour: str
     marker: str
     label: str
+
+
+# Variant of a result file -> its look.
+_LOOKS = {
+    "triton": Look(OURS, "o", "ours"),
+    "attn triton, kernels triton": Look(OURS, "o", "ours, Triton"),
+    "attn sdpa, kernels triton": Look("#009E73", "s", "ours, SDPA + Triton kernels"),
+    "attn triton, kernels torch": Look("#CC79A7", "D", "ours, Triton attention only"),
+    "triton in place": Look("#56B4E9", "o", "ours, in place"),
+    "torch-chunked": Look("#56B4E9", "s", "ours, in PyTorch"),
+    "attn sdpa, kernels torch": Look("#56B4E9", "s", "ours, PyTorch + SDPA"),
+    "attn naive, kernels torch": Look("#999999", "v", "ours, naive attention"),
+    "attn flash, kernels torch": Look("#E69F00", "P", "ours, PyTorch + flash"),
+    "naive": Look("#999999", "v", "naive"),
+    "eager": Look("#999999", "v", "eager"),
+    "sdpa": Look("#D55E00", "s", "SDPA"),
+    "sdpa-flash": Look("#E69F00", "P", "SDPA flash"),
+    "sdpa-cudnn": Look("#009E73", "X", "SDPA cuDNN"),
+    "sdpa-efficient": Look("#CC79A7", "D", "SDPA efficient"),
+    "sdpa-math": Look("#bbbbbb", "<", "SDPA math"),
+    "flex": Look("#56B4E9", "^", "FlexAttention"),
+    "flash_attn": Look("#222222", "*", "flash_attn"),
+    "torch.compile": Look("#D55E00", "^", "torch.compile"),
+    "liger": Look("#009E73", "X", "Liger-Kernel"),
+    "F.rms_norm": Look("#E69F00", "P", "F.rms_norm"),
+    "F.linear_cross_entropy": Look("#E69F00", "P", "F.linear_cross_entropy"),
+    "transformers": Look("#009E73", "X", "transformers"),
+}
+_OTHERS = [("#D55E00", "D"), ("#E69F00", "P"), ("#CC79A7", "*"), ("#222222", ">")]
+Found = Mapping[str, Any]
+
+
+class LeftOut(Exception):
+    """Raised when a result file lacks the rows of a plot; the message says which."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +75,21 @@ class Line:
 
 def looks(variants: Sequence[str]) -> dict[str, Look]:
     """A look for each variant; an unknown name gets one of the colours left over."""
-    taken = {_LOOKS[name] for name in variants if name in _LOOKS}
-    colours = {look[0] for look in taken}
+    colours = {_LOOKS[name].colour for name in variants if name in _LOOKS}
     spare = [look for look in _OTHERS if look[0] not in colours] or _OTHERS
     found = {}
     for name in variants:
         if name in _LOOKS:
-            found[name] = Look(*_LOOKS[name], label(name))
+            found[name] = _LOOKS[name]
         else:
-            found[name] = Look(*spare[0], label(name))
+            found[name] = Look(*spare[0], name)
             spare = [*spare[1:], spare[0]]
     return found
 
 
 def label(variant: str) -> str:
     """The name of a variant for readers."""
-    return _LABELS.get(variant, variant)
+    return _LOOKS[variant].label if variant in _LOOKS else variant
 
 
 def new_figure(

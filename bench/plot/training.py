@@ -116,23 +116,18 @@ def _over_sizes(results: Found, metric: str) -> tuple[Figure, list[tuple[Axes, P
     for ax, panel in zip(axes[0], panels, strict=True):
         draw_lines(ax, panel.lines)
         ax.set_xscale("log")
-        sizes = [_parameters(case) for case in panel.problems]
-        ax.set_xticks(sizes, _size_names(panel.problems), size=9)
+        sizes = [_parameters(case["model"]) for case in panel.problems]
+        names = [
+            f"{case['model'].removeprefix('gpt2-')}\n{short(size)}\n{case['B']}x{case['T']}"
+            for case, size in zip(panel.problems, sizes, strict=True)
+        ]
+        ax.set_xticks(sizes, names, size=9)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.margins(x=0.12, y=0.16)
         plain_grid(ax)
         mode = "torch.compile" if panel.compiled else "eager"
         ax.set_title(f"{mode}, {panel.problems[0]['dtype']}")
     return figure, list(zip(axes[0], panels, strict=True))
-
-
-def _size_names(problems: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Name, parameters and batch of each size."""
-    return [
-        f"{case['model'].removeprefix('gpt2-')}\n{short(_parameters(case))}\n"
-        f"{case['B']}x{case['T']}"
-        for case in problems
-    ]  # fmt: skip
 
 
 def _write_shares(
@@ -171,11 +166,10 @@ def _panels(results: Found, metric: str) -> list[Panel]:
         chosen = [row for row in rows if row["case"]["compile"] == compiled]
         cases = _problem_of_each_size([row["case"] for row in chosen])
         chosen = [row for row in chosen if row["case"] in cases]
-        sizes = {case["model"]: _parameters(case) for case in cases}
         lines = []
         for name in look:
             points = sorted(
-                (sizes[row["case"]["model"]], row["metrics"][metric])
+                (_parameters(row["case"]["model"]), row["metrics"][metric])
                 for row in chosen if row["variant"] == name
             )  # fmt: skip
             if len(points) > 1:
@@ -200,15 +194,11 @@ def _problem_of_each_size(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[st
         kept = best.get(case["model"])
         if case["dtype"] == dtype and (kept is None or case["T"] > kept["T"]):
             best[case["model"]] = case
-    return sorted(best.values(), key=_parameters)
-
-
-def _parameters(case: Mapping[str, Any]) -> int:
-    return _parameters_of(case["model"])
+    return sorted(best.values(), key=lambda case: _parameters(case["model"]))
 
 
 @functools.cache
-def _parameters_of(preset: str) -> int:
+def _parameters(preset: str) -> int:
     return count_parameters(PRESETS[preset])
 
 
@@ -221,4 +211,4 @@ def _speed_limit(
         return None
     rate = limits["matmul_tflops"] * 1e12
     per_token = [flops_per_token(PRESETS[case["model"]], case["T"]) for case in problems]
-    return [_parameters(case) for case in problems], [rate / flops for flops in per_token]
+    return [_parameters(case["model"]) for case in problems], [rate / flops for flops in per_token]
