@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from gpt2.tokenizer.bpe import END_OF_TEXT
+
 ROOT = Path(__file__).parents[3]
 
 _KILLED = """
@@ -42,6 +44,10 @@ def stories(n: int) -> list[str]:
     return [
         f"Story {i}: the {things[i % 6]} met the {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
     ]
+
+
+def write_stories(path: Path, n: int) -> None:
+    path.write_text(f"\n{END_OF_TEXT}\n".join(stories(n)), encoding="utf-8")
 
 
 def all_files(folder: Path) -> dict[str, bytes]:

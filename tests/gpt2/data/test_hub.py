@@ -16,7 +16,6 @@ import pytest
 from gpt2.data.documents import SPLITS
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import read_header
-from gpt2.tokenizer import Tokenizer
 from tests.gpt2.data.hub_stand_in import COMMIT, hub
 
 ROOT = Path(__file__).parents[3]
@@ -24,7 +23,7 @@ WIKITEXT = " \n = Title {} = \n \n The game ran in {} . \n \n = = Section = = \n
 
 
 def parquet(texts: list[str]) -> bytes:
-    pa = pytest.importorskip("pyarrow")
+    import pyarrow as pa  # comes with datasets
     import pyarrow.parquet as pq
 
     buffer = io.BytesIO()
@@ -46,6 +45,13 @@ from gpt2.data.prepare import Arguments, Path, main
 for name in sys.argv[2:]:
     main(Arguments(data=name, vocab_size=300, cache_dir=Path(sys.argv[1])))
 """
+
+
+DOCUMENTS = {
+    "tinystories": [448, 3, 2],  # 450 stories: one in 200 for test
+    "wikitext-2": [9, 2, 1],
+    "openwebtext": [2098, 1, 1],
+}
 
 
 @pytest.mark.skipif(
@@ -76,18 +82,9 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
             "plain_text/train/0000.parquet": parquet([f"Page {i}." for i in range(2100)])
         },
     }
-    documents = {}
     with hub(repositories) as (address, _):
         done = subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                PREPARE,
-                str(tmp_path),
-                "tinystories",
-                "wikitext-2",
-                "openwebtext",
-            ],
+            [sys.executable, "-c", PREPARE, str(tmp_path), *DOCUMENTS],
             cwd=ROOT,
             env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
             capture_output=True,
@@ -96,21 +93,16 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"revision {COMMIT[:8]}") == 3
-    for name in ("tinystories", "wikitext-2", "openwebtext"):
+    for name, documents in DOCUMENTS.items():
         (folder,) = tmp_path.glob(f"{name}-*")
         infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
-        documents[name] = [info.counts.documents for info in infos]
+        assert [info.counts.documents for info in infos] == documents
         if name == "wikitext-2":
             assert [info.counts.text_bytes for info in infos] == [
                 sum(len(WIKITEXT.format(i, i)) for i in range(n)) for n in (9, 2, 1)
             ]
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["source"]["revision"] == COMMIT
-    assert documents == {
-        "tinystories": [448, 3, 2],  # 450 stories: one in 200 for test
-        "wikitext-2": [9, 2, 1],
-        "openwebtext": [2098, 1, 1],
-    }
     monkeypatch.setitem(sys.modules, "datasets", None)
     prepared = prepare("tinystories", vocab_size=300, cache_dir=tmp_path)
     assert any("reused" in note for note in prepared.notes)
@@ -131,23 +123,10 @@ def test_without_the_network_the_way_round_is_told_in_time(tmp_path, monkeypatch
         if network == "silent":
             silent.listen()  # connections open, and nothing ever answers
         port = silent.getsockname()[1]
-        address = {
-            "refused": f"http://127.0.0.1:{port}",
-            "silent": f"http://127.0.0.1:{port}",
-            "no such host": "http://hub.invalid",
-            "no such data set": empty,
-        }[network]
+        others = {"no such host": "http://hub.invalid", "no such data set": empty}
+        address = others.get(network, f"http://127.0.0.1:{port}")
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         start = time.monotonic()
         with pytest.raises(ValueError, match=r"cannot give roneneldan/TinyStories.*--data path/to"):
             prepare("tinystories", cache_dir=tmp_path)
         assert time.monotonic() - start < 5
-
-
-def test_a_hub_data_set_can_be_replaced_by_local_files(tmp_path):
-    """The advice given without a network works."""
-    path = tmp_path / "tinystories.jsonl"
-    path.write_text("".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(40)))
-    prepared = prepare(str(path), vocab_size=260, cache_dir=tmp_path / "cache", progress=False)
-    assert isinstance(prepared.tokenizer, Tokenizer)
-    assert [prepared.splits[split].n_documents for split in SPLITS] == [36, 2, 2]
