@@ -55,27 +55,19 @@ def not_timed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
 
 def _training() -> list[dict[str, Any]]:
     shares = {OURS: 0.62, OURS_PLAIN: 0.5, "nanoGPT": 0.41, "transformers": 0.3}
-    found = []
+    found, bf16 = [], {"dtype": "bfloat16"}
     for model, B in SIZES.items():
         for compiled in (False, True):
-            case = {
-                "model": model, "T": 1024, "dtype": "bfloat16", "B": B, "compile": compiled,
-            }  # fmt: skip
+            case = {**bf16, "model": model, "T": 1024, "B": B, "compile": compiled}
             limit = MATMUL_TFLOPS * 1e12 / flops_per_token(PRESETS[model], 1024)
             parameters = PARAMETERS[model]
             for i, (name, share) in enumerate(shares.items()):
                 rate = limit * share * (1.15 if compiled else 1)
                 memory = 16 * parameters + (i + 1) * B * 1.6e8 * (parameters / 1.2e8) ** 0.7
-                measured = {
-                    "tokens_per_s": rate,
-                    "fraction_of_limit": rate / limit,
-                    "peak_memory_bytes": memory,
-                }
+                measured = {"tokens_per_s": rate, "peak_memory_bytes": memory}
                 found.append(row("training", case, name, B * 1024 / rate, ours=i < 2, **measured))
-    short = {"model": "gpt2", "T": 128, "dtype": "bfloat16", "B": 256, "compile": False}
-    largest = {
-        "model": "gpt2", "T": 1024, "dtype": "bfloat16", "compile": False, "largest_batch": True,
-    }  # fmt: skip
+    small = {**bf16, "model": "gpt2", "compile": False}
+    short, largest = {**small, "T": 128, "B": 256}, {**small, "T": 1024, "largest_batch": True}
     return [
         *found,
         row("training", short, OURS, ours=True, tokens_per_s=7e5, peak_memory_bytes=2e10),

@@ -55,9 +55,7 @@ def test_the_picture_is_written_twice_alike(tmp_path: Path) -> None:
     assert first == again
 
 
-def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(tmp_path, capsys):
     file = tune(tmp_path, dry_run=True)
     measured = json.loads(file.read_text())["measurements"]
     assert {m["kernel"] for m in measured} == set(KERNELS)

@@ -62,9 +62,7 @@ def cuda_clock(gpu: SimulatedGpu) -> CudaClock:
 
 
 @pytest.mark.parametrize("host", [1e-6, 100e-6, 2e-3])
-def test_a_gpu_is_timed_without_the_host(
-    gpu: SimulatedGpu, cuda_clock: CudaClock, host: float
-) -> None:
+def test_a_gpu_is_timed_without_the_host(gpu, cuda_clock, host):
     def two_kernels() -> None:
         gpu.launch(host, 10e-6)
         gpu.launch(host, 10e-6)
@@ -73,9 +71,7 @@ def test_a_gpu_is_timed_without_the_host(
     assert [cuda_clock.once(work) for _ in range(3)] == pytest.approx([20e-6] * 3)
 
 
-def test_what_is_prepared_is_not_timed_and_used_once(
-    gpu: SimulatedGpu, cuda_clock: CudaClock
-) -> None:
+def test_what_is_prepared_is_not_timed_and_used_once(gpu, cuda_clock):
     used = []
 
     def prepare() -> tuple[object]:
@@ -91,9 +87,7 @@ def test_what_is_prepared_is_not_timed_and_used_once(
     assert len(set(used)) == len(used)
 
 
-def test_a_call_that_waits_for_the_device_is_timed_with_the_host(
-    gpu: SimulatedGpu, cuda_clock: CudaClock
-) -> None:
+def test_a_call_that_waits_for_the_device_is_timed_with_the_host(gpu, cuda_clock):
     def run() -> None:
         gpu.launch(50e-6, 10e-6)
         gpu.synchronize()
@@ -106,9 +100,7 @@ def test_a_call_that_waits_for_the_device_is_timed_with_the_host(
     assert gpu.host - before < 1e-3, "it is not waited for in vain again"
 
 
-def test_wall_time_is_the_slower_of_launching_and_computing(
-    gpu: SimulatedGpu, cuda_clock: CudaClock
-) -> None:
+def test_wall_time_is_the_slower_of_launching_and_computing(gpu, cuda_clock):
     launch_bound = Work(lambda: gpu.launch(100e-6, 10e-6))
     compute_bound = Work(lambda: gpu.launch(10e-6, 100e-6))
     assert cuda_clock.wall(launch_bound, calls=50) == pytest.approx(100e-6, rel=0.01)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bench.estimate.__main__ import Arguments, main, plan
 from bench.estimate.roofline import Estimate, Step
-from gpt2.config import PORTABLE, PRESETS, GPTConfig, Mlp, NormPosition, Recompute
+from gpt2.config import PORTABLE, PRESETS, GPTConfig
 from gpt2.model import GPT
 from gpt2.training.estimate import flops_per_token
 from kernels._common.launch import INTERPRETED
@@ -22,13 +22,7 @@ from tests.kernels.fused import one_multiprocessor
 from tests.kernels.work_counts import count_work
 
 T = TypeVar("T")
-LAYERS = (
-    "matrix products",
-    "attention",
-    "norms and residuals",
-    "MLP activation",
-    "layers again",
-)
+LAYERS = ["matrix products", "attention", "norms and residuals", "MLP activation", "layers again"]
 OURS: dict[str, Any] = dict.fromkeys(PORTABLE, "triton")
 SMALL = GPTConfig(n_layer=1, n_head=4, n_embd=128, vocab_size=128, block_size=128)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -110,9 +104,7 @@ def test_a_layer_moves_the_bytes_that_its_operators_do(options: dict[str, Any], 
 @pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter")
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("options", [{}, {"mlp": "swiglu", "norm": "quicknorm"}], ids=str)
-def test_our_kernels_move_the_bytes_that_they_are_said_to(
-    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_our_kernels_move_the_bytes_that_they_are_said_to(options, monkeypatch):
     one_multiprocessor(monkeypatch)
     config = dataclasses.replace(SMALL, norm_kernel="triton", mlp_kernel="triton", **options)
     work = run_layers(config, "fp16", count_work())
@@ -125,9 +117,7 @@ def test_our_kernels_move_the_bytes_that_they_are_said_to(
 
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
 @pytest.mark.parametrize("recompute", ["none", "block"])
-def test_flops_are_those_of_the_operators(
-    recompute: Recompute, norm_position: NormPosition
-) -> None:
+def test_flops_are_those_of_the_operators(recompute, norm_position):
     config = dataclasses.replace(
         SMALL, attn="naive", mlp="swiglu", recompute=recompute, norm_position=norm_position
     )
@@ -142,9 +132,7 @@ def test_flops_are_those_of_the_operators(
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 100, "attn": "triton"}, {"mlp": "swiglu"}])
-def test_executed_flops_are_the_exact_ones_and_the_scores_once_more(
-    options: dict[str, Any],
-) -> None:
+def test_executed_flops_are_the_exact_ones_and_the_scores_once_more(options):
     config = dataclasses.replace(GPTConfig(vocab_size=128 * 400), **options)
     the_step = step(config)
     executed = sum(cost.flops for cost in the_step.costs())
@@ -157,9 +145,7 @@ def test_executed_flops_are_the_exact_ones_and_the_scores_once_more(
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
 @pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_our_kernels_move_no_more_than_pytorch(
-    mlp: Mlp, norm_position: NormPosition, dtype: Any
-) -> None:
+def test_our_kernels_move_no_more_than_pytorch(mlp, norm_position, dtype):
     torch_kernels = GPTConfig(mlp=mlp, norm_position=norm_position)
     ours = dataclasses.replace(torch_kernels, **OURS)
     for cost, our_cost in zip(

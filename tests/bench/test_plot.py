@@ -63,11 +63,8 @@ def test_training_speed_is_that_of_the_rows_under_the_limit_of_matrix_products()
     for model in SIZES:
         per_token = flops_per_token(PRESETS[model], 1024)
         assert limits[PARAMETERS[model]] == pytest.approx(MATMUL_TFLOPS * 1e12 / per_token)
-
-
-def test_a_limit_measured_in_another_dtype_is_not_drawn():
-    limits = {**results()["limits"], "matmul_dtype": "float32"}
-    figure = PLOTS["training_speed"](results(limits=limits))
+    in_another_dtype = {**results()["limits"], "matmul_dtype": "float32"}
+    figure = PLOTS["training_speed"](results(limits=in_another_dtype))
     assert plot_style.FAINT not in {line.get_color() for line in figure.axes[0].lines}
 
 

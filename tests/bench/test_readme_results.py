@@ -72,11 +72,8 @@ def test_every_table_is_made_of_rows_that_were_timed(tmp_path):
     assert "ours, in PyTorch" in cells
 
 
-def test_without_results_the_table_says_so(tmp_path):
+def test_what_is_computed_needs_no_results_and_the_other_tables_say_that_there_are_none(tmp_path):
     assert NO_RESULTS in render(_marked("attention"), tmp_path)
-
-
-def test_what_is_computed_needs_no_results(tmp_path):
     text = render(_marked("accounting"), tmp_path)
     assert "python -m bench.estimate.accounting" in text
     assert "| all of ours |" in text

@@ -6,6 +6,7 @@ import itertools
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import gpt2.training.machine
 from bench.bench_training import NO_COMPILE, cases, ladder
 from bench.harness.clocks import clock_for
 from bench.harness.limits import Limits
-from bench.harness.measure import Budget, Case, Measured, Setting, measure
+from bench.harness.measure import Budget, Case, Setting, measure
 from bench.harness.peer_models import (
     CHECKOUT,
     PEER_VARIABLE,
@@ -76,16 +77,13 @@ def _problem(**changes: Any) -> Problem:
     return dataclasses.replace(tiny, **changes)
 
 
-def _measure(*recipes: Recipe, **changes: Any) -> list[Measured]:
+def _measure(*recipes: Recipe, **changes: Any) -> list[Any]:
     problem = _problem(**changes)
-    case = Case(
-        "training",
-        {"model": "tiny"},
-        lambda: step_variants(problem, list(recipes)),
-        {"tokens_per_s": problem.tokens},
-        clock="wall",
-    )
-    return measure(case, clock_for(DEVICE), LIMITS, Budget(0.0, min_rounds=2, warm_up=0.0))
+    rates = {"tokens_per_s": problem.tokens}
+    steps = partial(step_variants, problem, list(recipes))
+    case = Case("training", {"model": "tiny"}, steps, rates, clock="wall")
+    budget = Budget(0.0, min_rounds=2, warm_up=0.0)
+    return [found.row for found in measure(case, clock_for(DEVICE), LIMITS, budget)]
 
 
 def _checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, std: float) -> Recipe:
@@ -96,14 +94,9 @@ def _checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, std: float) -> Reci
 
 
 def test_every_way_to_compute_the_step_has_the_gradients_of_the_plain_model():
-    recipes = [
-        OURS,
-        Recipe("naive", "naive", head="whole"),
-        Recipe("padded", head="padded"),
-        Recipe("chunks"),
-    ]
-    for measured in _measure(*recipes):
-        row = measured.row
+    whole = Recipe("naive", "naive", head="whole")
+    recipes = [OURS, whole, Recipe("padded", head="padded"), Recipe("chunks")]
+    for row in _measure(*recipes):
         assert row.status == "ok", (row.variant, row.reason)
         assert 0 <= row.metrics["error_share"] <= 1
         assert row.metrics["tokens_per_s"] == pytest.approx(32 / row.seconds["median"])
@@ -112,7 +105,7 @@ def test_every_way_to_compute_the_step_has_the_gradients_of_the_plain_model():
 @pytest.mark.skipif(torch.cuda.is_available(), reason="bf16 on a CPU, by autocast")
 def test_the_ladder_is_checked_against_more_precision():
     recipes = [Recipe("naive", "naive", head="whole", fp32=True), Recipe("bf16")]
-    rows = [measured.row for measured in _measure(*recipes, dtype=torch.bfloat16)]
+    rows = _measure(*recipes, dtype=torch.bfloat16)
     assert [row.status for row in rows] == ["ok", "ok"]
     assert rows[0].metrics["error_share"] < 0.01 < rows[1].metrics["error_share"]
 
@@ -123,27 +116,23 @@ def test_a_wrong_kernel_is_reported_and_not_timed(monkeypatch):
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
 
     monkeypatch.setitem(BACKENDS, "naive", sees_the_future)
-    wrong, right = (m.row for m in _measure(Recipe("naive", "naive"), Recipe("sdpa")))
+    wrong, right = _measure(Recipe("naive", "naive"), Recipe("sdpa"))
     assert (wrong.status, wrong.seconds) == ("failed", None)
     assert "wrong result: the gradient of" in wrong.reason
     assert right.status == "ok"
 
 
-def test_variants_that_share_weights_keep_their_own_kernels():
+def test_variants_that_share_weights_keep_their_own_kernels(monkeypatch):
     """Eager variants of ours train one set of weights in turn."""
     used = []
 
-    def spy(name: str) -> Any:
-        def attend(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
-            used.append(name)
-            return BACKENDS["sdpa"](qkv, window=window, dropout_p=dropout_p)
+    def attend(name: str, qkv: Tensor, **options: Any) -> Tensor:
+        used.append(name)
+        return BACKENDS["sdpa"](qkv, **options)
 
-        return attend
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(BACKENDS, "naive", spy("a"))
-        patch.setitem(BACKENDS, "flash", spy("b"))
-        _measure(Recipe("one", "naive"), Recipe("two", "flash"))
+    monkeypatch.setitem(BACKENDS, "naive", partial(attend, "a"))
+    monkeypatch.setitem(BACKENDS, "flash", partial(attend, "b"))
+    _measure(Recipe("one", "naive"), Recipe("two", "flash"))
     rounds = "".join(used[-8:])  # two layers a step
     assert rounds in ("aabbaabb", "bbaabbaa")
 
@@ -153,20 +142,20 @@ def test_a_checkout_is_timed_if_its_first_loss_is_that_of_a_guess(
     std, status, tmp_path, monkeypatch
 ):
     recipe = _checkout(tmp_path / "theirs", monkeypatch, std)
-    (row,) = (m.row for m in _measure(recipe))
+    (row,) = _measure(recipe)
     assert (row.variant, row.status, row.ours) == ("theirs", status, False)
     assert status == "ok" or "first loss" in row.reason
 
 
 def test_peers_that_are_missing_are_skipped_with_the_remedy(tmp_path, monkeypatch):
-    (row,) = (m.row for m in _measure(Recipe("model.py", peer=CHECKOUT)))
+    (row,) = _measure(Recipe("model.py", peer=CHECKOUT))
     assert row.status == "skipped"
     assert f"set {PEER_VARIABLE}" in row.reason
     monkeypatch.setenv(PEER_VARIABLE, str(tmp_path))
-    (row,) = (m.row for m in _measure(Recipe("model.py", peer=CHECKOUT)))
+    (row,) = _measure(Recipe("model.py", peer=CHECKOUT))
     assert "has no model.py" in row.reason
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (row,) = (m.row for m in _measure(Recipe("transformers", peer=TRANSFORMERS)))
+    (row,) = _measure(Recipe("transformers", peer=TRANSFORMERS))
     assert "pip install" in row.reason
 
 
@@ -185,7 +174,7 @@ def test_transformers_trains_beside_ours_from_the_root_of_the_repository():
     pytest.importorskip("transformers")
     script = """
 from tests.bench.test_training_bench import OURS, Recipe, _measure
-rows = [m.row for m in _measure(OURS, Recipe("transformers", peer="transformers"))]
+rows = _measure(OURS, Recipe("transformers", peer="transformers"))
 assert [row.status for row in rows] == ["ok", "ok"], rows
 """
     environ = os.environ | {"TRITON_INTERPRET": "1"}
@@ -246,11 +235,9 @@ def test_utilisation_is_by_the_data_sheet_in_both_conventions(monkeypatch):
     monkeypatch.setattr("bench.harness.training_variants.peak_flops", lambda device: 989e12)
     problem = _problem(shape=PRESETS["gpt2"], B=1, T=1024)
     found = utilisation(problem, seconds=2.0)
-    for name, flops in (
-        ("mfu_exact", flops_per_token), ("mfu_nanogpt", flops_per_token_nanogpt),
-    ):  # fmt: skip
-        expected = 512 * flops(PRESETS["gpt2"], 1024) / 989e12
-        assert found[name] == pytest.approx(expected)
+    exact, nanogpt = (f(PRESETS["gpt2"], 1024) for f in (flops_per_token, flops_per_token_nanogpt))
+    expected = {"mfu_exact": 512 * exact / 989e12, "mfu_nanogpt": 512 * nanogpt / 989e12}
+    assert found == pytest.approx(expected)
 
 
 def test_a_step_is_the_trainers_own_and_learns():
