@@ -13,6 +13,7 @@ Written to RUN/decoding (or --out): decoding.json with all figures and texts, de
 decoding.png and .svg.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,7 +93,8 @@ def choose_prompts(
         boundaries = np.flatnonzero(opens_word[ids[start + 1 : cut + 1]])
         cut = start + 1 + int(boundaries[-1]) if len(boundaries) else cut
         bos = [tokenizer.eot_id] if first[start] else []
-        human = _until_end(ids[cut : cut + max_tokens].tolist(), tokenizer.eot_id)
+        end = ends[np.searchsorted(ends, cut)]  # <|endoftext|>, which is part of the text
+        human = ids[cut : min(cut + max_tokens, end + 1)].tolist()
         prompts.append(Prompt(bos + ids[start:cut].tolist(), human))
     return prompts
 
@@ -145,13 +147,12 @@ def assess(
         for prompt, own in zip(prompts, ids, strict=True)
     ]
     scores = score(model, requests, batch_size=batch_size)
-    texts = [tokenizer.decode(i for i in own if i != tokenizer.eot_id) for own in ids]
+    texts = [_decode(tokenizer, own) for own in ids]
     return Continuations(
         ids=ids,
         texts=texts,
         words=[words(text) for text in texts],
         nll=np.array([-s.total for s in scores]),
-        tokens=np.array([len(own) for own in ids]),
     )
 
 
@@ -210,13 +211,11 @@ def main(arguments: Arguments) -> None:
         max_tokens=max_tokens,
     )
     rows = _continue_by_all(run, prompts, max_tokens, arguments)
+    texts = [row.words for row in rows.values()]
     copies, searched = None, 0
     if "train" in prepared.splits and arguments.copy_tokens:
-        copies = CopySearch((text for row in rows.values() for text in row.words), COPY_WORDS)
-        train = prepared.splits["train"]
-        searched = copies.read(
-            train, run.tokenizer, max_tokens=arguments.copy_tokens, progress=True
-        )
+        copies = CopySearch(itertools.chain(*texts), COPY_WORDS)
+        searched = copies.read(prepared.splits["train"], run.tokenizer, arguments.copy_tokens)
     measures = measure(rows, eot_id=run.tokenizer.eot_id, copies=copies)
     findings = analyse(rows, measures)
     about = {
@@ -229,12 +228,9 @@ def main(arguments: Arguments) -> None:
         "max_tokens": max_tokens,
         "seed": arguments.seed,
         "training_tokens_searched": searched,
-        "ngrams_counted": {f"distinct_{n}": ngram_budget(rows.values(), n) for n in (1, 2, 3)},
+        "ngrams_counted": {f"distinct_{n}": ngram_budget(texts, n) for n in (1, 2, 3)},
     }
-    prompt_texts = [
-        run.tokenizer.decode(i for i in prompt.ids if i != run.tokenizer.eot_id)
-        for prompt in prompts
-    ]
+    prompt_texts = [_decode(run.tokenizer, prompt.ids) for prompt in prompts]
     write_report(out, about, STRATEGIES, prompt_texts, rows, measures, findings)
     print(table(measures))
     print("\n".join(findings))
@@ -286,8 +282,8 @@ def _continue_by_all(
     }
 
 
-def _until_end(ids: list[int], eot_id: int) -> list[int]:
-    return ids[: ids.index(eot_id) + 1] if eot_id in ids else ids
+def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return tokenizer.decode(i for i in ids if i != tokenizer.eot_id)
 
 
 if __name__ == "__main__":

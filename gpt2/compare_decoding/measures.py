@@ -1,13 +1,13 @@
 """The measures of decoding strategies, and findings stated from them."""
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2.compare_decoding.text_metrics import CopySearch, distinct, ngrams, repetition, self_bleu
+from gpt2.compare_decoding.text_metrics import CopySearch, Words, distinct, repetition, self_bleu
 
 HUMAN = "human"
 _HALVES = 100
@@ -21,20 +21,18 @@ class Continuations:
         ids: token ids; <|endoftext|> is the last where the text ended.
         texts: the decoded ids without <|endoftext|>.
         words: the words of each text.
-        nll: -log p of the ids under the model, in nats.
-        tokens: number of ids.
+        nll: -log p of each text's ids under the model, in nats.
     """
 
     ids: list[list[int]]
     texts: list[str]
     words: list[list[str]]
     nll: NDArray[np.float64]
-    tokens: NDArray[np.int64]
 
-    def perplexity(self, chosen: Sequence[int] | None = None) -> float:
-        """Perplexity of all tokens of the continuations, or of those of the chosen prompts."""
-        rows = slice(None) if chosen is None else list(chosen)
-        mean = float(self.nll[rows].sum() / self.tokens[rows].sum())
+    def perplexity(self, chosen: Iterable[int]) -> float:
+        """Perplexity of all tokens of the continuations of the chosen prompts."""
+        chosen = list(chosen)
+        mean = float(self.nll[chosen].sum() / sum(len(self.ids[i]) for i in chosen))
         return math.exp(mean) if mean < 700 else math.inf
 
 
@@ -57,10 +55,11 @@ def measure(
     rows: Mapping[str, Continuations], *, eot_id: int, copies: CopySearch | None
 ) -> dict[str, Measures]:
     """Measure every row, distinct-n over as many n-grams as the shortest row has."""
-    budgets = {n: ngram_budget(rows.values(), n) for n in (1, 2, 3)}
+    texts = [row.words for row in rows.values()]
+    budgets = {n: ngram_budget(texts, n) for n in (1, 2, 3)}
     return {
         name: Measures(
-            perplexity=row.perplexity(),
+            perplexity=row.perplexity(range(len(row.ids))),
             distinct_1=distinct(row.words, 1, budget=budgets[1]),
             distinct_2=distinct(row.words, 2, budget=budgets[2]),
             distinct_3=distinct(row.words, 3, budget=budgets[3]),
@@ -74,9 +73,9 @@ def measure(
     }
 
 
-def ngram_budget(rows: Collection[Continuations], n: int) -> int:
+def ngram_budget(rows: Iterable[Sequence[Words]], n: int) -> int:
     """The number of n-grams in the row that has the fewest."""
-    return min(sum(len(ngrams(text, n)) for text in row.words) for row in rows)
+    return min(sum(max(len(text) - n + 1, 0) for text in row) for row in rows)
 
 
 def analyse(rows: Mapping[str, Continuations], measures: Mapping[str, Measures]) -> list[str]:
@@ -129,7 +128,7 @@ def _log_perplexities(rows: Mapping[str, Continuations], chosen: Sequence[int]) 
 def _distinct_2(rows: Mapping[str, Continuations], chosen: Sequence[int]) -> dict[str, float]:
     """Distinct-2 of each row over the chosen prompts, of equally many pairs of words."""
     part = {name: [row.words[i] for i in chosen] for name, row in rows.items()}
-    budget = min(sum(max(len(text) - 1, 0) for text in texts) for texts in part.values())
+    budget = ngram_budget(part.values(), 2)
     return {name: distinct(texts, 2, budget=budget) for name, texts in part.items()}
 
 

@@ -13,33 +13,34 @@ from gpt2.compare_decoding.measures import Continuations, Measures
 from gpt2.compare_decoding.plot import plot
 from gpt2.generate.sampling import Sampling
 
-_DEFINITIONS = {
-    "perplexity": "the model's own, of the continuation given its prompt, at temperature 1, over "
-    "all its tokens; <|endoftext|> counts where the text ends",
-    "distinct_1": "different words / all words",
-    "distinct_2": "different pairs of words / all pairs",
-    "distinct_3": "different runs of 3 words / all runs of 3",
-    "repetition_4": "share of runs of 4 words that stood earlier in the same text (seq-rep-4, "
-    "Welleck et al. 2020), averaged over texts",
-    "self_bleu_4": "mean BLEU-4 of a text against all others of the row (Zhu et al. 2018); higher "
-    "is less diverse",
-    "mean_words": "words in a continuation",
-    "ended": "share of continuations that reached <|endoftext|>",
-    "copied_8": "share of runs of 8 words that stand in the training text",
-}
-# Header and format of each measure, in the order of the table.
+# Header, format and definition of each measure, in the order of the table.
 _COLUMNS = {
-    "perplexity": ("perplexity", ".1f"),
-    "distinct_1": ("distinct-1", ".3f"),
-    "distinct_2": ("distinct-2", ".3f"),
-    "distinct_3": ("distinct-3", ".3f"),
-    "repetition_4": ("rep-4", ".1%"),
-    "self_bleu_4": ("self-BLEU", ".3f"),
-    "mean_words": ("words", ".0f"),
-    "ended": ("ended", ".0%"),
-    "copied_8": ("copied-8", ".2%"),
+    "perplexity": (
+        "perplexity",
+        ".1f",
+        "the model's own, of the continuation given its prompt, at temperature 1, over all its "
+        "tokens; <|endoftext|> counts where the text ends",
+    ),
+    "distinct_1": ("distinct-1", ".3f", "different words / all words"),
+    "distinct_2": ("distinct-2", ".3f", "different pairs of words / all pairs"),
+    "distinct_3": ("distinct-3", ".3f", "different runs of 3 words / all runs of 3"),
+    "repetition_4": (
+        "rep-4",
+        ".1%",
+        "share of runs of 4 words that stood earlier in the same text (seq-rep-4, Welleck et al. "
+        "2020), averaged over texts",
+    ),
+    "self_bleu_4": (
+        "self-BLEU",
+        ".3f",
+        "mean BLEU-4 of a text against all others of the row (Zhu et al. 2018); higher is less "
+        "diverse",
+    ),
+    "mean_words": ("words", ".0f", "words in a continuation"),
+    "ended": ("ended", ".0%", "share of continuations that reached <|endoftext|>"),
+    "copied_8": ("copied-8", ".2%", "share of runs of 8 words that stand in the training text"),
 }
-_HEADERS = [header for header, _ in _COLUMNS.values()]
+_HEADERS = [header for header, _, _ in _COLUMNS.values()]
 _EXAMPLES = 3
 
 
@@ -71,10 +72,9 @@ def write_report(
     Args:
         out: made when absent.
         about: the settings of the comparison as plain values.
-        strategies: the sampling of each strategy.
+        strategies: by name.
         prompts: texts.
-        rows: the human continuations and those of each strategy.
-        measures: one for each of `rows`.
+        rows, measures: of the human continuations, and of those of each strategy.
         findings: sentences.
     """
     out.mkdir(parents=True, exist_ok=True)
@@ -90,7 +90,7 @@ def write_report(
         out / "decoding.json",
         {
             **about,
-            "definitions": _DEFINITIONS,
+            "definitions": {field: text for field, (_, _, text) in _COLUMNS.items()},
             "rows": described,
             "findings": list(findings),
             "texts": [
@@ -114,7 +114,7 @@ def cells(measures: Measures, *, missing: str = "-") -> list[str]:
     values = dataclasses.asdict(measures)
     return [
         missing if math.isnan(values[field]) else format(values[field], form)
-        for field, (_, form) in _COLUMNS.items()
+        for field, (_, form, _) in _COLUMNS.items()
     ]
 
 
@@ -145,7 +145,7 @@ def _markdown(
         "",
         "Columns:",
         "",
-        *(f"- {_COLUMNS[field][0]}: {text}" for field, text in _DEFINITIONS.items()),
+        *(f"- {header}: {text}" for header, _, text in _COLUMNS.values()),
         "",
         "Words are lower-cased runs of letters and digits; distinct-n is counted over the same "
         "number of n-grams in each row: "

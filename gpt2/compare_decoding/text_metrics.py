@@ -123,7 +123,7 @@ class CopySearch:
     token in it breaks runs, as it is none of the words looked for.
     """
 
-    def __init__(self, texts: Iterable[Words], n: int = 8) -> None:
+    def __init__(self, texts: Iterable[Words], n: int) -> None:
         self.n = n
         self._wanted = {gram for text in texts for gram in ngrams(text, n)}
         self._ids = {word: i for i, word in enumerate(sorted({w for g in self._wanted for w in g}))}
@@ -131,20 +131,11 @@ class CopySearch:
         self._keys = np.unique(np.array(keys, dtype=np.uint64))
         self.found: set[tuple[str, ...]] = set()
 
-    def read(
-        self,
-        stream: TokenStream,
-        tokenizer: Tokenizer,
-        *,
-        max_tokens: int | None = None,
-        progress: bool = False,
-    ) -> int:
-        """Search the first `max_tokens` tokens (None: all), and return how many there were."""
-        total = len(stream) if max_tokens is None else min(len(stream), max_tokens)
+    def read(self, stream: TokenStream, tokenizer: Tokenizer, max_tokens: int) -> int:
+        """Search the first `max_tokens` tokens at most, and return how many there were."""
+        total = min(len(stream), max_tokens)
         rest, before = b"", list[str]()
-        with tqdm(
-            total=total, unit="tok", unit_scale=True, disable=not progress, leave=False
-        ) as bar:
+        with tqdm(total=total, unit="tok", unit_scale=True, leave=False) as bar:
             for start in range(0, total, _BLOCK_TOKENS):
                 stop = min(start + _BLOCK_TOKENS, total)
                 text = rest + tokenizer.decode_bytes(stream.read(start, stop).tolist())

@@ -20,7 +20,7 @@ from gpt2.report.findings import discuss, embedding_share, train_loss
 from gpt2.report.result_files import Bench, Contest, Decoding, Size, Sizes
 from gpt2.report.samples import sample_facts
 from gpt2.report.sources import RunFacts, same_tokenizer
-from gpt2.report.text import duration, in_words, percent
+from gpt2.report.text import duration, in_words, mapped, percent
 
 Facts = dict[str, Any]
 _SPLITS = {"train": "training", "valid": "validation", "test": "test"}
@@ -53,6 +53,9 @@ def gather(
         author: named under the title.
     """
     run = runs[0]
+    shown, max_tokens = (run.prompt, run.samples), run.train.sample_tokens
+    if decoding is not None:
+        shown, max_tokens = (decoding.prompt, _examples(decoding)), decoding.max_tokens
     title = title or f"GPT-2 on {run.data_name}: {in_words(run.parameters)} parameters"
     facts = {
         "title": " ".join(title.split()),
@@ -64,25 +67,21 @@ def gather(
         "train": _train(run),
         "data": _data(run),
         "test": dataclasses.asdict(run.test) | _losses(run),
-        "samples": _own_samples(run) if decoding is None else _strategies_samples(decoding),
+        "samples": _samples(*shown) | {"max_tokens": max_tokens},
         "decoding": None if decoding is None else _decoding(decoding),
         "runs": _runs(runs) if len(runs) > 1 else None,
         "sizes": None if sizes is None else _sizes(sizes),
         "bench": None if bench is None else _bench(bench),
         "findings": [f._asdict() for f in discuss(run, decoding, sizes, bench)],
     }
-    return _formatted(facts)
+    return mapped(facts, _formatted)
 
 
-def _formatted(node: Any) -> Any:
-    """A copy in which numbers are strings, whole ones with thousands separators."""
-    if isinstance(node, Mapping):
-        return {key: _formatted(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return [_formatted(value) for value in node]
-    if isinstance(node, bool) or not isinstance(node, int | float):
-        return node
-    return f"{node:,}" if isinstance(node, int) else f"{node:g}"
+def _formatted(value: Any) -> Any:
+    """A number as a string, a whole one with thousands separators; any other value as it is."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
 
 
 def _losses(run: RunFacts) -> Facts:
@@ -174,14 +173,10 @@ def _samples(prompt: str, texts: Mapping[str, str]) -> Facts:
     return {"prompt": prompt, "items": items}
 
 
-def _own_samples(run: RunFacts) -> Facts:
-    return _samples(run.prompt, run.samples) | {"max_tokens": run.train.sample_tokens}
-
-
-def _strategies_samples(decoding: Decoding) -> Facts:
+def _examples(decoding: Decoding) -> dict[str, str]:
+    """The texts of those strategies that are shown."""
     found = [next((n for n in decoding.texts if n.startswith(s)), None) for s in _EXAMPLES]
-    texts = {name: decoding.texts[name] for name in found if name is not None}
-    return _samples(decoding.prompt, texts) | {"max_tokens": decoding.max_tokens}
+    return {name: decoding.texts[name] for name in found if name is not None}
 
 
 def _decoding(decoding: Decoding) -> Facts:

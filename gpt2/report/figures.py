@@ -8,7 +8,7 @@ from typing import Any
 
 from gpt2.compare_decoding.measures import HUMAN
 from gpt2.compare_decoding.plot import COLOURS, MARKERS, label_few, plot
-from gpt2.report.result_files import Decoding, Size, Sizes
+from gpt2.report.result_files import Decoding, Sizes
 from gpt2.report.sources import RunFacts, same_tokenizer
 
 Curve = list[tuple[float, float, float]]  # tokens, FLOPs, loss
@@ -46,17 +46,21 @@ def draw(
     """Draw all figures of a report: file name -> SVG."""
     figures = {"loss.svg": loss_figure(runs[0])}
     if len(runs) > 1 and same_tokenizer(runs):
-        figures["runs.svg"] = curves_figure({run.name: _run_curve(run) for run in runs})
+        figures["runs.svg"] = curves_figure(
+            {r.name: _curve(r.val_curve, r.tokens_per_step, r.flops / r.steps) for r in runs}
+        )
     if decoding is not None:
         figures["decoding.svg"] = decoding_figure(decoding)
     if sizes is not None:
-        figures["sizes.svg"] = curves_figure({s.name: _size_curve(s) for s in sizes.rows})
+        figures["sizes.svg"] = curves_figure(
+            {s.name: _curve(s.val_curve, 1, s.flops / s.tokens) for s in sizes.rows}
+        )
     return figures
 
 
 def loss_figure(run: RunFacts) -> bytes:
     """Training, validation and test loss, and the learning rate, over the tokens seen."""
-    with _figure(1, 2, height=2.5, width_ratios=[2.2, 1]) as ((left, right), done):
+    with _figure(2, 2.5, widths=[2.2, 1]) as ((left, right), done):
         unit, name = _unit(run.tokens)
         scale = run.tokens_per_step / unit
         left.plot(*_scaled(run.train_curve, scale), color=_BLUE, lw=1, label="training")
@@ -92,7 +96,7 @@ def curves_figure(curves: Mapping[str, Curve]) -> bytes:
     Args:
         curves: by name, (tokens, FLOPs, validation loss) of each evaluation.
     """
-    with _figure(1, 2, height=2.1) as ((left, right), done):
+    with _figure(2, 2.1) as ((left, right), done):
         unit, name = _unit(max(tokens for curve in curves.values() for tokens, _, _ in curve))
         looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))
         for (label, curve), (color, marker) in zip(curves.items(), looks, strict=False):
@@ -107,19 +111,14 @@ def curves_figure(curves: Mapping[str, Curve]) -> bytes:
     return done.getvalue()
 
 
-def _run_curve(run: RunFacts) -> Curve:
-    flops = run.flops / run.steps
-    return [(step * run.tokens_per_step, step * flops, loss) for step, loss in run.val_curve]
-
-
-def _size_curve(size: Size) -> Curve:
-    flops = size.flops / size.tokens
-    return [(tokens, tokens * flops, loss) for tokens, loss in size.val_curve]
+def _curve(points: Sequence[tuple[int, float]], tokens: int, flops: float) -> Curve:
+    """Points over steps as a curve over the tokens and FLOPs of that many."""
+    return [(step * tokens, step * flops, loss) for step, loss in points]
 
 
 def decoding_figure(decoding: Decoding) -> bytes:
     """Perplexity and distinct-2 of each strategy, and of the human text."""
-    with _figure(1, 1, height=2.3) as (axes, done):
+    with _figure(1, 2.3) as (axes, done):
         plot(axes, {HUMAN: decoding.human, **decoding.strategies})
     return done.getvalue()
 
@@ -137,21 +136,17 @@ def _unit(tokens: float) -> tuple[float, str]:
 
 
 @contextmanager
-def _figure(rows: int, columns: int, *, height: float, **grid: Any) -> Iterator[Any]:
-    """Yield axes, and a file that holds the SVG after the block."""
+def _figure(columns: int, height: float, widths: Sequence[float] | None = None) -> Iterator[Any]:
+    """Yield axes side by side, and a file that holds the SVG after the block."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    file = BytesIO()
+    file, size = BytesIO(), (_WIDTH, height)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(
-            rows,
-            columns,
-            figsize=(_WIDTH, height),
-            layout="constrained",
-            gridspec_kw=grid or None,
+            1, columns, figsize=size, layout="constrained", width_ratios=widths
         )
         try:
             yield axes, file

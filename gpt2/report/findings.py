@@ -28,13 +28,7 @@ _HEAVY = 0.5  # share of the parameters
 
 
 class Finding(NamedTuple):
-    """A sentence of the discussion.
-
-    Attributes:
-        kind: STRENGTH, WEAKNESS or IMPROVEMENT.
-        text: ends with a full stop, unless a source follows.
-        source: key in references.bib of the work that supports it.
-    """
+    """A sentence of the discussion, of a kind, with the key in references.bib of its source."""
 
     kind: str
     text: str
@@ -70,11 +64,8 @@ def train_loss(run: RunFacts) -> float:
 
 def embedding_share(run: RunFacts) -> float:
     """Share of the parameters in the token embedding, and in the head where it has its own."""
-    return _embedding_parameters(run) / run.parameters
-
-
-def _embedding_parameters(run: RunFacts) -> int:
-    return run.model.vocab_size * run.model.n_embd * (1 if run.model.tie else 2)
+    matrices = 1 if run.model.tie else 2
+    return matrices * run.model.vocab_size * run.model.n_embd / run.parameters
 
 
 def _compression(run: RunFacts) -> Findings:
@@ -147,7 +138,7 @@ def _balance(run: RunFacts) -> Findings:
             STRENGTH,
             f"The model has seen {ratio:.1f} tokens per parameter, not fewer than the "
             f"{_TOKENS_PER_PARAMETER} or so that are compute-optimal",
-            source="hoffmann2022",
+            "hoffmann2022",
         )
         return
     missing = _TOKENS_PER_PARAMETER * run.parameters - run.tokens
@@ -155,7 +146,7 @@ def _balance(run: RunFacts) -> Findings:
         WEAKNESS,
         f"The model has seen {ratio:.2f} tokens per parameter and is undertrained for its size: "
         f"about {_TOKENS_PER_PARAMETER} are compute-optimal",
-        source="hoffmann2022",
+        "hoffmann2022",
     )
     yield Finding(
         IMPROVEMENT,
@@ -229,11 +220,10 @@ def _reach(run: RunFacts) -> Findings:
 def _embedding(run: RunFacts) -> Findings:
     share, vocab = embedding_share(run), run.model.vocab_size
     if share > _HEAVY:
-        rest = run.parameters - _embedding_parameters(run)
         yield Finding(
             WEAKNESS,
             f"{share:.0%} of the parameters are the embedding and the head of {vocab:,} tokens; "
-            f"only {in_words(rest)} are in the layers.",
+            f"only {in_words(run.parameters * (1 - share))} are in the layers.",
         )
         yield Finding(
             IMPROVEMENT,
@@ -248,17 +238,17 @@ def _repetition(run: RunFacts) -> Findings:
     if not repeated:
         return
     worst, best = max(repeated, key=repeated.__getitem__), min(repeated, key=repeated.__getitem__)
-    for name, kind, verb, holds in (
-        (worst, WEAKNESS, "loops", repeated[worst] > _LOOPING),
-        (best, STRENGTH, "does not loop", repeated[best] < _FLUENT),
-    ):
-        if holds:
-            yield Finding(
-                kind,
-                f"{name[:1].upper() + name[1:]} decoding {verb}: {repeated[name]:.0%} of the "
-                f"phrases of 4 words in its sample of {len(samples[name])} words have occurred "
-                "before in it.",
-            )
+    found = []
+    if repeated[worst] > _LOOPING:
+        found.append((worst, WEAKNESS, "loops"))
+    if repeated[best] < _FLUENT:
+        found.append((best, STRENGTH, "does not loop"))
+    for name, kind, verb in found:
+        yield Finding(
+            kind,
+            f"{name[:1].upper() + name[1:]} decoding {verb}: {repeated[name]:.0%} of the phrases "
+            f"of 4 words in its sample of {len(samples[name])} words have occurred before in it.",
+        )
 
 
 def _strategies(decoding: Decoding) -> Findings:
@@ -294,18 +284,17 @@ def _scaling(sizes: Sizes) -> Findings:
     largest = max(sizes.rows, key=lambda size: size.parameters)
     count, parameters = len(sizes.rows), in_words(best.parameters)
     if best is largest:
-        yield Finding(
-            IMPROVEMENT,
+        advice = (
             f"A larger model: of the {count} sizes compared the largest, {best.name} with "
-            f"{parameters} parameters, has the lowest test loss, {best.test_loss:.3f}.",
+            f"{parameters} parameters, has the lowest test loss, {best.test_loss:.3f}."
         )
     else:
-        yield Finding(
-            IMPROVEMENT,
+        advice = (
             f"For {in_words(sizes.tokens)} tokens a model of the size {best.name}, {parameters} "
             f"parameters: of the {count} sizes compared it has the lowest test loss, "
-            f"{best.test_loss:.3f}.",
+            f"{best.test_loss:.3f}."
         )
+    yield Finding(IMPROVEMENT, advice)
 
 
 def _speed(bench: Bench) -> Findings:

@@ -12,9 +12,11 @@ import re
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from gpt2.report.text import mapped
 
 MAX_PAGES = 5
 _FILES = [Path(__file__).with_name(name) for name in ("report.typ", "references.bib")]
@@ -132,27 +134,20 @@ def _texts(node: Any) -> Iterator[str]:
             yield from _texts(value)
 
 
-def _mapped(node: Any, change: Callable[[str], str]) -> Any:
-    """Copy JSON with every string but the keys changed."""
-    if isinstance(node, dict):
-        return {key: _mapped(value, change) for key, value in node.items()}
-    if isinstance(node, list):
-        return [_mapped(value, change) for value in node]
-    return change(node) if isinstance(node, str) else node
-
-
 def _printable(facts: dict[str, Any], missing: set[str]) -> Any:
     """Copy the facts with missing characters as code points, and breakable long words."""
 
     def visible(text: str) -> str:
         return "".join(f"{_ESCAPE}U+{ord(c):04X}{_ESCAPE}" if c in missing else c for c in text)
 
-    def printable(text: str) -> str:
-        words = _LONG_WORD.split(text.replace("\r\n", "\n").replace("\t", "    "))
+    def printable(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        words = _LONG_WORD.split(value.replace("\r\n", "\n").replace("\t", "    "))
         for place, word in enumerate(words):
             # Zero-width spaces let a line end in one of the long words, which are at odd places.
             parts = [word[i : i + 8] for i in range(0, len(word), 8)] if place % 2 else [word]
             words[place] = "\u200b".join(map(visible, parts))
         return "".join(words)
 
-    return _mapped(facts, printable)
+    return mapped(facts, printable)

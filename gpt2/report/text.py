@@ -1,6 +1,8 @@
-"""Numbers in words, for sentences and tables."""
+"""Numbers in words, for sentences and tables, and a change of all values in JSON."""
 
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 
 def duration(seconds: float) -> str:
@@ -29,3 +31,12 @@ def percent(value: float) -> str:
 def _three_digits(value: float) -> str:
     digits = 2 if value < 10 else 1 if value < 100 else 0
     return f"{value:,.{digits}f}"
+
+
+def mapped(node: Any, change: Callable[[Any], Any]) -> Any:
+    """Copy nested mappings and lists with every value in them changed."""
+    if isinstance(node, Mapping):
+        return {key: mapped(value, change) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return [mapped(value, change) for value in node]
+    return change(node)

@@ -119,32 +119,30 @@ def test_a_text_that_ended_says_so(workplace, tokenizer, monkeypatch):
     assert made == [[5, eot], [eot], [6, 7]]
 
 
-def _row(texts, nll, tokens, ids=None) -> Continuations:
-    words = [text.split() for text in texts]
+def _row(texts, nll, ids) -> Continuations:
     n = len(texts)
-    return Continuations(ids or [[1]] * n, texts, words, np.array(nll), np.array(tokens))
+    return Continuations([ids] * n, texts, [text.split() for text in texts], np.array([nll] * n))
 
 
 def test_measures_of_a_row():
-    rows = {
-        HUMAN: _row(["a b c d", "e f g h"], [2.0, 4.0], [3, 3], ids=[[1, 2], [1, 0]]),
-        "loop": _row(["x y x y x y", "x y x y x y"], [1.0, 1.0], [4, 4]),
-    }
-    copies = CopySearch([text for row in rows.values() for text in row.words], 2)
+    human, loop = (
+        _row(["a b c d", "e f g h"], 3.0, [1, 2, 0]),
+        _row(["x y x y x y"] * 2, 1.0, [1] * 4),
+    )
+    human.ids[0] = [1, 2, 3]
+    rows = {HUMAN: human, "loop": loop}
+    copies = CopySearch([*human.words, *loop.words], 2)
     copies.found = {("a", "b"), ("x", "y")}
     measures = measure(rows, eot_id=0, copies=copies)
     human, loop = measures[HUMAN], measures["loop"]
-    assert human.perplexity == pytest.approx(math.exp(1))
-    assert loop.perplexity == pytest.approx(math.exp(0.25))
+    assert (human.perplexity, loop.perplexity) == pytest.approx((math.exp(1), math.exp(0.25)))
     assert (human.distinct_1, human.distinct_2, human.distinct_3) == (1, 1, 1)
-    assert loop.distinct_1 == 2 / 8  # of the first 8 words, as many as the human row has
-    assert loop.distinct_2 == 2 / 6
-    assert loop.repetition_4 == pytest.approx(1 / 3)
-    assert loop.self_bleu_4 == pytest.approx(1)
+    # Of the first 8 words, 6 pairs and 4 runs of 3: as many as the human row has.
+    assert (loop.distinct_1, loop.distinct_2, loop.distinct_3) == (2 / 8, 2 / 6, 2 / 4)
+    assert (loop.repetition_4, loop.self_bleu_4) == pytest.approx((1 / 3, 1))
     assert (human.mean_words, loop.mean_words) == (4, 6)
     assert (human.ended, loop.ended) == (0.5, 0)
-    assert human.copied_8 == 1 / 6
-    assert loop.copied_8 == 6 / 10
+    assert (human.copied_8, loop.copied_8) == (1 / 6, 6 / 10)
     assert math.isnan(measure(rows, eot_id=0, copies=None)[HUMAN].copied_8)
 
 
@@ -152,10 +150,10 @@ def test_findings_name_the_rows_that_the_figures_name():
     varied = [" ".join(f"w{i}{j}" for j in range(10)) for i in range(6)]
     some = [" ".join(f"w{j // 2}" for j in range(10)) for _ in range(6)]
     rows = {
-        HUMAN: _row(varied, [30.0] * 6, [10] * 6),
-        "dull": _row(["a a a a a a a a a a"] * 6, [5.0] * 6, [10] * 6),
-        "close": _row(varied, [28.0] * 6, [10] * 6),
-        "between": _row(some, [15.0] * 6, [10] * 6),
+        HUMAN: _row(varied, 30.0, [1] * 10),
+        "dull": _row(["a a a a a a a a a a"] * 6, 5.0, [1] * 10),
+        "close": _row(varied, 28.0, [1] * 10),
+        "between": _row(some, 15.0, [1] * 10),
     }
     findings = analyse(rows, measure(rows, eot_id=0, copies=None))
     fluency, diversity, repetition, trade_off = findings
@@ -169,7 +167,7 @@ def test_findings_name_the_rows_that_the_figures_name():
 
 
 def test_a_question_whose_measure_is_nan_is_left_out():
-    rows = {HUMAN: _row(["a b c d e"], [3.0], [2]), "mute": _row([""], [1.0], [2])}
+    rows = {HUMAN: _row(["a b c d e"], 3.0, [1, 1]), "mute": _row([""], 1.0, [1, 1])}
     findings = analyse(rows, measure(rows, eot_id=0, copies=None))
     assert [finding.partition(":")[0] for finding in findings] == ["Fluency"]
 
@@ -180,7 +178,7 @@ def test_perplexity_is_that_of_the_continuation_given_its_prompt(workplace, toke
     row = assess(model, tokenizer, [Prompt(ids[:12], [])], [ids[12:]], batch_size=4)
     log_p = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(dim=1)
     expected = -sum(log_p[i - 1, ids[i]].item() for i in range(12, 20))
-    assert row.perplexity() == pytest.approx(math.exp(expected / 8), rel=1e-4)
+    assert row.perplexity([0]) == pytest.approx(math.exp(expected / 8), rel=1e-4)
     assert row.texts == [tokenizer.decode(ids[12:])]
 
 
