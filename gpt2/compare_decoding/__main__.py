@@ -32,7 +32,6 @@ from gpt2.data.shards import TokenStream
 from gpt2.evaluate.scoring import Request, score
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
-from gpt2.model import GPT
 from gpt2.runs.run import Run
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights.open_model import open_model
@@ -100,8 +99,7 @@ def choose_prompts(
 
 
 def continue_prompts(
-    model: GPT,
-    tokenizer: Tokenizer,
+    run: Run,
     prompts: Sequence[Prompt],
     sampling: Sampling,
     *,
@@ -114,40 +112,34 @@ def continue_prompts(
 
     Each prompt has its own generator, so that its text does not depend on `batch_size`.
     """
-    device = next(model.parameters()).device
+    device, end = next(run.model.parameters()).device, run.tokenizer.eot_id
     made: list[list[int]] = []
     for start in range(0, len(prompts), batch_size):
         batch = prompts[start : start + batch_size]
+        seeds = range(seed + start, seed + start + len(batch))
         own = continuations(
-            model,
+            run.model,
             [prompt.ids for prompt in batch],
             max_tokens,
             sampling=sampling,
-            generator=[
-                torch.Generator(device).manual_seed(seed + start + i) for i in range(len(batch))
-            ],
-            stop_id=tokenizer.eot_id,
+            generator=[torch.Generator(device).manual_seed(i) for i in seeds],
+            stop_id=end,
         )
-        made += [ids if len(ids) == max_tokens else [*ids, tokenizer.eot_id] for ids in own]
+        made += [ids if len(ids) == max_tokens else [*ids, end] for ids in own]
         bar.update(len(batch))
     return made
 
 
 def assess(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: Sequence[Prompt],
-    ids: list[list[int]],
-    *,
-    batch_size: int,
+    run: Run, prompts: Sequence[Prompt], ids: list[list[int]], *, batch_size: int
 ) -> Continuations:
     """Decode a continuation of each prompt and score it: its words, and its -log p."""
     requests = [
         Request(prompt.ids + own, first=len(prompt.ids))
         for prompt, own in zip(prompts, ids, strict=True)
     ]
-    scores = score(model, requests, batch_size=batch_size)
-    texts = [_decode(tokenizer, own) for own in ids]
+    scores = score(run.model, requests, batch_size=batch_size)
+    texts = [_decode(run.tokenizer, own) for own in ids]
     return Continuations(
         ids=ids,
         texts=texts,
@@ -261,25 +253,14 @@ def _continue_by_all(
     run: Run, prompts: Sequence[Prompt], max_tokens: int, arguments: Arguments
 ) -> dict[str, Continuations]:
     """A row for the human text, then one for each strategy."""
+    size, seed = arguments.batch_size, arguments.seed
     ids = {HUMAN: [prompt.human for prompt in prompts]}
-    total = len(STRATEGIES) * len(prompts)
-    with tqdm(total=total, unit="text", leave=False) as bar:
+    with tqdm(total=len(STRATEGIES) * len(prompts), unit="text", leave=False) as bar:
         for name, sampling in STRATEGIES.items():
             bar.set_description(name)
-            ids[name] = continue_prompts(
-                run.model,
-                run.tokenizer,
-                prompts,
-                sampling,
-                max_tokens=max_tokens,
-                batch_size=arguments.batch_size,
-                seed=arguments.seed,
-                bar=bar,
-            )
-    return {
-        name: assess(run.model, run.tokenizer, prompts, own, batch_size=arguments.batch_size)
-        for name, own in ids.items()
-    }
+            settings = {"max_tokens": max_tokens, "batch_size": size, "seed": seed}
+            ids[name] = continue_prompts(run, prompts, sampling, **settings, bar=bar)
+    return {name: assess(run, prompts, own, batch_size=size) for name, own in ids.items()}
 
 
 def _decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

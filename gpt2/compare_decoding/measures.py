@@ -81,9 +81,9 @@ def ngram_budget(rows: Iterable[Sequence[Words]], n: int) -> int:
 def analyse(rows: Mapping[str, Continuations], measures: Mapping[str, Measures]) -> list[str]:
     """State what the figures say, a sentence or two for each question.
 
-    "Nearest" is by ratio for perplexities and by difference for shares. How sure it is can be seen
-    from random halves of the prompts, in each of which it is decided anew. A question whose measure
-    is nan in the human text, or in all strategies, is left out.
+    "Nearest" is by ratio for perplexities and by difference for shares, and is decided anew in
+    random halves of the prompts. Questions whose measure is nan in the human text, or in all
+    strategies, are left out.
     """
     human = measures[HUMAN]
     others = {name: m for name, m in measures.items() if name != HUMAN}
@@ -139,17 +139,7 @@ def _nearest(
     form: str,
     measured: Callable[[Mapping[str, Continuations], Sequence[int]], dict[str, float]],
 ) -> tuple[str, str]:
-    """Find the strategy whose measure is nearest to the human one.
-
-    Args:
-        rows: the human row and those of all strategies.
-        others: the measures of the strategies.
-        field, form: the measure, and the format of its values.
-        measured: what is compared: a value for each row, over the chosen prompts.
-
-    Returns:
-        The strategy; and a sentence about it and the extremes, with {least} and {most} to fill in.
-    """
+    """The strategy nearest to the human text in a measure, and a sentence with {least}, {most}."""
 
     def decide(chosen: Sequence[int]) -> str:
         values = measured(rows, chosen)

@@ -46,16 +46,13 @@ _EXAMPLES = 3
 
 def table(measures: Mapping[str, Measures]) -> str:
     """Format the measures as a table for a terminal."""
-    rows = [["", *_HEADERS]]
-    rows += [[name, *cells(m)] for name, m in measures.items()]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    )
+    rows = [["", *_HEADERS], *([name, *cells(m)] for name, m in measures.items())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for name, *figures in rows:
+        right = [cell.rjust(width) for cell, width in zip(figures, widths[1:], strict=True)]
+        lines.append("  ".join([name.ljust(widths[0]), *right]))
+    return "\n".join(lines)
 
 
 def write_report(
@@ -69,13 +66,8 @@ def write_report(
 ) -> None:
     """Write decoding.json, decoding.md, decoding.png and decoding.svg to the folder `out`.
 
-    Args:
-        out: made when absent.
-        about: the settings of the comparison as plain values.
-        strategies: by name.
-        prompts: texts.
-        rows, measures: of the human continuations, and of those of each strategy.
-        findings: sentences.
+    `about` holds the settings of the comparison as plain values, `rows` and `measures` the human
+    continuations and those of each strategy.
     """
     out.mkdir(parents=True, exist_ok=True)
     described = [

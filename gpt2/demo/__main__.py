@@ -59,11 +59,7 @@ class Answers:
 
 
 def build_page(run: Run, prompt: str = "") -> "Blocks":
-    """Build the page of a model, ready to be launched.
-
-    Args:
-        run: the model.
-        prompt: the text in the prompt box at first.
+    """Build the page of a model, ready to be launched, with `prompt` in its box at first.
 
     Raises:
         ValueError: gradio is not installed.

@@ -26,8 +26,6 @@ class Chance:
 
 @dataclass(frozen=True)
 class _Test:
-    """The entries of a result.json's "test" that are shown."""
-
     perplexity: float
     bits_per_byte: float
 
@@ -105,11 +103,7 @@ def next_tokens(
 ) -> list[Chance]:
     """The `count` most probable next tokens, the most probable first.
 
-    Args:
-        run: the model.
-        prompt: empty for the beginning of a new document.
-        samplings: by name, with temperatures above 0.
-        count: how many; a smaller vocabulary has fewer.
+    An empty prompt is the beginning of a new document; temperatures must be above 0.
 
     Raises:
         ValueError: the model cannot continue this prompt.

@@ -51,14 +51,8 @@ def main(arguments: Arguments) -> None:
     decoding = read_decoding(Path(path)) if path else None
     sizes = read_sizes(Path(arguments.sizes)) if arguments.sizes else None
     bench = read_bench(Path(arguments.bench)) if arguments.bench else None
-    facts = gather(
-        runs,
-        decoding=decoding,
-        sizes=sizes,
-        bench=bench,
-        title=arguments.title,
-        author=arguments.author,
-    )
+    title, author = arguments.title, arguments.author
+    facts = gather(runs, decoding, sizes, bench, title=title, author=author)
     pdf, pages = typeset(facts, draw(runs, decoding, sizes))
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

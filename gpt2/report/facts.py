@@ -35,22 +35,17 @@ _INCIDENTAL = {
 
 def gather(
     runs: Sequence[RunFacts],
-    *,
     decoding: Decoding | None = None,
     sizes: Sizes | None = None,
     bench: Bench | None = None,
+    *,
     title: str | None = None,
     author: str | None = None,
 ) -> Facts:
-    """Collect what a report says.
+    """Collect what a report says of the first run, of the others beside it, and of other results.
 
-    Args:
-        runs: the run that is described, then those that it is compared with.
-        decoding: decoding strategies compared; None describes the run's own samples.
-        sizes: model sizes compared.
-        bench: a benchmark's results.
-        title: None is made of the run's size and data.
-        author: named under the title.
+    Without a comparison of decoding strategies it shows the run's own samples. A title that is None
+    is made of the run's size and data.
     """
     run = runs[0]
     shown, max_tokens = (run.prompt, run.samples), run.train.sample_tokens

@@ -91,11 +91,7 @@ def _frame_top(run: RunFacts) -> float | None:
 
 
 def curves_figure(curves: Mapping[str, Curve]) -> bytes:
-    """Validation losses over tokens and over FLOPs.
-
-    Args:
-        curves: by name, (tokens, FLOPs, validation loss) of each evaluation.
-    """
+    """Validation losses over tokens and over FLOPs, a curve for each name."""
     with _figure(2, 2.1) as ((left, right), done):
         unit, name = _unit(max(tokens for curve in curves.values() for tokens, _, _ in curve))
         looks = zip(itertools.cycle(COLOURS), itertools.cycle(MARKERS))

@@ -32,14 +32,7 @@ _LAYOUTS = [(10, 2.4, 4000), (9.5, 2.2, 4000)] + [
 
 
 def typeset(facts: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes, int]:
-    """Typeset a report.
-
-    Args:
-        facts: see facts.py.
-        figures: file name -> SVG.
-
-    Returns:
-        The PDF, and its number of pages.
+    """Typeset facts (see facts.py) with figures (SVG by file name): the PDF, and its pages.
 
     Raises:
         ValueError: Typst is not installed, or there is too much for five pages even when the

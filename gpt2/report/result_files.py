@@ -163,11 +163,7 @@ class Bench:
 
 
 def read_decoding(path: Path) -> Decoding:
-    """Read the decoding.json of `python -m gpt2.compare_decoding`.
-
-    Raises:
-        ValueError: no such file, or an entry is missing in it.
-    """
+    """Read the decoding.json of `python -m gpt2.compare_decoding`; ValueError if it is none."""
     content = read_json_object(path)
     try:
         rows = {
@@ -195,20 +191,12 @@ def read_decoding(path: Path) -> Decoding:
 
 
 def read_sizes(path: Path) -> Sizes:
-    """Read the sizes.json of `python -m gpt2.compare_sizes`.
-
-    Raises:
-        ValueError: no such file, or something is missing in it.
-    """
+    """Read the sizes.json of `python -m gpt2.compare_sizes`; ValueError if it is none."""
     return _read(Sizes, path, "a comparison of sizes")
 
 
 def read_bench(path: Path) -> Bench:
-    """Read bench/results/<device>/<date>-<commit>.json.
-
-    Raises:
-        ValueError: no such file, or not one of a benchmark.
-    """
+    """Read bench/results/<device>/<date>-<commit>.json; ValueError if it is none."""
     return _read(Bench, path, "the results of a benchmark")
 
 

@@ -40,13 +40,7 @@ class Split:
 
 @dataclass(frozen=True)
 class Data:
-    """The text of a run.
-
-    Attributes:
-        name: of the data set.
-        held_out: how the splits were made, in words.
-        splits: their sizes, by name.
-    """
+    """The text of a run: its name, how its splits were held out, in words, and their sizes."""
 
     name: str
     held_out: str
@@ -59,10 +53,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Scored:
-    """The scores of the test split and their protocol, see gpt2/evaluate/perplexity.py.
-
-    `loss` is in nats per token; `context` and `stride` are in tokens.
-    """
+    """The test split's loss in nats per token, and its protocol (gpt2/evaluate/perplexity.py)."""
 
     loss: float
     perplexity: float

@@ -3,11 +3,11 @@
 import json
 import math
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from tqdm import tqdm
 
 from gpt2.compare_decoding.__main__ import (
     STRATEGIES,
@@ -21,6 +21,7 @@ from gpt2.compare_decoding.__main__ import (
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure
 from gpt2.compare_decoding.text_metrics import CopySearch
 from gpt2.generate.sampling import Sampling
+from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.data.streams import ArrayStream
 from tests.gpt2.stand_ins import write_run
@@ -42,12 +43,12 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory, tokenizer):
-    """A folder with a text and a run of an untrained model."""
+    """A folder with a text and a run, and that run's untrained model."""
     folder = tmp_path_factory.mktemp("work")
     data = folder / "stories.txt"
     data.write_text("<|endoftext|>\n".join(_story(i) for i in range(90)), encoding="utf-8")
-    model = write_run(folder / "run", data, tokenizer, block_size=32)
-    return folder, model
+    write_run(folder / "run", data, tokenizer, block_size=32)
+    return folder, load_run(folder / "run", device="cpu")
 
 
 def _stream(tokenizer, documents) -> ArrayStream:
@@ -94,19 +95,17 @@ def test_one_long_document_gives_beginnings_of_lines(tokenizer):
         choose_prompts(stream, tokenizer, count=900, **size)
 
 
-def _continue(model, tokenizer, prompts, **options):
+def _continue(run, prompts, **options):
     settings = {"sampling": Sampling(top_k=50), "max_tokens": 20, "batch_size": 100, "seed": 1}
-    return continue_prompts(
-        model, tokenizer, prompts, **settings | options, bar=SimpleNamespace(update=lambda n: None)
-    )
+    return continue_prompts(run, prompts, **settings | options, bar=tqdm(disable=True))
 
 
 def test_a_continuation_does_not_depend_on_the_batch(workplace, tokenizer):
-    _, model = workplace
+    _, run = workplace
     prompts = [Prompt(tokenizer.encode(_story(i))[: 4 + i], []) for i in range(7)]
-    together = _continue(model, tokenizer, prompts)
-    assert together == _continue(model, tokenizer, prompts, batch_size=3)
-    assert together != _continue(model, tokenizer, prompts, batch_size=3, seed=2)
+    together = _continue(run, prompts)
+    assert together == _continue(run, prompts, batch_size=3)
+    assert together != _continue(run, prompts, batch_size=3, seed=2)
     for ids in together:
         assert len(ids) == 20 or ids.index(tokenizer.eot_id) == len(ids) - 1
 
@@ -115,7 +114,7 @@ def test_a_text_that_ended_says_so(workplace, tokenizer, monkeypatch):
     eot = tokenizer.eot_id
     made = [[5], [], [6, 7]]
     monkeypatch.setattr("gpt2.compare_decoding.__main__.continuations", lambda *a, **k: made)
-    made = _continue(workplace[1], tokenizer, [Prompt([1], [])] * 3, max_tokens=2)
+    made = _continue(workplace[1], [Prompt([1], [])] * 3, max_tokens=2)
     assert made == [[5, eot], [eot], [6, 7]]
 
 
@@ -173,10 +172,10 @@ def test_a_question_whose_measure_is_nan_is_left_out():
 
 
 def test_perplexity_is_that_of_the_continuation_given_its_prompt(workplace, tokenizer):
-    _, model = workplace
+    _, run = workplace
     ids = tokenizer.encode(_story(3))[:20]
-    row = assess(model, tokenizer, [Prompt(ids[:12], [])], [ids[12:]], batch_size=4)
-    log_p = model(torch.tensor([ids[:-1]]))[0][0].log_softmax(dim=1)
+    row = assess(run, [Prompt(ids[:12], [])], [ids[12:]], batch_size=4)
+    log_p = run.model(torch.tensor([ids[:-1]]))[0][0].log_softmax(dim=1)
     expected = -sum(log_p[i - 1, ids[i]].item() for i in range(12, 20))
     assert row.perplexity([0]) == pytest.approx(math.exp(expected / 8), rel=1e-4)
     assert row.texts == [tokenizer.decode(ids[12:])]
@@ -184,15 +183,9 @@ def test_perplexity_is_that_of_the_continuation_given_its_prompt(workplace, toke
 
 def test_the_command_writes_table_figures_texts_and_plot(workplace, capsys, tmp_path):
     folder, _ = workplace
-    arguments = Arguments(
-        str(folder / "run"),
-        prompts=4,
-        prompt_tokens=10,
-        max_tokens=12,
-        out=str(tmp_path / "out"),
-        cache_dir=str(folder / "data"),
-        device="cpu",
-    )
+    settings = {"prompts": 4, "prompt_tokens": 10, "max_tokens": 12, "device": "cpu"}
+    paths = {"out": str(tmp_path / "out"), "cache_dir": str(folder / "data")}
+    arguments = Arguments(str(folder / "run"), **settings, **paths)
     main(arguments)
     first = (tmp_path / "out/decoding.json").read_bytes()
     output = capsys.readouterr().out

@@ -10,11 +10,16 @@ import torch
 
 from gpt2.evaluate.perplexity import evaluate
 from gpt2.generate.decoding import generate
+from gpt2.runs.run import Run
 from gpt2.weights.open_model import SHIPPED, open_model
 
 
-def test_demo_is_a_run_for_every_tool():
-    run = open_model("demo", device="cpu")
+@pytest.fixture(scope="module")
+def run() -> Run:
+    return open_model("demo", device="cpu")
+
+
+def test_demo_is_a_run_for_every_tool(run):
     assert run.folder == SHIPPED
     assert run.step == 6000
     assert not run.model.training
@@ -28,8 +33,7 @@ def test_it_fits_the_repository():
     assert run["train"]["data"] == "books", "no path of the machine that it was trained on"
 
 
-def test_it_writes_english_sentences():
-    run = open_model("demo", device="cpu")
+def test_it_writes_english_sentences(run):
     prompt = torch.tensor([run.tokenizer.encode("Once upon a time")])
     generator = torch.Generator().manual_seed(3)
     ids = generate(run.model, prompt, 120, temperature=0.8, generator=generator)[0].tolist()
@@ -39,7 +43,7 @@ def test_it_writes_english_sentences():
     assert len(set(words)) / len(words) > 0.35
 
 
-def test_its_figure_on_books_it_has_not_seen(real_data, tmp_path):
+def test_its_figure_on_books_it_has_not_seen(run, real_data, tmp_path):
     """The beginning of the valid split, which was no part of the training: near its known loss."""
     from gpt2.data.prepare import prepare
 
@@ -47,7 +51,6 @@ def test_its_figure_on_books_it_has_not_seen(real_data, tmp_path):
         pytest.skip("real data: no books/ in GPT2_TEST_DATA")
     with gzip.open(real_data / "books/books-valid.txt.gz", "rt", encoding="utf-8") as file:
         (tmp_path / "valid.txt").write_text(file.read(200_000), encoding="utf-8")
-    run = open_model("demo", device="cpu")
     prepared = prepare(
         str(tmp_path / "valid.txt"), tokenizer=str(SHIPPED / "tokenizer.json"), cache_dir=tmp_path
     )
