@@ -81,32 +81,19 @@ def self_bleu(texts: Sequence[Words], max_n: int = 4) -> float:
     log_precision = np.zeros(len(texts))
     for n in range(1, max_n + 1):
         counts = [Counter(ngrams(text, n)) for text in texts]
-        top = _two_largest(counts)
+        top: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # two largest counts, and whose
         for i, own in enumerate(counts):
-            # The largest count among the others: the second largest where the largest is our own.
-            matches = sum(
-                min(count, top[gram][1] if top[gram][2] == i else top[gram][0])
-                for gram, count in own.items()
-            )
+            for gram, count in own.items():
+                top[gram] = sorted([*top.get(gram, []), (count, i)])[-2:]
+        for i, own in enumerate(counts):
+            matches = 0
+            for gram, count in own.items():
+                others = [largest for largest, j in top[gram] if j != i]
+                matches += min(count, max(others, default=0))
             log_precision[i] += math.log(max(matches, 0.1) / own.total()) / max_n
     lengths = [len(text) for text in texts]
     penalties = [_brevity(lengths, i) for i in range(len(texts))]
     return float(np.mean(np.exp(log_precision + penalties)))
-
-
-def _two_largest(
-    counts: Sequence[Counter[tuple[str, ...]]],
-) -> dict[tuple[str, ...], tuple[int, int, int]]:
-    """For each n-gram: its two largest counts in a text, and the text that has the first."""
-    top: dict[tuple[str, ...], tuple[int, int, int]] = {}
-    for i, own in enumerate(counts):
-        for gram, count in own.items():
-            first, second, owner = top.get(gram, (0, 0, -1))
-            if count > first:
-                top[gram] = (count, first, i)
-            elif count > second:
-                top[gram] = (first, count, owner)
-    return top
 
 
 def _brevity(lengths: Sequence[int], i: int) -> float:

@@ -129,23 +129,23 @@ def test_text_is_never_markup_and_tokens_are_shown_to_the_last_space():
 
 
 def test_mistakes_are_one_sentence(run, monkeypatch):
-    pytest.importorskip("gradio")
-    settings: dict[str, Any] = {"run": str(run.folder), "port": _free_port()}
+    def refuse(message: str, **changes: Any) -> None:
+        settings: dict[str, Any] = {"run": str(run.folder), "port": _free_port()} | changes
+        with pytest.raises(ValueError, match=message):
+            main(Arguments(**settings))
+
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
-        taken = other.getsockname()[1]
-        for changes, message in (
-            ({"run": "nowhere"}, "nowhere does not exist: give a folder of a run"),
-            ({"port": 0}, "--port must be 1 to 65535, got 0"),
-            ({"port": taken}, f"port {taken} .* choose another --port"),
-            ({"checkpoint": "7"}, "no checkpoint '7'"),
-        ):
-            with pytest.raises(ValueError, match=message):
-                main(Arguments(**settings | changes))
-    monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(ValueError, match=r"pip install -e '\.\[demo\]'"):
-        main(Arguments(**settings))
+        port = other.getsockname()[1]
+        refuse(f"port {port} .* choose another --port", port=port)
+    refuse("--port must be 1 to 65535, got 0", port=0)
+    with monkeypatch.context() as absent:
+        absent.setitem(sys.modules, "gradio", None)
+        refuse(r"pip install -e '\.\[demo\]'")
+    pytest.importorskip("gradio")
+    refuse("nowhere does not exist: give a folder of a run", run="nowhere")
+    refuse("no checkpoint '7'", checkpoint="7")
 
 
 def _free_port() -> int:
