@@ -4,6 +4,11 @@ import os
 from pathlib import Path
 
 import pytest
+
+# Threads that wait for work sleep: spinning, they take the cores from other processes. OpenMP reads
+# it when torch is imported, here and in child processes.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
 import torch
 
 if not torch.cuda.is_available():  # must precede the first import of triton
