@@ -23,7 +23,7 @@ def run_tool(
         main: the command.
         arguments: dataclass of its options.
         description: heads its help; None takes the docstring of `arguments`.
-        failures: errors that end it with one sentence, besides ValueError and OSError.
+        failures: see `failing_plainly`.
     """
     with failing_plainly(*failures):
         main(tyro.cli(arguments, prog=_name(), description=description))

@@ -10,21 +10,13 @@ from gpt2.common.distributed import world
 
 
 class Device(NamedTuple):
-    """A GPU by its data sheet.
+    """A GPU by its data sheet."""
 
-    Attributes:
-        tflops_16: dense 16-bit matrix products accumulated in float32, TFLOP/s.
-        tflops_32: float32 matrix products without TF32, TFLOP/s.
-        bandwidth: of the memory, GB/s.
-        memory: GiB; sheets say GB, and devices have about as many GiB.
-        bf16: the 16-bit arithmetic includes bf16.
-    """
-
-    tflops_16: float
-    tflops_32: float
-    bandwidth: float
-    memory: int
-    bf16: bool = True
+    tflops_16: float  # dense 16-bit matrix products accumulated in float32, TFLOP/s
+    tflops_32: float  # float32 matrix products without TF32, TFLOP/s
+    bandwidth: float  # of the memory, GB/s
+    memory: int  # GiB; sheets say GB, and devices have about as many GiB
+    bf16: bool = True  # the 16-bit arithmetic includes bf16
 
 
 # NVIDIA's data sheets, SXM modules unless said; for the RTX cards the whitepapers of GA102 and Ada;
@@ -98,15 +90,13 @@ def choose_device(asked: str) -> tuple[torch.device, str | None]:
         ) from None
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            built = torch.version.cuda or torch.version.hip
-            reason = (
-                "no GPU or driver was found" if built else "this PyTorch is built for CPUs only"
-            )
+            reason = "this PyTorch is built for CPUs only"
+            if torch.version.cuda or torch.version.hip:
+                reason = "no GPU or driver was found"
             raise ValueError(f"--device {asked}: PyTorch cannot use CUDA here ({reason})")
-        if device.index is not None and device.index >= torch.cuda.device_count():
-            raise ValueError(
-                f"--device {asked}: there are {torch.cuda.device_count()} GPUs, counted from 0"
-            )
+        count = torch.cuda.device_count()
+        if device.index is not None and device.index >= count:
+            raise ValueError(f"--device {asked}: there are {count} GPUs, counted from 0")
     elif device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"--device {asked}: PyTorch finds no Apple GPU here")
     elif device.type not in ("cpu", "cuda", "mps"):

@@ -13,8 +13,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 T = TypeVar("T")
-
-
 # Other processes may wait for one that evaluates or writes a checkpoint; a dead one is noticed by
 # torchrun, not by this.
 _TIMEOUT = timedelta(hours=1)

@@ -23,10 +23,7 @@ _BLOCK = 1 << 20
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[BinaryIO]:
-    """Write `path` atomically: it holds all that was written, or stays as it was.
-
-    Args:
-        path: the final name. Its folder must exist.
+    """Write `path`, in a folder that exists: it holds all that was written, or stays as it was.
 
     Yields:
         A binary file, open for reading and writing, under a temporary hidden name in the same
@@ -72,12 +69,8 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def read_bytes(path: str | Path, *, limit: float = math.inf) -> bytes:
-    """Read a whole file of unknown origin.
-
-    Raises:
-        ValueError: the path is no regular file (a folder, a device or a pipe is none), the file
-            cannot be read, or it has more than `limit` bytes.
-    """
+    """Read a whole file of unknown origin; a ValueError if it cannot be read, is no regular file (a
+    folder, a device or a pipe is none), or has more than `limit` bytes."""
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file")

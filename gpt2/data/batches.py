@@ -8,9 +8,7 @@ past the end of the stream into its beginning: a document ends there, and anothe
 
 The order is one permutation per epoch, drawn from (seed, epoch). So the position is three integers,
 and going to any of them costs the drawing of one permutation: 4 bytes and some 50 ns a window (35
-MB and half a second for the 9 billion tokens of OpenWebText in windows of 1,024). A permutation
-computed index by index (a Feistel network) would save that, for more code and an order only nearly
-uniform.
+MB and half a second for the 9 billion tokens of OpenWebText in windows of 1,024).
 """
 
 from collections.abc import Mapping

@@ -26,41 +26,25 @@ _FIRST_ARTICLE = re.compile(r"\s* = (?!= )[^\n]*(?<! =) = \n \n")
 
 
 class Piece(NamedTuple):
-    """A part of a document.
-
-    Attributes:
-        text: its text.
-        last: the document ends with this piece.
-        consumed: bytes read from the source since the last piece, for the progress bar.
-    """
+    """A part of a document."""
 
     text: str
-    last: bool
-    consumed: int
+    last: bool  # the document ends with this piece
+    consumed: int  # bytes read from the source since the last piece, for the progress bar
 
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus: its name, its own splits, and how to read them.
+    """A corpus: its name, its own splits, and how to read them."""
 
-    Attributes:
-        name: short name, usable in a file name.
-        fingerprint: hex digits that change when the text, its order or its splits change.
-        splits: for each split the source names ("train" for text without a name), a function that
-            reads it from its beginning.
-        sizes: for each split the bytes that reading it consumes, if known.
-        holdout: one document in this many is enough to hold out, if `sizes` does not say more.
-        notes: lines to tell the user.
-        details: entries for the manifest.
-    """
-
-    name: str
-    fingerprint: str
+    name: str  # short, usable in a file name
+    fingerprint: str  # hex digits that change when the text, its order or its splits change
+    # For each split the source names ("train" for text without a name), a function that reads it.
     splits: Mapping[str, Callable[[], Iterator[Piece]]]
-    sizes: Mapping[str, int] = field(default_factory=dict)
-    holdout: int = 20
-    notes: tuple[str, ...] = ()
-    details: Mapping[str, Any] = field(default_factory=dict)
+    sizes: Mapping[str, int] = field(default_factory=dict)  # bytes that reading consumes, if known
+    holdout: int = 20  # one document in this many is enough, if `sizes` does not say more
+    notes: tuple[str, ...] = ()  # lines to tell the user
+    details: Mapping[str, Any] = field(default_factory=dict)  # entries for the manifest
 
 
 def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:

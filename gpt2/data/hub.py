@@ -1,9 +1,10 @@
 """Data sets on the Hugging Face hub, streamed through the library `datasets` (the extra `hub`)."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +19,14 @@ _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry 
 
 @dataclass(frozen=True)
 class HubDataset:
-    """A data set on the hub.
+    """A data set on the hub."""
 
-    Attributes:
-        repository: owner and name.
-        splits: our names of its splits, each with the hub's.
-        holdout: one document in this many is enough for each split taken from train.
-        config: the configuration to load, None for the only one.
-        rows: "documents", or "lines" of WikiText.
-        revision: branch.
-    """
-
-    repository: str
-    splits: dict[str, str]
-    holdout: int
-    config: str | None = None
-    rows: str = "documents"
-    revision: str = "main"
+    repository: str  # owner and name
+    splits: dict[str, str]  # our names of its splits, each with the hub's
+    holdout: int  # one document in this many is enough for each split taken from train
+    config: str | None = None  # the configuration to load, None for the only one
+    rows: str = "documents"  # or "lines" of WikiText
+    revision: str = "main"  # branch
 
 
 HUB_DATASETS = {
@@ -48,8 +40,8 @@ HUB_DATASETS = {
         config="wikitext-2-raw-v1",
         rows="lines",
     ),
-    # The main branch holds a loading script, which `datasets` 4 and later refuse to run; the hub's
-    # own conversion holds the same documents.
+    # The main branch holds a script, which `datasets` 4 refuses to run; the hub's own conversion
+    # holds the same documents.
     "openwebtext": HubDataset(
         "Skylion007/openwebtext", {"train": "train"}, holdout=2000, revision="refs/convert/parquet"
     ),
@@ -72,48 +64,39 @@ def hub_source(name: str, *, cache_dir: Path) -> Source:
         revision = from_json(str, read_json_object(pin).get("revision"))
     if not revision:
         _import_datasets(name)
-        revision = _ask_revision(name, dataset)
+        revision = _ask_revision(name)
         cache_dir.mkdir(parents=True, exist_ok=True)
         write_json(pin, {"repository": dataset.repository, "revision": revision})
     identity = f"hub {dataset.repository} {dataset.config} {revision}"
     return Source(
         name=name,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
-        splits={split: _reader(name, dataset, revision, split) for split in dataset.splits},
+        splits={split: partial(_read, name, revision, split) for split in dataset.splits},
         holdout=dataset.holdout,
         notes=(f"{name}: {dataset.repository} at revision {revision[:8]} of {dataset.revision}",),
         details={"kind": "hub", "repository": dataset.repository, "revision": revision},
     )
 
 
-def _reader(
-    name: str, dataset: HubDataset, revision: str, split: str
-) -> Callable[[], Iterator[Piece]]:
-    def read() -> Iterator[Piece]:
-        load_dataset = _import_datasets(name).load_dataset
-        _ask_revision(name, dataset)  # else a missing network is told late, by `datasets`
-        try:
-            rows = load_dataset(
-                dataset.repository,
-                dataset.config,
-                split=dataset.splits[split],
-                revision=revision,
-                streaming=True,
-            )
-            texts = (row["text"] for row in rows)
-            if dataset.rows == "lines":
-                yield from text_pieces(_blocks(texts))
-            else:
-                for text in texts:
-                    yield from document_pieces(text, len(text.encode("utf-8")))
-        # Any of several libraries may fail here; whichever it is, the advice is the same.
-        except Exception as error:
-            raise ValueError(
-                f"--data {name}: reading {dataset.repository} from the hub failed: {error}. "
-                "Run the same command again: finished shards are kept."
-            ) from error
-
-    return read
+def _read(name: str, revision: str, split: str) -> Iterator[Piece]:
+    dataset = HUB_DATASETS[name]
+    load_dataset = _import_datasets(name).load_dataset
+    _ask_revision(name)  # else a missing network is told late, by `datasets`
+    where = {"split": dataset.splits[split], "revision": revision}
+    try:
+        rows = load_dataset(dataset.repository, dataset.config, **where, streaming=True)
+        texts = (row["text"] for row in rows)
+        if dataset.rows == "lines":
+            yield from text_pieces(_blocks(texts))
+        else:
+            for text in texts:
+                yield from document_pieces(text, len(text.encode("utf-8")))
+    # Any of several libraries may fail here; whichever it is, the advice is the same.
+    except Exception as error:
+        raise ValueError(
+            f"--data {name}: reading {dataset.repository} from the hub failed: {error}. "
+            "Run the same command again: finished shards are kept."
+        ) from error
 
 
 def _blocks(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
@@ -134,11 +117,11 @@ def _import_datasets(name: str) -> Any:
     return datasets
 
 
-def _ask_revision(name: str, dataset: HubDataset) -> str:
+def _ask_revision(name: str) -> str:
     """The newest commit of a data set's branch; without a network an error soon, with advice."""
     from huggingface_hub import HfApi  # comes with `datasets`
 
-    api = HfApi()
+    api, dataset = HfApi(), HUB_DATASETS[name]
     try:
         info = api.dataset_info(dataset.repository, revision=dataset.revision, timeout=_PATIENCE)
     # Any of several libraries may fail here; whichever it is, the advice is the same.

@@ -50,28 +50,18 @@ WHOLE = Part(1, 1)
 class Job:
     """A preparation: its options, its source, and its locks.
 
-    Attributes:
-        data: a built-in name (`gpt2.data.sources.BUILT_IN`), a file, a folder or a pattern.
-        tokenizer: anything that `Tokenizer.load` takes. None trains one on the training text.
-        vocab_size: size of a tokenizer trained here.
-        cache_dir: folder for everything written.
-        progress: show progress bars.
-        shard_bytes: bytes of text after which a shard ends; the same for all parts.
-        source: the opened text.
-        notes: lines worth printing, collected on the way.
-
     Raises:
         ValueError: `data` names nothing that can be read.
     """
 
-    data: str
-    tokenizer: str | None = None
-    vocab_size: int = 32000
-    cache_dir: Path = Path("data")
-    progress: bool = True
-    shard_bytes: int = SHARD_BYTES
-    source: Source = field(init=False)
-    notes: list[str] = field(init=False)
+    data: str  # a built-in name (`gpt2.data.sources.BUILT_IN`), a file, a folder or a pattern
+    tokenizer: str | None = None  # as `Tokenizer.load` takes; None trains one on the training text
+    vocab_size: int = 32000  # of a tokenizer trained here
+    cache_dir: Path = Path("data")  # folder for everything written
+    progress: bool = True  # show progress bars
+    shard_bytes: int = SHARD_BYTES  # of text, after which a shard ends; the same for all parts
+    source: Source = field(init=False)  # the opened text
+    notes: list[str] = field(init=False)  # lines worth printing, collected on the way
 
     def __post_init__(self) -> None:
         self.source = open_source(self.data, cache_dir=self.cache_dir)

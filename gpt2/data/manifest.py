@@ -91,14 +91,11 @@ def open_splits(
                 raise shard_error(folder / name, f"is not the one that {folder / MANIFEST} lists")
     if verify is None:
         verify = size <= _VERIFY_BYTES
-    streams = {
-        split: TokenStream(
-            [folder / name for name in listed[split]], tokenizer_hash=tokenizer.hash, verify=verify
-        )
-        for split in SPLITS
-        if split in listed
-    }
-    for stream in streams.values():
+    streams = {}
+    for split in (split for split in SPLITS if split in listed):
+        paths = [folder / name for name in listed[split]]
+        stream = TokenStream(paths, tokenizer_hash=tokenizer.hash, verify=verify)
+        streams[split] = stream
         if stream.vocab_size != tokenizer.vocab_size:
             sizes = f"{stream.vocab_size:,} tokens, and the tokenizer has {tokenizer.vocab_size:,}"
             raise shard_error(stream.paths[0], f"is of a vocabulary of {sizes}")

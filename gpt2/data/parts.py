@@ -64,24 +64,15 @@ def parse_part(spec: str) -> Part:
 
 @dataclass(frozen=True)
 class PartManifest:
-    """The content of a part's manifest.
+    """The content of a part's manifest."""
 
-    Attributes:
-        part, of: the part's number, and how many there are.
-        fingerprint: of the source.
-        tokenizer: the tokenizer's hash.
-        held_out: how splits were taken out of the training text, in words.
-        totals: the text of each split, all parts together.
-        sha256: of the ids of each shard that this part made, by file name.
-    """
-
-    part: int
-    of: int
-    fingerprint: str
-    tokenizer: str
-    held_out: str
-    totals: Mapping[str, Counts]
-    sha256: Mapping[str, str]
+    part: int  # its number, counted from 1
+    of: int  # how many parts there are
+    fingerprint: str  # of the source
+    tokenizer: str  # its hash
+    held_out: str  # how splits were taken out of the training text, in words
+    totals: Mapping[str, Counts]  # the text of each split, all parts together
+    sha256: Mapping[str, str]  # of the ids of each shard that this part made, by file name
 
     def __post_init__(self) -> None:
         if not all(SHARD_NAME.fullmatch(name) for name in self.sha256):
@@ -93,16 +84,11 @@ class PartManifest:
 
 @dataclass(frozen=True)
 class Parts:
-    """The parts of one preparation, as their manifests tell.
+    """The parts of one preparation, as their manifests tell."""
 
-    Attributes:
-        job, tokenizer: the source and the tokenizer that all parts must be made from.
-        folder: holds shards and manifests.
-    """
-
-    job: Job
-    tokenizer: Tokenizer
-    folder: Path
+    job: Job  # all parts must be made from its source
+    tokenizer: Tokenizer  # that all parts must be made with
+    folder: Path  # of shards and manifests
 
     def path(self, part: Part) -> Path:
         """The manifest of a part."""
@@ -200,11 +186,9 @@ class Parts:
             raise ValueError(f"it is of part {manifest.part}/{manifest.of}, under another name")
         if manifest.fingerprint != self.job.source.fingerprint:
             raise ValueError(f"it is of another text ({manifest.fingerprint[:8]})")
-        if manifest.tokenizer != self.tokenizer.hash:
-            raise ValueError(
-                f"it was made with tokenizer {manifest.tokenizer[:8]}, not "
-                f"{self.tokenizer.hash[:8]}"
-            )
+        given, needed = manifest.tokenizer, self.tokenizer.hash
+        if given != needed:
+            raise ValueError(f"it was made with tokenizer {given[:8]}, not {needed[:8]}")
         if not set(self.job.source.splits) <= set(manifest.totals):
             raise ValueError(f"it has only the splits {', '.join(manifest.totals)}")
         return manifest

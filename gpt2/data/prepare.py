@@ -30,22 +30,14 @@ from gpt2.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Prepared:
-    """Tokenised data, ready to train on.
+    """Tokenised data, ready to train on."""
 
-    Attributes:
-        tokenizer: the tokenizer that wrote the ids.
-        splits: "train", "valid", "test"; no "train" where all files are named for the others.
-        folder: holds the data.
-        name, fingerprint: of the source, see `gpt2.data.documents.Source`.
-        notes: lines worth printing.
-    """
-
-    tokenizer: Tokenizer
-    splits: dict[str, TokenStream]
+    tokenizer: Tokenizer  # that wrote the ids
+    splits: dict[str, TokenStream]  # no "train" where all files are named for other splits
     folder: Path
-    name: str
-    fingerprint: str
-    notes: tuple[str, ...]
+    name: str  # of the source
+    fingerprint: str  # of the source: hex digits that change with its text
+    notes: tuple[str, ...]  # lines worth printing
 
 
 def prepare(
@@ -104,9 +96,8 @@ def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
             try:
                 held.enter_context(job.part_lock(folder, part))
             except TimeoutError as error:
-                raise ValueError(
-                    f"--shard {part}: another process is making this part of {folder}"
-                ) from error
+                busy = f"--shard {part}: another process is making this part of {folder}"
+                raise ValueError(busy) from error
         parts = Parts(job, tokenizer, folder)
         if parts.is_done(part):
             job.notes.append(f"part {part} is in {folder} already")

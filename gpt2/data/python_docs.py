@@ -1,8 +1,8 @@
 """`python-docs`: the prose that ships with every CPython, for a first run with no download.
 
 It is the reference behind `help("topics")` and the docstrings of the standard library, some 2 MB of
-English about one subject. The sources are parsed, never imported: importing a whole library would
-run it. The text differs a little between versions of Python, so the fingerprint holds the version.
+English about one subject. The sources are parsed, never imported: importing would run them. The
+text differs a little between versions of Python, so the fingerprint holds the version.
 """
 
 import ast
@@ -24,11 +24,7 @@ _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def python_docs() -> Source:
-    """Open the source `python-docs` of the running Python.
-
-    Raises:
-        ValueError: this Python comes without its library's sources.
-    """
+    """Open the source `python-docs`; a ValueError if this Python lacks its library's sources."""
     root = Path(sysconfig.get_path("stdlib"))
     paths = tuple(_modules(root))
     if not paths:
@@ -38,7 +34,7 @@ def python_docs() -> Source:
         )
     version = platform.python_version()
     listing = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
-    fingerprint = hashlib.sha256(f"python-docs {_LAYOUT} {version} {listing}".encode()).hexdigest()
+    identity = f"python-docs {_LAYOUT} {version} {listing}"
 
     def read() -> Iterator[Piece]:
         for text in _documents(root, paths):
@@ -46,7 +42,7 @@ def python_docs() -> Source:
 
     return Source(
         name="python-docs",
-        fingerprint=fingerprint,
+        fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
         splits={"train": read},
         notes=(f"python-docs: help topics and library docstrings of CPython {version}",),
         details={"kind": "python-docs", "python": version},

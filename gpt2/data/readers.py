@@ -38,10 +38,8 @@ def file_format(path: Path) -> str | None:
 def read_pieces(path: Path) -> Iterator[Piece]:
     """Read the documents of a file in order, in pieces, with bounded memory.
 
-    `consumed` counts bytes of the file as stored, so compressed ones of a .gz.
-
-    Raises:
-        ValueError: the file is not of its format. Names the file and the place in it.
+    `consumed` counts bytes of the file as stored, so compressed ones of a .gz. A ValueError if the
+    file is not of its format names the place in it.
     """
     kind = file_format(path)
     assert kind is not None

@@ -32,18 +32,12 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Counts:
-    """Amounts of text: of a piece, a shard or a split.
-
-    Attributes:
-        shards, pieces: the number of each; for pieces see `gpt2.data.documents.Piece`.
-        documents: number of documents that end in the text.
-        text_bytes: its bytes in UTF-8.
-    """
+    """Amounts of text: of a piece, a shard or a split."""
 
     shards: int
-    pieces: int
-    documents: int
-    text_bytes: int
+    pieces: int  # see `gpt2.data.documents.Piece`
+    documents: int  # that end in the text
+    text_bytes: int  # in UTF-8
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(
@@ -59,21 +53,13 @@ NO_TEXT = Counts(0, 0, 0, 0)
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """The contents of a shard's header.
+    """The contents of a shard's header."""
 
-    Attributes:
-        vocab_size: every id is below it.
-        tokens: number of ids.
-        counts: the text behind the ids, of one shard.
-        tokenizer_hash: hex digits that identify the tokenizer.
-        sha256: hex digest of the ids as stored.
-    """
-
-    vocab_size: int
-    tokens: int
-    counts: Counts
-    tokenizer_hash: str
-    sha256: str
+    vocab_size: int  # every id is below it
+    tokens: int  # number of ids
+    counts: Counts  # the text behind the ids, of one shard
+    tokenizer_hash: str  # hex digits that identify the tokenizer
+    sha256: str  # hex digest of the ids as stored
 
     @property
     def dtype(self) -> np.dtype:

@@ -7,8 +7,9 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from gpt2.common.files import sha256_file, write_json
@@ -94,16 +95,14 @@ def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path)
         for path in paths
     ]
     identity = [(entry["split"], entry["format"], entry["sha256"]) for entry in listing]
-    notes = [f"{name}: {_describe(chosen)}"]
+    notes = [f"{name}: {', '.join(_describe(*item) for item in chosen.items())}"]
     if left_out:
         notes.append("left out: " + ", ".join(path.name for path in left_out))
     return Source(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "text",
         fingerprint=hashlib.sha256(f"local {_LAYOUT} {identity}".encode()).hexdigest(),
-        splits={split: _reader(paths) for split, paths in chosen.items()},
-        sizes={
-            split: sum(path.stat().st_size for path in paths) for split, paths in chosen.items()
-        },
+        splits={split: partial(_read, paths) for split, paths in chosen.items()},
+        sizes={split: _size(paths) for split, paths in chosen.items()},
         notes=tuple(notes),
         details={"kind": "files", "files": listing},
     )
@@ -142,21 +141,18 @@ def _drop_other_forms(chosen: dict[str, list[Path]]) -> list[Path]:
     return dropped
 
 
-def _describe(chosen: dict[str, list[Path]]) -> str:
-    parts = []
-    for split, paths in chosen.items():
-        what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
-        megabytes = sum(path.stat().st_size for path in paths) / 1e6
-        parts.append(f"{split} = {what} ({megabytes:,.1f} MB)")
-    return ", ".join(parts)
+def _size(paths: Sequence[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
-def _reader(paths: Sequence[Path]) -> Callable[[], Iterator[Piece]]:
-    def read() -> Iterator[Piece]:
-        for path in paths:
-            yield from read_pieces(path)
+def _describe(split: str, paths: Sequence[Path]) -> str:
+    what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
+    return f"{split} = {what} ({_size(paths) / 1e6:,.1f} MB)"
 
-    return read
+
+def _read(paths: Sequence[Path]) -> Iterator[Piece]:
+    for path in paths:
+        yield from read_pieces(path)
 
 
 def _hash_files(paths: Sequence[Path], cache_dir: Path) -> dict[Path, str]:

@@ -19,19 +19,12 @@ HELD_OUT_BYTES = 10_000_000  # of the stored text: enough for a split held out o
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """A plan for the splits that a source does not name.
+    """A plan for the splits that a source does not name."""
 
-    Attributes:
-        taken: these splits, which are taken out of the training text.
-        every: each of them gets one document of every so many; 0 if they are cut by position.
-        starts: cut by position: the character of the training text where each of them begins.
-        note: the same in words; empty if nothing is taken.
-    """
-
-    taken: tuple[str, ...] = ()
-    every: int = 0
-    starts: tuple[int, ...] = ()
-    note: str = ""
+    taken: tuple[str, ...] = ()  # these splits, which are taken out of the training text
+    every: int = 0  # each gets one document of every so many; 0 if they are cut by position
+    starts: tuple[int, ...] = ()  # cut by position: the character where each of them begins
+    note: str = ""  # the same in words; empty if nothing is taken
 
 
 def plan_splits(source: Source) -> SplitPlan:

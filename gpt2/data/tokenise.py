@@ -37,15 +37,10 @@ _BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every c
 
 @dataclass
 class SplitShards:
-    """The shards of a split, after a pass over its text.
+    """The shards of a split, after a pass over its text."""
 
-    Attributes:
-        made: the shards of this part, by number.
-        counts: the whole split, all parts together.
-    """
-
-    made: dict[int, ShardInfo]
-    counts: Counts
+    made: dict[int, ShardInfo]  # of this part, by number
+    counts: Counts  # of the whole split, all parts together
 
 
 def write_splits(
@@ -102,11 +97,7 @@ def write_splits(
 
 
 class _Shard:
-    """A shard while its pieces pass: always counted, and tokenised where it is to be written.
-
-    Attributes:
-        counts: the text that passed so far.
-    """
+    """A shard while its pieces pass: always counted, and tokenised where it is to be written."""
 
     def __init__(self, path: Path, tokenizer: Tokenizer, *, ours: bool) -> None:
         self.counts = Counts(1, 0, 0, 0)

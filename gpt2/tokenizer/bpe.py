@@ -60,8 +60,6 @@ def train_bpe(
 
     Raises:
         ValueError: vocab_size is too small, there is no text, or it is no valid Unicode.
-
-    Source: Sennrich et al. 2016, algorithm 1, on the bytes of UTF-8 (Radford et al. 2019).
     """
     n_merges = vocab_size - 257
     if n_merges < 0:
@@ -111,9 +109,8 @@ def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tu
             merges.append((symbols[left], symbols[right]))
             symbols.append(symbols[left] + symbols[right])
             lengths.append(lengths[left] + lengths[right])
-            fresh = _merge(
-                left, right, len(symbols) - 1, sites[pair], ids, weights, lengths, counts
-            )
+            new = len(symbols) - 1
+            fresh = _merge(left, right, new, sites[pair], ids, weights, lengths, counts)
             del counts[pair], sites[pair]
             for pair, pair_sites in fresh.items():
                 if count := counts[pair]:

@@ -30,11 +30,7 @@ import tiktoken
 from gpt2.common.cpu import available_cores
 from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe
 from gpt2.tokenizer.pretokens import SPLIT_PATTERN, check_unicode, cut, in_batches
-from gpt2.tokenizer.vocabulary import (
-    Vocabulary,
-    read_vocabulary,
-    write_tokenizer_json,
-)
+from gpt2.tokenizer.vocabulary import Vocabulary, read_vocabulary, write_tokenizer_json
 
 __all__ = ["END_OF_TEXT", "Tokenizer", "train_bpe"]
 
@@ -91,10 +87,8 @@ class Tokenizer:
         return cls(read_vocabulary(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json, atomically; Hugging Face `tokenizers` gives the same ids with it.
-
-        One difference: Hugging Face always reads "<|endoftext|>" in a text as the special token.
-        """
+        """Write a tokenizer.json, atomically. Hugging Face `tokenizers` gives the same ids with it,
+        but always reads "<|endoftext|>" in a text as the special token."""
         write_tokenizer_json(path, self._vocabulary)
 
     @cached_property
@@ -135,11 +129,7 @@ class Tokenizer:
             return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
 
     def decode_bytes(self, ids: Iterable[int]) -> bytes:
-        """Decode token ids to their exact bytes.
-
-        Raises:
-            ValueError: an id is not in the vocabulary.
-        """
+        """Decode token ids to their exact bytes; a ValueError if one is not in the vocabulary."""
         ids = [operator.index(id) for id in ids]
         for position, id in enumerate(ids):
             if not 0 <= id < self.vocab_size:
@@ -154,10 +144,7 @@ class Tokenizer:
         return self.decode_bytes(ids).decode("utf-8", errors="replace")
 
     def decode_stream(self, ids: Iterable[int]) -> Iterator[str]:
-        """Decode tokens as they arrive, for a terminal: yield the characters that each completes.
-
-        The parts joined are the text that `decode` gives.
-        """
+        """Decode tokens as they arrive, yielding the characters that each completes."""
         decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         for id in ids:
             if text := decoder.decode(self.decode_bytes([id])):

@@ -42,11 +42,7 @@ class Vocabulary(NamedTuple):
 
 
 def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
-    """Read a tokenizer.json, GPT-2's encoder.json and vocab.bpe, or a folder that holds either.
-
-    Raises:
-        ValueError: the file is missing, damaged, or not GPT-2's kind of tokenizer.
-    """
+    """Read a vocabulary, see `gpt2.tokenizer.Tokenizer.load`."""
     path = Path(path)
     if (path / "tokenizer.json").is_file():
         return _read_tokenizer_json(path / "tokenizer.json")
@@ -67,8 +63,7 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
 def write_tokenizer_json(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:
     """Write a tokenizer.json atomically: to `path` if it ends in .json, else into that folder."""
     path = Path(path)
-    if path.suffix != ".json":
-        path = path / "tokenizer.json"
+    path = path if path.suffix == ".json" else path / "tokenizer.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path) as file:
         file.write(to_tokenizer_json(vocabulary).encode("utf-8"))
@@ -154,11 +149,8 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
         if tokenizer.get(part):
             return f"it has a {part}"
     split = tokenizer["pre_tokenizer"] or {}
-    if (
-        split.get("type") != "ByteLevel"
-        or split.get("add_prefix_space")
-        or not split.get("use_regex", True)
-    ):
+    as_gpt2 = split.get("use_regex", True) and not split.get("add_prefix_space")
+    if split.get("type") != "ByteLevel" or not as_gpt2:
         return f"it does not split text as GPT-2 does (pre_tokenizer: {reprlib.repr(split)})"
     if (tokenizer.get("post_processor") or {"type": "ByteLevel"})["type"] != "ByteLevel":
         return "its post_processor adds tokens to every text"

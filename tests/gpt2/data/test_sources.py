@@ -131,8 +131,8 @@ def test_kinds_of_files_give_the_same_documents(tmp_path):
 
 
 def test_progress_adds_up_to_the_size_on_disk(tmp_path):
+    text = "".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(20_000))
     for name in ("a.txt", "a.txt.gz", "a.jsonl"):
-        text = "".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(20_000))
         path = write(tmp_path / name, text)
         consumed = sum(piece.consumed for piece in read_pieces(path))
         assert 0.99 * path.stat().st_size <= consumed <= path.stat().st_size
@@ -168,19 +168,13 @@ def test_a_bad_line_of_json_is_named(tmp_path, line, message):
         list(read_pieces(path))
 
 
-@pytest.mark.parametrize("damage", ["truncated", "no gzip", "changed"])
-def test_a_broken_gzip_is_named(tmp_path, damage):
-    content = bytearray(gzip.compress(os.urandom(5000).hex().encode(), mtime=0))
-    if damage == "truncated":
-        del content[-20:]
-    elif damage == "changed":
-        content[-6] ^= 255  # in the checksum
-    else:
-        content[:] = b"plain text"
+def test_a_broken_gzip_is_named(tmp_path):
+    whole = gzip.compress(os.urandom(5000).hex().encode(), mtime=0)
     path = tmp_path / "a.txt.gz"
-    path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"a\.txt\.gz is not a whole gzip file"):
-        list(read_pieces(path))
+    for content in (whole[:-20], whole[:-6] + b"\0" * 6, b"plain text"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"a\.txt\.gz is not a whole gzip file"):
+            list(read_pieces(path))
 
 
 def test_parquet_faults_are_named(tmp_path, monkeypatch):
@@ -189,18 +183,16 @@ def test_parquet_faults_are_named(tmp_path, monkeypatch):
 
     path = tmp_path / "a.parquet"
     for columns, message in [
-        ({"body": ["a"], "id": [1]}, r'a\.parquet: no column "text"\. Columns: body, id'),
-        ({"text": [1, 2]}, r'a\.parquet: the column "text" holds no strings'),
+        ({"body": ["a"], "id": [1]}, r': no column "text"\. Columns: body, id'),
+        ({"text": [1, 2]}, r': the column "text" holds no strings'),
+        ({}, " cannot be read as Parquet"),
+        ({}, " needs pyarrow: pip install"),
     ]:
-        pq.write_table(pa.table(columns), path)
-        with pytest.raises(ValueError, match=message):
+        pq.write_table(pa.table(columns), path) if columns else write(path, "not Parquet")
+        if "pyarrow" in message:
+            monkeypatch.setitem(sys.modules, "pyarrow", None)
+        with pytest.raises(ValueError, match=r"a\.parquet" + message):
             list(read_pieces(path))
-    write(path, "not Parquet")
-    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
-        list(read_pieces(path))
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ValueError, match=r"needs pyarrow: pip install"):
-        list(read_pieces(path))
 
 
 # What --data names
@@ -233,11 +225,7 @@ def test_nothing_to_read_is_said_clearly(tmp_path, opened, data, message):
 @pytest.mark.parametrize(
     ("files", "expected"),
     [
-        (
-            ["wiki.train.tokens.gz", "wiki.valid.tokens.gz", "wiki.test.tokens.gz"],
-            "train valid test",
-        ),
-        (["corpus-training.txt", "corpus_val.txt", "corpus_TEST.txt"], "train valid test"),
+        (["wiki.train.tokens.gz", "corpus_val.txt", "corpus_TEST.txt"], "train valid test"),
         (["train/a.txt", "train/b.txt", "dev/a.txt"], "train train valid"),
         (["validation-00000-of-00001.txt", "train-00000-of-00002.txt"], "valid train"),
         (["contest.txt", "retrain.txt", "latest-tests.txt"], "train train train"),
@@ -260,9 +248,7 @@ def test_files_named_for_a_split_are_that_split(tmp_path, opened, files, expecte
 def test_one_text_in_two_forms_is_a_question_for_the_user(tmp_path, opened):
     for name in ("a.train.raw", "a.train.tokens"):
         write(tmp_path / "set" / name, "text")
-    with pytest.raises(
-        ValueError, match=r"a\.train\.raw and .*a\.train\.tokens look like one text"
-    ):
+    with pytest.raises(ValueError, match=r"n\.raw and .*a\.train\.tokens look like one text"):
         opened(str(tmp_path / "set"))
     assert list(opened(str(tmp_path / "set" / "*.raw")).splits) == ["train"]
 
@@ -296,12 +282,8 @@ def source_of(texts: list[str], **sizes: int) -> Source:
 
 
 def split_up(source: Source) -> dict[str, list[str]]:
-    plan = plan_splits(source)
-    pieces = list(split_pieces(source, plan))
-    return {
-        split: joined(piece for name, piece in pieces if name == split)
-        for split in ("train", "valid", "test")
-    }
+    pieces = list(split_pieces(source, plan_splits(source)))
+    return {split: joined(p for name, p in pieces if name == split) for split in documents.SPLITS}
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -356,10 +338,10 @@ def test_python_docs_are_prose_read_without_importing_anything(tmp_path, monkeyp
         write(tmp_path / name, (library / name).read_bytes())
     write(tmp_path / "test/support.py", '"""No prose."""')
     write(tmp_path / "bad.py", "print 1")
-    before = set(sys.modules)
+    monkeypatch.delitem(sys.modules, "this", raising=False)
     source = python_docs()
     texts = joined(source.splits["train"]())
-    assert "this" not in set(sys.modules) - before
+    assert "this" not in sys.modules
     assert texts == joined(source.splits["train"]())
     assert python_docs().fingerprint == source.fingerprint
     assert texts[0].startswith("json\n\n")
@@ -373,12 +355,11 @@ def test_python_docs_are_prose_read_without_importing_anything(tmp_path, monkeyp
 
 
 def test_wikitext_articles_are_all_found(real_data):
-    """The published WikiText-2 has 600, 60 and 60 articles."""
-    for split, articles in (("train", 600), ("valid", 60), ("test", 60)):
-        path = real_data / "wikitext-2" / f"wiki.{split}.tokens.gz"
-        texts = joined(read_pieces(path))
-        assert len(texts) == articles
-        assert "".join(texts).encode() == gzip.decompress(path.read_bytes())
+    """The published WikiText-2 has 600 articles for training, and 60 in the other splits."""
+    path = real_data / "wikitext-2" / "wiki.train.tokens.gz"
+    texts = joined(read_pieces(path))
+    assert len(texts) == 600
+    assert "".join(texts).encode() == gzip.decompress(path.read_bytes())
 
 
 def test_a_file_name_that_is_not_utf8_is_said_before_anything_is_written(tmp_path, opened):

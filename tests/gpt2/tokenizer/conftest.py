@@ -1,6 +1,14 @@
 """Shared by the tests of the tokenizer."""
 
+import gzip
+from pathlib import Path
+
 import pytest
+
+
+def read_text(path: Path) -> str:
+    data = path.read_bytes()
+    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode()
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,7 @@
 """gpt2.tokenizer: ids, files, exact decoding, errors."""
 
-import gzip
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +16,7 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import BYTE_ORDER
 from gpt2.tokenizer.pretokens import cut
 from gpt2.tokenizer.vocabulary import Vocabulary, _unreachable, to_tokenizer_json
+from tests.gpt2.tokenizer.conftest import read_text
 
 texts = st.text(st.sampled_from("abe'stlé日😀1 \t\n<|endoftext|>"), max_size=40) | st.text()
 
@@ -70,8 +69,8 @@ def test_ids_equal_hugging_faces_on_any_text(tokenizer, hugging_face, text):
 
 
 def test_ids_equal_hugging_faces_on_real_text(real_data, tmp_path):
-    text = gzip.decompress((real_data / "tinystories/tinystories-valid.txt.gz").read_bytes())
-    stories = text.decode().split("<|endoftext|>\n")
+    text = read_text(real_data / "tinystories/tinystories-valid.txt.gz")
+    stories = text.split("<|endoftext|>\n")
     ours = Tokenizer.train(stories, vocab_size=4096)
     ours.save(tmp_path)
     theirs = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -104,12 +103,14 @@ def test_long_runs_are_encoded_and_white_space_apart_from_a_word(tokenizer):
     assert list(cut(" " * 200_000 + "a", 1 << 16)) == [" " * 199_999, " a"]
 
 
-@pytest.mark.parametrize("bulk", [False, True])
-def test_a_lone_surrogate_is_refused(tokenizer, bulk):
-    with pytest.raises(ValueError, match=r"'\\ud83d' at character 2"):
-        tokenizer.encode_documents(["ab\ud83d"]) if bulk else tokenizer.encode("ab\ud83d")
-    with pytest.raises(ValueError, match="lone surrogate"):
-        tokenizer.encode("\ude00", allow_special=True)
+def test_a_lone_surrogate_is_refused(tokenizer):
+    for encode in (
+        tokenizer.encode,
+        lambda text: tokenizer.encode(text, allow_special=True),
+        lambda text: tokenizer.encode_documents([text]),
+    ):
+        with pytest.raises(ValueError, match=r"lone surrogate, '\\ud83d' at character 2"):
+            encode("ab\ud83d")
 
 
 # Back to text
@@ -159,22 +160,8 @@ def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path_factory, corpus, text)
 
 
 def test_the_hash_tells_tokenizers_apart(tokenizer, documents):
-    assert Tokenizer.train(documents, 1024).hash == tokenizer.hash
-    assert Tokenizer.train(documents, 1023).hash != tokenizer.hash
-
-
-def test_a_save_that_fails_leaves_the_old_file(tokenizer, tmp_path, monkeypatch):
-    tokenizer.save(tmp_path)
-    before = (tmp_path / "tokenizer.json").read_bytes()
-
-    def full_disk(_: int) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="no space"):
-        Tokenizer.train(["other"], 260).save(tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
-    assert (tmp_path / "tokenizer.json").read_bytes() == before
+    for size in (1024, 1023):
+        assert (Tokenizer.train(documents, size).hash == tokenizer.hash) == (size == 1024)
 
 
 def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
@@ -190,7 +177,6 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
     ("change", "reason"),
     [
         (_set("normalizer", to={"type": "NFC"}), "it has a normalizer"),
-        (_set("truncation", to={"max_length": 8}), "it has a truncation"),
         (_set("pre_tokenizer", to={"type": "Whitespace"}), "does not split text as GPT-2"),
         (_set("pre_tokenizer", to=None), "does not split text as GPT-2"),
         (_set("pre_tokenizer", "add_prefix_space", to=True), "does not split text as GPT-2"),
@@ -201,7 +187,6 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
         (_set("added_tokens", to=[]), "not among its special tokens"),
         (_set("added_tokens", 0, "special", to=False), "the added token '<|endoftext|>'"),
         (_set("model", "vocab", "Ġt", to=5), "its ids are not 0 to 1023"),
-        (_set("model", "vocab", "Ġt", to="x"), "its ids are not 0 to 1023"),
         (lambda t: t["model"]["vocab"].pop("!"), "its ids are not 0 to 1022"),
         (lambda t: t["model"]["merges"].reverse(), "in the order of ids"),
         (lambda t: t["model"]["merges"].pop(), "not one for each longer token"),
@@ -224,15 +209,9 @@ def test_a_foreign_tokenizer_json_is_refused_with_the_reason(tokenizer, tmp_path
 
 
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path):
-    for content, reason in [
-        (b'{"model": {"vo', "cannot be read as JSON: Unterminated"),
-        (b"\xff\xfe", "cannot be read as JSON: 'utf-8' codec"),
-        (b"[]", "a JSON list"),
-        (b"", "cannot be read as JSON"),
-    ]:
-        (tmp_path / "tokenizer.json").write_bytes(content)
-        with pytest.raises(ValueError, match=reason):
-            Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"cannot use this tokenizer: .* a JSON list.*train a"):
+        Tokenizer.load(tmp_path)
 
 
 def test_a_missing_tokenizer_is_said_with_the_remedy(tmp_path):
@@ -347,12 +326,10 @@ def test_gpt2_cases(real_data, gpt2_tokenizer):
     ],
 )  # fmt: skip
 def test_gpt2_ids_of_whole_files(real_data, gpt2_tokenizer, file, count, sha256):
-    data = (real_data / file).read_bytes()
-    text = (gzip.decompress(data) if file.endswith(".gz") else data).decode()
-    documents = gpt2_tokenizer.encode_documents(text.split("<|endoftext|>"))
-    joined = [documents[0]]
-    for ids in documents[1:]:
-        joined += [[gpt2_tokenizer.eot_id], ids]
-    ids = np.concatenate(joined).astype("<u2")
+    documents = read_text(real_data / file).split("<|endoftext|>")
+    joined = []
+    for ids in gpt2_tokenizer.encode_documents(documents):
+        joined += [ids, [gpt2_tokenizer.eot_id]]
+    ids = np.concatenate(joined[:-1]).astype("<u2")
     assert len(ids) == count
     assert hashlib.sha256(ids.tobytes()).hexdigest() == sha256
