@@ -67,11 +67,8 @@ def device_name(device: torch.device) -> str:
 
 
 def choose_device(asked: str) -> tuple[torch.device, str | None]:
-    """Choose the device of `--device`. For "auto" it is the best one, with a note on the choice.
-
-    Raises:
-        ValueError: there is no such device, or PyTorch cannot use it here.
-    """
+    """Choose the device of `--device`. For "auto" it is the best one, with a note on the choice; a
+    ValueError says that there is no such device, or why PyTorch cannot use it here."""
     if asked in ("auto", "cuda") and torch.cuda.is_available() and world().size > 1:
         asked = f"cuda:{world().local_rank}"  # one GPU for each process of torchrun
     if asked == "auto":

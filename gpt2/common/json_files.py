@@ -24,11 +24,7 @@ T = TypeVar("T")
 
 
 def read_json(path: Path) -> Any:
-    """Read a UTF-8 JSON file.
-
-    Raises:
-        ValueError: there is no such file, it is not JSON, too deeply nested or too large.
-    """
+    """Read a UTF-8 JSON file; a ValueError if there is none, it is not JSON, or it is too large."""
     text = read_bytes(path, limit=MAX_BYTES)
     try:
         return parse_json(text)

@@ -93,11 +93,8 @@ class Job:
         return None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
 
     def load_tokenizer(self) -> Tokenizer | None:
-        """Load the tokenizer. Returns None if it is still to be trained.
-
-        Raises:
-            ValueError: it cannot be used, or was trained on another text.
-        """
+        """Load the tokenizer, None if it is still to be trained; a ValueError if it cannot be used
+        or was trained on another text."""
         if self._given_tokenizer or not self.own_tokenizer.exists():
             return self._given_tokenizer
         tokenizer = Tokenizer.load(self.own_tokenizer)

@@ -47,11 +47,7 @@ _SHOWN = 8  # commands in a message, at most
 
 
 def parse_part(spec: str) -> Part:
-    """Parse `--shard I/N`, counted from 1.
-
-    Raises:
-        ValueError: there is no such part.
-    """
+    """Parse `--shard I/N`, counted from 1; a ValueError if there is no such part."""
     match = _SPEC.fullmatch(spec)
     number, of = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= number <= of:

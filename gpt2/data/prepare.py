@@ -113,11 +113,8 @@ def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
 
 
 def merge(job: Job) -> Prepared:
-    """Merge the parts whose files lie in one folder into prepared data; every shard is verified.
-
-    Raises:
-        ValueError: a part is missing, damaged or does not fit; says which, and what to do.
-    """
+    """Merge the parts whose files lie in one folder into prepared data; every shard is verified. A
+    ValueError says which part is missing, damaged or does not fit, and what to do."""
     with job.lock():
         tokenizer = job.load_tokenizer()
         if tokenizer is None:

@@ -112,11 +112,8 @@ def write_shard(
 
 
 def read_header(path: Path) -> ShardInfo:
-    """Read a shard's header and check it against the length of the file.
-
-    Raises:
-        ShardError: no such file, not a shard, another version, or not of the length it states.
-    """
+    """Read a shard's header; a `ShardError` if there is no such file, it is no shard, of another
+    version, or not of the length it states."""
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:

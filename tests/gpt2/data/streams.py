@@ -44,18 +44,10 @@ def make_trainer(
 ) -> Trainer:
     """A trainer of a two-layer model; by default 31 windows an epoch, met by batches of 3 x 2."""
     settings = {
-        "preset": "demo",
-        "optimizer": "adamw",
-        "seq_len": 16,
-        "batch_size": 2,
-        "grad_accum": 3,
-        "steps": 12,
-        "lr": 5e-3,
-        "warmup_steps": 3,
-        "log_every": 1,
-        "eval_every": 4,
-        "checkpoint_every": 4,
-    } | settings
+        "preset": "demo", "optimizer": "adamw", "seq_len": 16, "batch_size": 2, "grad_accum": 3,
+        "steps": 12, "lr": 5e-3, "warmup_steps": 3,
+        "log_every": 1, "eval_every": 4, "checkpoint_every": 4,
+    } | settings  # fmt: skip
     config = settle(TrainConfig(**settings), "demo")
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 32, "block_size": 16}
     torch.manual_seed(config.seed)

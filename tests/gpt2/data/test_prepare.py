@@ -247,9 +247,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     """One document of 64 MB, without a marker, takes a third of that, all buffers included."""
     path = tmp_path / "long.txt"
     line = b"All work and no play makes Jack a dull boy.\n"
-    with open(path, "wb") as file:
-        for _ in range(64):
-            file.write(line * (1_000_000 // len(line)))
+    path.write_bytes(line * (64_000_000 // len(line)))
     monkeypatch.setattr(job, "Tokenizer", Bytes)
     tracemalloc.start()
     prepared = prepare(

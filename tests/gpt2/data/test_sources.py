@@ -10,8 +10,6 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from gpt2.data import documents, readers, sources
 from gpt2.data.documents import Piece, Source, document_pieces, text_pieces
@@ -19,7 +17,6 @@ from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import read_pieces
 from gpt2.data.sources import open_source
 from gpt2.data.splits import plan_splits, split_pieces
-from gpt2.tokenizer.pretokens import SPLIT_PATTERN
 
 END = "<|endoftext|>"
 
@@ -75,23 +72,6 @@ def test_wikitext_is_split_into_articles_with_nothing_lost(size):
     found = joined(text_pieces(in_blocks("".join(articles) + " \n", size)))
     assert "".join(found) == "".join(articles) + " \n"
     assert [text.strip().splitlines()[0] for text in found] == [f"= Title {i} = " for i in range(6)]
-
-
-tricky = st.text(st.sampled_from("ab1. '\n\t\r\u00a0\u3000\x1c\u0301\u4e2d"), max_size=300)
-
-
-@settings(deadline=None)
-@given(text=tricky)
-def test_pieces_of_a_document_have_the_pre_tokens_of_the_whole(text):
-    import regex
-
-    split = regex.compile(SPLIT_PATTERN).findall
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(documents, "PIECE_CHARS", 16)
-        pieces = list(document_pieces(text))
-    assert [token for piece in pieces for token in split(piece.text)] == (
-        split(text) if text.strip() else []
-    )
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -363,13 +343,11 @@ def test_wikitext_articles_are_all_found(real_data):
 
 
 def test_a_file_name_that_is_not_utf8_is_said_before_anything_is_written(tmp_path, opened):
-    folder = os.fsencode(tmp_path) + b"/caf\xe9"
+    path = tmp_path / os.fsdecode(b"caf\xe9.txt")
     try:
-        os.mkdir(folder)
+        path.touch()
     except OSError:
         pytest.skip("the file system takes no such name")
-    with open(folder + b"/a.txt", "wb") as file:
-        file.write(b"text")
-    with pytest.raises(ValueError, match=r"caf\\udce9/a\.txt' is not UTF-8: rename it"):
-        opened(os.fsdecode(folder + b"/a.txt"))
+    with pytest.raises(ValueError, match=r"caf\\udce9\.txt' is not UTF-8: rename it"):
+        opened(str(path))
     assert not list(tmp_path.rglob("checksums.json"))

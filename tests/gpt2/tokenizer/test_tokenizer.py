@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tokenizers
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 import gpt2.tokenizer.tokenizer
@@ -145,18 +145,11 @@ def test_an_unknown_id_is_named(tokenizer, bad):
 # Files
 
 
-@settings(max_examples=25)
-@given(st.lists(st.text(st.sampled_from("abé "), min_size=1), min_size=1), texts)
-@pytest.mark.filterwarnings("ignore:the text has no pairs left")
-def test_a_saved_tokenizer_is_the_same_tokenizer(tmp_path_factory, corpus, text):
-    trained = Tokenizer.train(corpus, vocab_size=270)
-    folder = tmp_path_factory.mktemp("run")
-    trained.save(folder)
-    for path in (folder, folder / "tokenizer.json"):
+def test_a_saved_tokenizer_is_the_same_tokenizer(tokenizer, documents, saved):
+    for path in (saved, saved.parent):
         loaded = Tokenizer.load(path)
-        assert loaded.hash == trained.hash
-        assert loaded.vocab_size == trained.vocab_size
-        assert loaded.encode(text) == trained.encode(text)
+        assert (loaded.hash, loaded.vocab_size) == (tokenizer.hash, tokenizer.vocab_size)
+        assert loaded.encode(documents[0]) == tokenizer.encode(documents[0])
 
 
 def test_the_hash_tells_tokenizers_apart(tokenizer, documents):
@@ -301,30 +294,15 @@ def test_gpt2_cases(real_data, gpt2_tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("file", "count", "sha256"),
+    ("file", "count", "sha256"),  # its first 16 digits
     [
-        (
-            "wikitext-2/wiki.valid.tokens.gz", 258_659,
-            "17bc83b54d943c68889ab3b9cb01f17b86fe0216e9738ee39806d2631aac2ef9",
-        ),
-        (
-            "wikitext-2/wiki.test.raw.gz", 286_221,
-            "7fead09117d65b366de16befafc09887aadaf1bb457f5292ce3bb89f83e929d6",
-        ),
-        (
-            "tinystories/tinystories-train.txt.gz", 1_055_450,
-            "bb2783347391e687ffd995e4062b190a37edc4a09b354a7e4efff8fd0a9dbec9",
-        ),
-        (
-            "tinyshakespeare/input.txt", 338_025,
-            "25c01b32b32f41897a6359dd222ec114992dc30c357bcafbfe6c56672f76cd31",
-        ),
-        (
-            "books/books-valid.txt.gz", 310_473,
-            "e9e84de3c193e07ec838eebbba4f8031b4651e4c5943567ba10a489c9b0e5339",
-        ),
+        ("wikitext-2/wiki.valid.tokens.gz", 258_659, "17bc83b54d943c68"),
+        ("wikitext-2/wiki.test.raw.gz", 286_221, "7fead09117d65b36"),
+        ("tinystories/tinystories-train.txt.gz", 1_055_450, "bb2783347391e687"),
+        ("tinyshakespeare/input.txt", 338_025, "25c01b32b32f4189"),
+        ("books/books-valid.txt.gz", 310_473, "e9e84de3c193e07e"),
     ],
-)  # fmt: skip
+)
 def test_gpt2_ids_of_whole_files(real_data, gpt2_tokenizer, file, count, sha256):
     documents = read_text(real_data / file).split("<|endoftext|>")
     joined = []
@@ -332,4 +310,4 @@ def test_gpt2_ids_of_whole_files(real_data, gpt2_tokenizer, file, count, sha256)
         joined += [ids, [gpt2_tokenizer.eot_id]]
     ids = np.concatenate(joined[:-1]).astype("<u2")
     assert len(ids) == count
-    assert hashlib.sha256(ids.tobytes()).hexdigest() == sha256
+    assert hashlib.sha256(ids.tobytes()).hexdigest()[:16] == sha256
