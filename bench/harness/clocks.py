@@ -16,7 +16,7 @@ waits for the device itself cannot be queued, and its time includes the host's.
 of launching and computing, with caches as the calls leave them.
 
 Not verified on hardware so far: CudaClock has only run against the simulated device of
-tests/bench/test_measure.py.
+tests/bench/test_clocks.py.
 """
 
 import gc
