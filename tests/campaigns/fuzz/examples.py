@@ -6,11 +6,11 @@ import io
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+import safetensors.torch
 import torch
 
 from gpt2.config import TrainConfig
@@ -34,19 +34,15 @@ CONFIG = TrainConfig(
 
 
 @contextlib.contextmanager
-def working_in(folder: Path) -> Iterator[None]:
-    before = Path.cwd()
+def quietly_in(folder: Path) -> Iterator[None]:
+    """Work in a folder, with nothing printed."""
+    before, nowhere = Path.cwd(), io.StringIO()
     os.chdir(folder)
     try:
-        yield
+        with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere):
+            yield
     finally:
         os.chdir(before)
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
 
 
 def stories() -> bytes:
@@ -57,7 +53,7 @@ def stories() -> bytes:
 @cache
 def trained() -> dict[str, bytes]:
     """Train a run in `run` with its data in `data`; export it to `exported`."""
-    with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
+    with tempfile.TemporaryDirectory() as name, quietly_in(Path(name)):
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
         assert run_training(CONFIG) is None
@@ -94,7 +90,7 @@ def prepared(*names: str) -> dict[str, bytes]:
 @cache
 def parts() -> dict[str, bytes]:
     """Prepare data in two parts, still to be merged; return it with its text."""
-    with tempfile.TemporaryDirectory() as name, quiet(), working_in(Path(name)):
+    with tempfile.TemporaryDirectory() as name, quietly_in(Path(name)):
         folder = Path(name)
         (folder / "stories.txt").write_bytes(stories())
         for number in (1, 2):
@@ -106,7 +102,7 @@ def parts() -> dict[str, bytes]:
 def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes]:
     """Return the exported model as an index and one shard."""
     shard = f"{stem}-00001-of-00001.{suffix}"
-    names = _header(part("exported/")["model.safetensors"])
+    names = safetensors.torch.load(part("exported/")["model.safetensors"])
     index = {"metadata": {}, "weight_map": dict.fromkeys(names, shard)}
     return {
         **part("exported/", "config.json"),
@@ -115,26 +111,24 @@ def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes
     }
 
 
-def _header(safetensors: bytes) -> dict[str, Any]:
-    length = int.from_bytes(safetensors[:8], "little")
-    header: dict[str, Any] = json.loads(safetensors[8 : 8 + length])
-    header.pop("__metadata__", None)
-    return header
-
-
 @cache
 def tokenizer() -> Tokenizer:
+    with _tokenizer_folder() as folder:
+        return Tokenizer.load(folder)
+
+
+@contextlib.contextmanager
+def _tokenizer_folder() -> Iterator[str]:
     with tempfile.TemporaryDirectory() as name:
         (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
-        return Tokenizer.load(name)
+        yield name
 
 
 @cache
 def vocabulary_pair() -> dict[str, bytes]:
     """Return the tokenizer as GPT-2's own two files."""
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
-        ids, merges, special = read_vocabulary(name)
+    with _tokenizer_folder() as folder:
+        ids, merges, special = read_vocabulary(folder)
     encoder = {_spell(token): number for token, number in ids.items()} | special
     lines = ["#version: 0.2", *(f"{_spell(left)} {_spell(right)}" for left, right in merges), ""]
     return {"encoder.json": json.dumps(encoder).encode(), "vocab.bpe": "\n".join(lines).encode()}
@@ -156,35 +150,13 @@ def parquet() -> bytes:
     return file.getvalue()
 
 
-def decoding() -> bytes:
-    names = (
-        "perplexity", "distinct_1", "distinct_2", "distinct_3", "repetition_4", "self_bleu_4",
-        "mean_words", "ended",
-    )  # fmt: skip
-    measures = dict.fromkeys(names, 0.5) | {"copied_8": None}
-    rows = [
-        {"name": "human", **measures},
-        {"name": "greedy", **measures, "sampling": {"min_p": None, "repetition_penalty": 1.0}},
-        {"name": "min-p 0.1", **measures, "sampling": {"min_p": 0.1, "repetition_penalty": 1.2}},
-    ]
-    texts = [{"prompt": "A", "human": " cat", "greedy": " dog", "min-p 0.1": " bird"}] * 3
-    about = {"data": "stories", "split": "test", "prompts": 3, "max_tokens": 9, "findings": ["So."]}
-    return json.dumps(about | {"rows": rows, "texts": texts}).encode()
-
-
-def sizes() -> bytes:
-    rows = [
-        {
-            "name": name, "parameters": n, "tokens": 1000, "seconds": 10.0, "tokens_per_s": 100.0,
-            "peak_memory_bytes": 1 << 20, "flops": n * 6000, "test_loss": 3.0,
-            "test_perplexity": 20.1, "test_bits_per_byte": 1.0, "samples": {"The": " cat"},
-            "val_curve": [[500, 4.0], [1000, 3.0]],
-        }
-        for name, n in (("small", 10), ("large", 40))
-    ]  # fmt: skip
-    about = {"data": "stories", "tokens": 1000, "device": "CPU", "memory": "resident"}
-    about |= {"test": "5 tokens", "sampling": "nucleus"}
-    return json.dumps(about | {"rows": rows}).encode()
+@cache
+def written_by(write: Callable[[Path], object]) -> bytes:
+    """Return the content of the file that a function writes."""
+    with tempfile.TemporaryDirectory() as name:
+        path = Path(name) / "file"
+        write(path)
+        return path.read_bytes()
 
 
 @cache
@@ -207,7 +179,10 @@ def reseal_checkpoint(files: Files) -> None:
     for path in [path for path in files if path.endswith("state.json")]:
         prefix = path.removesuffix("state.json")
         sums = {
-            name.removeprefix(prefix): _sums(content, 0)
+            name.removeprefix(prefix): {
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+            }
             for name, content in files.items()
             if name.startswith(prefix) and isinstance(content, bytes)
         }
@@ -234,7 +209,3 @@ def reseal_shards(files: Files) -> None:
                 for shard in entry["shards"]:
                     shard["sha256"] = shards.get(shard["file"], shard["sha256"])
             files[name] = json.dumps(manifest).encode()
-
-
-def _sums(content: bytes, start: int) -> dict[str, Any]:
-    return {"bytes": len(content), "sha256": hashlib.sha256(content[start:]).hexdigest()}

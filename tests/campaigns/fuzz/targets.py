@@ -37,6 +37,7 @@ from gpt2.training.run_training import begin, build, hold, make_plan, prepare_te
 from gpt2.weights.pretrained import load_pretrained
 from tests.campaigns.fuzz import examples
 from tests.campaigns.fuzz.mutations import Files, Link
+from tests.gpt2.report import test_report
 
 _MAX_PIECES = 10_000
 Make = Callable[[], dict[str, bytes]]
@@ -85,18 +86,16 @@ def write(files: Files, folder: Path) -> None:
             path.mkdir()
 
 
-def _run_alone() -> dict[str, bytes]:
-    files = examples.part("run/")
-    return {f"run/{name}": files[name] for name in files if "-000002" not in name}
+def _trained_without(*parts: str) -> dict[str, bytes]:
+    """Return the run and its data, but for the paths that hold one of the parts."""
+    return {
+        path: content
+        for path, content in examples.trained().items()
+        if not any(part in path for part in ("exported", *parts))
+    }
 
 
-def _run_and_data() -> dict[str, bytes]:
-    return {k: v for k, v in examples.trained().items() if not k.startswith("exported")}
-
-
-def _run_without_checkpoints() -> dict[str, bytes]:
-    files = examples.part("run/")
-    return {f"run/{name}": files[name] for name in files if "/" not in name}
+_run_alone = partial(_trained_without, "data/", "stories.txt", "-000002")
 
 
 def _reseal_all(files: Files) -> None:
@@ -127,7 +126,7 @@ def _read_tokens(stream: TokenStream) -> None:
 
 @target("parts", examples.parts, examples.reseal_shards)
 def _merged(folder: Path) -> None:
-    with examples.working_in(folder), examples.quiet():
+    with examples.quietly_in(folder):
         merged = prepare.merge(Job("stories.txt", vocab_size=264, progress=False))
         for stream in merged.splits.values():
             _read_tokens(stream)
@@ -159,15 +158,15 @@ def _facts(folder: Path) -> None:
 
 @target("sizes-of-runs", _run_alone, examples.reseal_checkpoint)
 def _sizes_of_runs(folder: Path) -> None:
-    with examples.quiet():
+    with examples.quietly_in(folder):
         compare_sizes(
             {"one": folder / "run"}, {"Story": [1]}, data="stories", device="cpu", sample_tokens=1
         )
 
 
-@target("resume", _run_and_data, _reseal_all)
+@target("resume", _trained_without, _reseal_all)
 def _resume(folder: Path) -> None:
-    with examples.working_in(folder), examples.quiet():
+    with examples.quietly_in(folder):
         plan = make_plan(TrainConfig(resume="run"))
         prepared = prepare_text(plan)
         trainer = build(plan, prepared)
@@ -207,7 +206,7 @@ def _metrics(folder: Path) -> None:
     assert all(line["step"] <= 2 for line in read_metrics(folder / "metrics.jsonl"))
 
 
-@target("report", _run_without_checkpoints)
+@target("report", partial(_run_alone, "checkpoints"))
 def _report(folder: Path) -> None:
     gather([read_run(folder / "run", folder / "data")])
 
@@ -220,12 +219,12 @@ def _reported() -> RunFacts:
         return read_run(Path(folder))
 
 
-@target("decoding", lambda: {"decoding.json": examples.decoding()})
+@target("decoding", lambda: {"decoding.json": examples.written_by(test_report._decoding)})
 def _decoding(folder: Path) -> None:
     gather([_reported()], decoding=read_decoding(folder / "decoding.json"))
 
 
-@target("sizes", lambda: {"sizes.json": examples.sizes()})
+@target("sizes", lambda: {"sizes.json": examples.written_by(test_report._sizes)})
 def _sizes(folder: Path) -> None:
     gather([_reported()], sizes=read_sizes(folder / "sizes.json"))
 
@@ -238,7 +237,7 @@ def _bench(folder: Path) -> None:
 @target("compared", lambda: dict.fromkeys(("old.json", "new.json"), examples.bench()))
 def _compared(folder: Path) -> None:
     # It ends with status 1 where something of ours became slower.
-    with examples.quiet(), contextlib.suppress(SystemExit):
+    with examples.quietly_in(folder), contextlib.suppress(SystemExit):
         compare.main(compare.Arguments(folder / "old.json", folder / "new.json", force=True))
 
 
