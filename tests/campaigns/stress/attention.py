@@ -11,13 +11,7 @@ from torch import Tensor
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
-from tests.campaigns.stress.case import (
-    Case,
-    beyond,
-    nothing_else,
-    same_bits,
-    twin,
-)
+from tests.campaigns.stress.case import Case, beyond, nothing_else, unspoilt
 from tests.campaigns.stress.draw import Draw
 
 LOG2E = math.log2(math.e)  # which the kernels fold into the scale
@@ -27,18 +21,15 @@ COARSE = 2.0**20
 WIDTHS = (1, 2, 3, 8, 15, 16, 16, 17, 20, 32, 32, 40, 64, 64, 80, 96, 128, 160, 256)
 
 
-class _SmallTiles:
-    """A stand-in for `choose_tiles` with which short sequences have many tiles."""
+def _small_tiles(block_m: int, block_n: int) -> Callable[..., Tiles]:
+    """Return a stand-in for `choose_tiles` with which short sequences have many tiles."""
+    tile = Tile(block_m, block_n, 4, 2)
 
-    def __init__(self, block_m: int, block_n: int) -> None:
-        tile = Tile(block_m, block_n, 4, 2)
-        self.tiles = Tiles(tile, tile, tile)
+    def small(*_: Any) -> Tiles:
+        return Tiles(tile, tile, tile)
 
-    def __call__(self, *_: Any) -> Tiles:
-        return self.tiles
-
-    def __repr__(self) -> str:
-        return str(self.tiles.fwd)
+    small.__name__ = f"{block_m} x {block_n}"
+    return small
 
 
 def _draw(packed: bool, draw: Draw) -> Case:
@@ -89,7 +80,7 @@ def _draw(packed: bool, draw: Draw) -> Case:
         sizes = [16, 32, 64]
         if draw.on_gpu:  # what fits the shared memory of any GPU
             sizes = [16, 32] if d * dtype.itemsize <= 256 else [16]
-        tiles = _SmallTiles(draw.choose(*sizes), draw.choose(*sizes))
+        tiles = _small_tiles(draw.choose(*sizes), draw.choose(*sizes))
         patches["kernels._attention.operators.choose_tiles"] = tiles
     if draw.chance(1 / 4):
         patches["kernels._attention.operators.L2_BUDGET"] = 1
@@ -124,9 +115,10 @@ def _cancelled(
     as long as they are small against 1.
     dP - delta is a difference, exactly zero where a row sees one key; so are the sums after it.
     Delta is made of o as it is stored: of numbers with a rounding of their dtype, which weighs as
-    many roundings of float32 as `ratio` says. Where o overflows, or did before it was divided by
-    the sum of exp(S - max S), delta is NaN. dq and dk are multiplied by the scale last: until then
-    they may overflow.
+    many roundings of float32 as `ratio` says.
+
+    Infinite magnitudes promise nothing. Where o overflows, or did before it was divided by the sum
+    of exp(S - max S), delta is NaN.
     """
     signed = [x.detach().double() for x in qkv.values()]
     q, k, v = (x.abs() for x in signed)
@@ -155,6 +147,8 @@ def _cancelled(
     ds += ratio * p * torch.einsum("bihd,bihd->bhi", do.double().abs(), o_exact.abs())[..., None]
     dq = torch.einsum("bhij,bjhd->bihd", ds, k)
     dk = torch.einsum("bhij,bihd->bjhd", ds, q)
+    # The kernels multiply by the scale last. With q = 0 and k near the largest number of float32,
+    # the sum of dS k overflows though dq, scaled, would not: such rows are left out.
     dq, dk = (scale * (x + beyond(x)) for x in (dq, dk))
     dv = torch.einsum("bhij,bihd->bjhd", rough * z, do.double().abs())
     return {
@@ -177,22 +171,16 @@ def _also(draw: Draw, inputs: dict[str, Tensor], window: int | None) -> Callable
     if window is not None and draw.chance(1 / 2):
         changed, kept = slice(0, cut), slice(cut + window - 1, None)
 
-    def check(case: Case) -> None:
-        other = {name: twin(x).detach() for name, x in case.inputs.items()}
-        for x in other.values():
+    def spoil(given: dict[str, Any]) -> None:
+        for x in given.values():
             x[:, changed] = 7.0
-        before = case.run({name: x.detach() for name, x in case.inputs.items()})
-        after = case.run(other)
-        for name in before:
-            rows = (..., kept) if name == "out1" else (slice(None), kept)
-            assert same_bits(before[name][rows], after[name][rows]), (
-                f"{name}: rows {kept} depend on positions {changed}"
-            )
 
-    return check
+    def kept_part(name: str, was: Tensor, spoilt: dict[str, Any]) -> Any:
+        if not name.startswith("out"):
+            return None
+        return (..., kept) if name == "out1" else (slice(None), kept)
+
+    return unspoilt(spoil, kept_part)
 
 
-OPERATORS = {
-    "attention": partial(_draw, False),
-    "attention_qkvpacked": partial(_draw, True),
-}
+OPERATORS = {"attention": partial(_draw, False), "attention_qkvpacked": partial(_draw, True)}

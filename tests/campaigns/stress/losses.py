@@ -1,7 +1,6 @@
 """Stress cases of cross_entropy and linear_cross_entropy."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -10,13 +9,7 @@ from torch import Tensor
 
 from kernels.cross_entropy import cross_entropy, cross_entropy_reference
 from kernels.linear_cross_entropy import linear_cross_entropy, linear_cross_entropy_reference
-from tests.campaigns.stress.case import (
-    Case,
-    beyond,
-    nothing_else,
-    same_bits,
-    twin,
-)
+from tests.campaigns.stress.case import Case, beyond, rows_do_not_touch
 from tests.campaigns.stress.draw import Draw
 
 # From logits of this size on, log-sum-exp loses digits of log V in float64 too, and its derivative
@@ -88,7 +81,7 @@ def _cross_entropy(draw: Draw) -> Case:
     return Case(
         draw.memory, kernel, reference, inputs, [upstream],
         _cancelled(inputs, upstream, options), small if draw.chance(1 / 2) else {},
-        _also(draw, inputs["targets"], options),
+        rows_do_not_touch(draw, inputs, ["logits"], "row"),
     )  # fmt: skip
 
 
@@ -127,35 +120,6 @@ def _cancelled(
     dlogits = torch.zeros(logits.shape, dtype=torch.float64, device=logits.device)
     dlogits[counted] = weigh[:, None].expand(-1, logits.shape[-1])
     return {"out": loss, "dlogits": abs(float(upstream)) / max(1, len(x)) * dlogits}
-
-
-def _also(draw: Draw, targets: Tensor, options: dict[str, Any]) -> Callable[[Case], None]:
-    """Return a check that NaN in a row that counts makes the loss NaN, and spoils no other row.
-
-    One case in six has it.
-    """
-    counted = (targets != options["ignore_index"]).nonzero().tolist()
-    if not counted or not draw.chance(1 / 6):
-        return nothing_else
-    row = counted[draw.integer(0, len(counted) - 1)]
-    place = (*row, draw.integer(0, options["vocab_size"] - 1))
-
-    def check(case: Case) -> None:
-        logits = case.inputs["logits"]
-        spoilt = twin(logits)
-        before = case.run()
-        with torch.no_grad():
-            spoilt[place] = math.nan
-        after = case.run({"logits": spoilt, "targets": targets})
-        assert after["out"].isnan(), "NaN among the logits does not reach the loss"
-        if "dlogits" in after:
-            hit = (spoilt != logits) & ~(spoilt.isnan() & logits.isnan())
-            rows = ~hit.any(-1)
-            assert same_bits(before["dlogits"][rows], after["dlogits"][rows]), (
-                "NaN in a row spoils the gradient of another"
-            )
-
-    return check
 
 
 def _linear_cross_entropy(draw: Draw) -> Case:

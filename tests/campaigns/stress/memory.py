@@ -7,7 +7,7 @@ shows.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
@@ -77,29 +77,20 @@ class Memory:
         if not self.guarded:
             yield
             return
-        empty, new_empty = torch.empty, Tensor.new_empty
 
-        def guarded_empty(*size: Any, dtype: Any = None, device: Any = None) -> Tensor:
-            shape = _shape(size)
-            if shape.numel() == 0:
-                return empty(shape, dtype=dtype, device=device)
-            return self._output(shape, dtype or torch.get_default_dtype(), device or "cpu")
+        def guarded(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def call(*args: Any, **kwargs: Any) -> Tensor:
+                made = make(*args, **kwargs)
+                # Triton's interpreter makes empty tensors for itself.
+                return self._output(made) if made.numel() else made
 
-        def guarded_new_empty(
-            x: Tensor, *size: Any, dtype: Any = None, device: Any = None
-        ) -> Tensor:
-            shape = _shape(size)
-            if shape.numel() == 0:  # Triton's interpreter makes such tensors for itself
-                return new_empty(x, shape, dtype=dtype, device=device)
-            return self._output(shape, dtype or x.dtype, device or x.device)
+            return call
 
-        def guarded_empty_like(x: Tensor) -> Tensor:
-            return guarded_new_empty(x, x.shape)
-
-        with ExitStack() as stack:
-            stack.enter_context(patch.object(torch, "empty", guarded_empty))
-            stack.enter_context(patch.object(torch, "empty_like", guarded_empty_like))
-            stack.enter_context(patch.object(Tensor, "new_empty", guarded_new_empty))
+        with (
+            patch.object(torch, "empty", guarded(torch.empty)),
+            patch.object(torch, "empty_like", guarded(torch.empty_like)),
+            patch.object(Tensor, "new_empty", guarded(Tensor.new_empty)),
+        ):
             yield
 
     def check(self) -> None:
@@ -115,16 +106,15 @@ class Memory:
                     f"from byte {int(places[0])} of {len(now)} on"
                 )
 
-    def _output(self, shape: torch.Size, dtype: torch.dtype, device: Any) -> Tensor:
-        size = shape.numel() * dtype.itemsize
-        data, margin = self._allocate(size, device)
-        self._watch(
-            f"around an output {tuple(shape)} {dtype}", data, lambda of: of[margin : margin + size]
-        )
-        return data[margin : margin + size].view(dtype).view(shape)
+    def _output(self, like: Tensor) -> Tensor:
+        size = like.numel() * like.element_size()
+        data, margin = self._allocate(size, like.device)
+        name = f"around an output {tuple(like.shape)} {like.dtype}"
+        self._watch(name, data, lambda of: of[margin : margin + size])
+        return data[margin : margin + size].view(like.dtype).view(like.shape)
 
     def _allocate(self, size: int, device: Any) -> tuple[Tensor, int]:
-        """`size` bytes between guards, and where they begin."""
+        """Return `size` bytes between guards, and where they begin."""
         margin = 0
         if self.guarded:
             margin = min(-(-size // LEAST_MARGIN) * LEAST_MARGIN, LARGEST_MARGIN)
@@ -134,8 +124,3 @@ class Memory:
     def _watch(self, name: str, data: Tensor, free: Callable[[Tensor], Tensor] | None) -> None:
         if self.guarded:
             self._blocks.append(_Block(name, data, data.clone(), free))
-
-
-def _shape(size: Any) -> torch.Size:
-    """Return the shape that `torch.empty` was asked for: one sequence, or numbers."""
-    return torch.Size(size if not size or isinstance(size[0], int) else size[0])

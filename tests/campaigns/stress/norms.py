@@ -14,12 +14,7 @@ from kernels.layer_norm import (
 )
 from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from kernels.testing import Function
-from tests.campaigns.stress.case import (
-    FEW_PROGRAMS,
-    Case,
-    beyond,
-    rows_do_not_touch,
-)
+from tests.campaigns.stress.case import FEW_PROGRAMS, Case, beyond, rows_do_not_touch
 from tests.campaigns.stress.draw import Draw
 
 FUNCTIONS: dict[str, tuple[Function, Function]] = {

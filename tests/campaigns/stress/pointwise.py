@@ -8,11 +8,7 @@ from torch import Tensor
 
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
 from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
-from tests.campaigns.stress.case import (
-    FEW_PROGRAMS,
-    Case,
-    rows_do_not_touch,
-)
+from tests.campaigns.stress.case import FEW_PROGRAMS, Case, rows_do_not_touch
 from tests.campaigns.stress.draw import Draw
 
 
