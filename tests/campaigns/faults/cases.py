@@ -5,6 +5,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,10 @@ class Case:
 
 
 CASES = {
-    "kill -9 at a random moment of training": Case(kills.killed_in_training, "resumed", 2, 200),
-    "kill -9 with a checkpoint every step": Case(kills.killed_while_saving, "resumed", 2, 200),
+    "kill -9 at a random moment of training": Case(kills.interrupted, "resumed", 2, 200),
+    "kill -9 with a checkpoint every step": Case(
+        partial(kills.interrupted, options=kills.SAVING), "resumed", 2, 200
+    ),
     "SIGINT, SIGTERM, SIGHUP at a random moment": Case(kills.signalled, "resumed", 3, 90),
     "kill -9 while tokenising": Case(kills.killed_in_tokenising, "done again", 1, 60),
     "kill -9 while a tokenizer is trained": Case(

@@ -6,7 +6,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -19,14 +19,21 @@ from tests.campaigns.faults.processes import (
     finish,
     kill_survivors,
     nothing,
-    run,
     start,
     stop,
     wait_for,
 )
-from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, data_sums, losses_differ
+from tests.campaigns.faults.workplace import (
+    MODEL,
+    Attempt,
+    Workplace,
+    data_sums,
+    losses_differ,
+    succeeds,
+)
 
-_SAVING = [*MODEL[:-2], "--checkpoint-every", "1"]
+SAVING = [*MODEL[:-2], "--checkpoint-every", "1"]
+_PREPARE = ["-m", "gpt2.data.prepare", "--data"]
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Without dropout, whose masks depend on the number of processes.
 _DISTRIBUTED = [
@@ -36,8 +43,10 @@ _DISTRIBUTED = [
 _RANKS_END = 60.0  # seconds until all processes must have ended: torchrun gives them 30
 
 
-def _interrupted(place: Workplace, options: list[str], number: int) -> Iterator[Attempt]:
-    """End a run four times at random moments, resuming it in between; then let it finish."""
+def interrupted(
+    place: Workplace, options: Sequence[str] = MODEL, number: int = signal.SIGKILL
+) -> Iterator[Attempt]:
+    """End a training four times at random moments, resuming it in between; then let it finish."""
     name = f"ended-{number}"
     while True:
         shutil.rmtree(place.folder / name, ignore_errors=True)
@@ -56,19 +65,9 @@ def _interrupted(place: Workplace, options: list[str], number: int) -> Iterator[
             yield place.resume(name)
 
 
-def killed_in_training(place: Workplace) -> Iterator[Attempt]:
-    """Kill a training that writes a checkpoint now and then."""
-    return _interrupted(place, MODEL, signal.SIGKILL)
-
-
-def killed_while_saving(place: Workplace) -> Iterator[Attempt]:
-    """Kill a training that writes a checkpoint after every step, so most often within one."""
-    return _interrupted(place, _SAVING, signal.SIGKILL)
-
-
 def signalled(place: Workplace) -> Iterator[Attempt]:
     """Send the signals that ask for an end."""
-    cases = [_interrupted(place, MODEL, number) for number in _ENDS]
+    cases = [interrupted(place, number=number) for number in _ENDS]
     while True:
         for case in cases:
             yield next(case)
@@ -77,7 +76,7 @@ def signalled(place: Workplace) -> Iterator[Attempt]:
 def killed_in_tokenising(place: Workplace) -> Iterator[Attempt]:
     """Kill the preparation of a small text three times; then let it finish."""
     folder = place.folder / "tokenising"
-    words = ("-m", "gpt2.data.prepare", "--data", "stories.txt", "--vocab-size", "300")
+    words = [*_PREPARE, "stories.txt", "--vocab-size", "300"]
     while True:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -87,13 +86,15 @@ def killed_in_tokenising(place: Workplace) -> Iterator[Attempt]:
             time.sleep(place.random.uniform(0, 0.4))
             stop(process)
             finish(process)
-        status, said = run(folder, *words)
-        if status:
-            yield f"could not be done again: {said.strip()[-200:]}"
-        elif data_sums(folder / "data") != place.data:
-            yield "other tokens than undisturbed"
-        else:
-            yield None
+        yield _done_again(folder, words, place.data)
+
+
+def _done_again(folder: Path, words: Sequence[str], wanted: dict[str, str]) -> Attempt:
+    """Prepare the data to the end, and compare it with that of an undisturbed preparation."""
+    wrong = succeeds(folder, *words)
+    if wrong is None and data_sums(folder / "data") != wanted:
+        wrong = "another tokenizer or other tokens than undisturbed"
+    return wrong
 
 
 def killed_in_tokenizer_training(place: Workplace) -> Iterator[Attempt]:
@@ -101,17 +102,14 @@ def killed_in_tokenizer_training(place: Workplace) -> Iterator[Attempt]:
     folder = place.folder / "words"
     folder.mkdir()
     (folder / "words.txt").write_text(_many_words(place.random), encoding="utf-8")
-    words = ("-m", "gpt2.data.prepare", "--data", "words.txt", "--vocab-size", "1500")
+    words = [*_PREPARE, "words.txt", "--vocab-size", "1500"]
     began = time.monotonic()
-    status, said = run(folder, *words)
-    assert status == 0, said
+    wrong = succeeds(folder, *words)
+    assert wrong is None, wrong
     seconds = time.monotonic() - began
     undisturbed = data_sums(folder / "data")
-    trained = next(
-        name
-        for name in undisturbed
-        if name.startswith("tokenizers/") and name.endswith("tokenizer.json")
-    )
+    (folder_name,) = (path.name for path in (folder / "data/tokenizers").glob("words-*/"))
+    trained = f"tokenizers/{folder_name}/tokenizer.json"
 
     def use_workers() -> None:
         gpt2.tokenizer.pretokens._ALONE_CHARS = 1 << 16
@@ -124,20 +122,15 @@ def killed_in_tokenizer_training(place: Workplace) -> Iterator[Attempt]:
         process.kill()
         finish(process)
         left = kill_survivors(workers, patience=60)
-        found = data_sums(folder / "data")
-        status, said = run(folder, *words)
+        found = data_sums(folder / "data").get(trained, undisturbed[trained])
+        wrong = _done_again(folder, words, undisturbed)
         if left:
-            yield f"{len(left)} of its workers outlived it"
-        elif found.get(trained, undisturbed[trained]) != undisturbed[trained]:
-            yield f"half of {trained} was there"
-        elif status:
-            yield f"could not be done again: {said.strip()[-200:]}"
-        elif data_sums(folder / "data") != undisturbed:
-            yield "another tokenizer or other tokens than undisturbed"
+            wrong = f"{len(left)} of its workers outlived it"
+        elif found != undisturbed[trained]:
+            wrong = f"half of {trained} was there"
         elif litter := list((folder / "data").glob("*/**/.*.tmp")):
-            yield f"left behind: {litter}"
-        else:
-            yield None
+            wrong = wrong or f"left behind: {litter}"
+        yield wrong
 
 
 def _many_words(chooser: random.Random) -> str:
@@ -152,16 +145,18 @@ def _many_words(chooser: random.Random) -> str:
 
 def killed_of_several(place: Workplace) -> Iterator[Attempt]:
     """Kill one of two processes: the other stops, and one process alone resumes the run."""
-    status, said = run(place.folder, "train.py", *_DISTRIBUTED, "--out", "alone")
-    assert status == 0, said
+    wrong = succeeds(place.folder, "train.py", *_DISTRIBUTED, "--out", "alone")
+    assert wrong is None, wrong
     while True:
         for mode in ("ddp", "fsdp"):
-            shutil.rmtree(place.folder / mode, ignore_errors=True)
-            wrong = _kill_one(place, mode) or _damaged_checkpoint(place.folder / mode)
-            if wrong is None:
-                status, said = run(place.folder, "train.py", "--resume", mode, "--parallel", "ddp")
-                wrong = f"could not be resumed: {said[-300:]!r}" if status else None
-            wrong = wrong or losses_differ(place.folder / mode, place.folder / "alone")
+            folder = place.folder / mode
+            shutil.rmtree(folder, ignore_errors=True)
+            wrong = (
+                _kill_one(place, mode)
+                or _damaged_checkpoint(folder)
+                or succeeds(place.folder, "train.py", "--resume", mode, "--parallel", "ddp")
+                or losses_differ(folder, place.folder / "alone")
+            )
             yield wrong and f"{mode}: {wrong}"
 
 

@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from functools import partial
 
 from tests.campaigns.faults.processes import finish, limit_memory, run, start, wait_for
-from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, losses_differ, refused
+from tests.campaigns.faults.workplace import (
+    MODEL,
+    Attempt,
+    Workplace,
+    losses_differ,
+    refused,
+    succeeds,
+)
 
 # Activations of 90 MiB, so that it is they that do not fit. Without dropout, whose masks depend on
 # the size of the micro-batches.
@@ -62,8 +69,7 @@ def short_of_memory(place: Workplace) -> Iterator[Attempt]:
             if not wrong and "estimate" not in said:
                 wrong = f"without the estimate: {said[-300:]!r}"
             if not wrong and list((short / "checkpoints").glob("step-*")):
-                status, said = run(place.folder, "train.py", "--resume", "short")
-                wrong = f"could not be resumed: {said[-300:]!r}" if status else None
+                wrong = succeeds(place.folder, "train.py", "--resume", "short")
         if not wrong and not status:
             wrong = losses_differ(short, place.folder / "roomy")
         yield wrong and f"with {size >> 20} MiB: {wrong}"

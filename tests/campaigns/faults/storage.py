@@ -46,38 +46,33 @@ def write_protected(place: Workplace) -> Iterator[Attempt]:
     """Protect the run folder or the data cache: it is named, and training resumes without."""
     half_done(place, "half", *MODEL)
     kept = _keep(place)
-    cases = [_new_run, _new_cache, _prepared_cache, _in_training, _resumed]
+    cases = [*_PROTECTED, ""]
     while True:
         place.random.shuffle(cases)
-        for case in cases:
+        for folder in cases:
             _restore(place, kept)
-            wrong = case(place)
-            yield wrong and f"{case.__name__[1:]}: {wrong}"
+            wrong = _from_the_start(place, folder) if folder else _in_training(place)
+            yield wrong and f"{folder or 'in training'}: {wrong}"
 
 
-def _new_run(place: Workplace) -> Attempt:
-    return _refused_then_run(place, "protected", "protected/run", "--out", "protected/run")
+# By the folder that is protected: the run, and the options of train.py.
+_PROTECTED = {
+    "protected": ("protected/run", [*MODEL, "--out", "protected/run"]),
+    "cache": ("protected", [*MODEL, "--out", "protected", "--cache-dir", "cache"]),
+    "data": ("protected", [*MODEL, "--out", "protected"]),
+    "half": ("half", ["--resume", "half"]),
+}
 
 
-def _new_cache(place: Workplace) -> Attempt:
-    return _refused_then_run(
-        place, "cache", "protected", "--out", "protected", "--cache-dir", "cache"
-    )
-
-
-def _refused_then_run(place: Workplace, folder: str, name: str, *options: str) -> Attempt:
-    """Start a run that needs to write into a new folder, first without the right to."""
-    (place.folder / folder).mkdir()
-    words = [*MODEL, *options]
+def _from_the_start(place: Workplace, folder: str) -> Attempt:
+    """Start or resume a run without the right to write into a folder, then with it."""
+    name, words = _PROTECTED[folder]
+    (place.folder / folder).mkdir(exist_ok=True)
     with _read_only(place.folder / folder):
+        if folder == "data":  # is prepared already
+            return place.run_now(name, *words, first=obey_permissions)
         status, said = run(place.folder, "train.py", *words, first=obey_permissions)
     return refused(status, said, folder) or place.run_now(name, *words)
-
-
-def _prepared_cache(place: Workplace) -> Attempt:
-    """Start a run on prepared data, which needs no writing there."""
-    with _read_only(place.folder / "data"):
-        return place.run_now("protected", *MODEL, "--out", "protected", first=obey_permissions)
 
 
 def _in_training(place: Workplace) -> Attempt:
@@ -93,12 +88,6 @@ def _in_training(place: Workplace) -> Attempt:
         return place.trained("protected")
     said = log.read_text(encoding="utf-8")
     return refused(status, said, "protected") or place.resume("protected")
-
-
-def _resumed(place: Workplace) -> Attempt:
-    with _read_only(place.folder / "half"):
-        status, said = run(place.folder, "train.py", "--resume", "half", first=obey_permissions)
-    return refused(status, said, "half") or place.resume("half")
 
 
 @contextmanager

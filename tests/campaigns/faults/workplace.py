@@ -5,12 +5,13 @@ import math
 import random
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.common.files import sha256_file
 from gpt2.runs.metrics import read_metrics
-from tests.campaigns.faults.processes import run
+from tests.campaigns.faults.processes import nothing, run
 
 Attempt = str | None
 """None when nothing was lost, else a sentence that says what was."""
@@ -65,10 +66,15 @@ class Workplace:
         """Resume a run to its end, and compare it with the undisturbed one."""
         return self.run_now(name, "--resume", name)
 
-    def run_now(self, name: str, *words: str, **options: object) -> Attempt:
+    def run_now(self, name: str, *words: str, first: Callable[[], object] = nothing) -> Attempt:
         """Run train.py, which must succeed, and compare the run with the undisturbed one."""
-        status, said = run(self.folder, "train.py", *words, **options)  # type: ignore[arg-type]
-        return f"did not run: {said.strip()[-300:]!r}" if status else self.trained(name)
+        return succeeds(self.folder, "train.py", *words, first=first) or self.trained(name)
+
+
+def succeeds(folder: Path, *words: str, first: Callable[[], object] = nothing) -> Attempt:
+    """Run a command, which must succeed; see `processes.start`."""
+    status, said = run(folder, *words, first=first)
+    return f"{' '.join(words[:3])} did not run: {said.strip()[-300:]!r}" if status else None
 
 
 def write_stories(folder: Path) -> None:
@@ -84,8 +90,8 @@ def undisturbed(folder: Path) -> Workplace:
     """Write the text, and train on it without a fault."""
     write_stories(folder)
     began = time.monotonic()
-    status, said = run(folder, "train.py", *MODEL, "--out", "undisturbed")
-    assert status == 0, said
+    wrong = succeeds(folder, "train.py", *MODEL, "--out", "undisturbed")
+    assert wrong is None, wrong
     return Workplace(
         folder,
         random.Random(0),
