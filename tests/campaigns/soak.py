@@ -144,29 +144,24 @@ def judge(samples: Sequence[Sample]) -> list[Verdict]:
     slope, error = line_fit([s.step for s in watched], [s.rss for s in watched])
     long = steps[-1] - steps[third]
     bound = GROWTH_PER_1000 if long >= 10_000 else GROWTH * 1000 / long
-    verdicts = [
-        Verdict(
-            "resident memory, growth per 1,000 steps",
-            f"{1000 * slope / 1024:+.1f} +- {1000 * error / 1024:.1f} KiB, "
-            f"of {watched[-1].rss / (1 << 20):.0f} MiB",
-            f"at most {bound / 1024:.0f} KiB",
-            1000 * (slope + 2 * error) <= bound,
-        )
-    ]
-    for name, what in (("handles", "open files"), ("threads", "threads")):
-        before, after = (min(getattr(s, name) for s in part) for part in (settled, last))
-        verdicts.append(Verdict(what, f"{before}, later {after}", "no more later", after <= before))
-    files, lines = max(sample.files for sample in samples), steps[-1] // LOG_EVERY
-    return [
-        *verdicts,
-        Verdict("files in the run folder", f"{files}", f"at most {FILES}", files <= FILES),
-        Verdict(
-            f"metrics.jsonl, {lines:,} lines",
-            f"{samples[-1].metrics:,} bytes",
-            f"at most {LINE * lines:,} bytes",
-            samples[-1].metrics <= LINE * lines,
-        ),
-    ]
+    handles, threads = (
+        [min(getattr(sample, name) for sample in part) for part in (settled, last)]
+        for name in ("handles", "threads")
+    )
+    files, metrics = max(sample.files for sample in samples), samples[-1].metrics
+    lines = steps[-1] // LOG_EVERY
+    rows = [
+        ("resident memory, growth per 1,000 steps",
+         f"{1000 * slope / 1024:+.1f} +- {1000 * error / 1024:.1f} KiB, "
+         f"of {watched[-1].rss / (1 << 20):.0f} MiB",
+         f"at most {bound / 1024:.0f} KiB", 1000 * (slope + 2 * error) <= bound),
+        ("open files", "{}, later {}".format(*handles), "no more later", handles[1] <= handles[0]),
+        ("threads", "{}, later {}".format(*threads), "no more later", threads[1] <= threads[0]),
+        ("files in the run folder", f"{files}", f"at most {FILES}", files <= FILES),
+        (f"metrics.jsonl, {lines:,} lines", f"{metrics:,} bytes",
+         f"at most {LINE * lines:,} bytes", metrics <= LINE * lines),
+    ]  # fmt: skip
+    return [Verdict(*row) for row in rows]
 
 
 def line_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
