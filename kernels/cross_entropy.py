@@ -256,16 +256,16 @@ def _of_mean(dtype: torch.dtype) -> bool:
     return dtype != torch.float16
 
 
-def _out_of_place_fake(logits, targets, vocab_size, ignore_index, smoothing, z_loss, need_grad):
-    loss, count = (logits.new_empty((), dtype=torch.float32) for _ in range(2))
-    return loss, count, logits.new_empty(logits.shape if need_grad else (0,))
+def _in_place_fake(logits, *others):
+    return tuple(logits.new_empty((), dtype=torch.float32) for _ in range(2))
 
 
-@register_op(
-    "cross_entropy_fwd(Tensor logits, Tensor targets, int vocab_size, int ignore_index, "
-    "float label_smoothing, float z_loss, bool need_grad) -> (Tensor, Tensor, Tensor)",
-    _out_of_place_fake,
-)
+def _out_of_place_fake(logits, *others):
+    need_grad = others[-1]
+    return *_in_place_fake(logits), logits.new_empty(logits.shape if need_grad else (0,))
+
+
+@register_op("cross_entropy_fwd", _out_of_place_fake)
 def _out_of_place(
     logits: Tensor,
     targets: Tensor,
@@ -283,15 +283,7 @@ def _out_of_place(
     return loss, count, dlogits
 
 
-def _in_place_fake(logits, targets, vocab_size, ignore_index, label_smoothing, z_loss):
-    return tuple(logits.new_empty((), dtype=torch.float32) for _ in range(2))
-
-
-@register_op(
-    "cross_entropy_fwd_(Tensor(a!) logits, Tensor targets, int vocab_size, int ignore_index, "
-    "float label_smoothing, float z_loss) -> (Tensor, Tensor)",
-    _in_place_fake,
-)
+@register_op("cross_entropy_fwd_", _in_place_fake, mutates=("logits",))
 def _in_place(
     logits: Tensor,
     targets: Tensor,
@@ -303,7 +295,7 @@ def _in_place(
     return _fwd(logits, targets, logits, vocab_size, ignore_index, label_smoothing, z_loss)
 
 
-@register_op("scale_(Tensor(a!) x, Tensor factor) -> ()", lambda x, factor: None)
+@register_op("scale_", lambda x, factor: None, mutates=("x",))
 def _scale_(x: Tensor, factor: Tensor) -> None:
     """Multiply x (N, C) by a scalar on the device; if it is 1, touch nothing."""
     n, width = x.shape
@@ -338,15 +330,14 @@ class _CrossEntropy(torch.autograd.Function):
         return dlogits, None, None, None, None
 
 
-def check_loss_options(op: str, label_smoothing: float, z_loss: float) -> None:
+def check_options(
+    op: str, vocab_size: int | None, width: int, label_smoothing: float, z_loss: float
+) -> int:
+    """Check the options of a loss, and return the number of real classes, `width` by default."""
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
     if not z_loss >= 0:
         raise ValueError(f"{op}: z_loss must be at least 0, got {z_loss}")
-
-
-def check_vocab_size(op: str, vocab_size: int | None, width: int) -> int:
-    """Check the number of real classes, `width` by default, and return it."""
     if vocab_size is None:
         vocab_size = width
     if not 1 <= vocab_size <= width:
@@ -398,8 +389,9 @@ def cross_entropy(
             "cross_entropy: expected logits (..., V) and int64 targets (...), got "
             f"{tuple(logits.shape)} and {targets.dtype} {tuple(targets.shape)}"
         )
-    vocab_size = check_vocab_size("cross_entropy", vocab_size, logits.shape[-1])
-    check_loss_options("cross_entropy", label_smoothing, z_loss)
+    vocab_size = check_options(
+        "cross_entropy", vocab_size, logits.shape[-1], label_smoothing, z_loss
+    )
     rows = logits.reshape(-1, logits.shape[-1])
     inplace = inplace and not torch.compiler.is_compiling()
     if inplace and (rows.data_ptr() != logits.data_ptr() or rows.stride(1) != 1):

@@ -109,9 +109,7 @@ def _grid(rows: Tensor, tile_rows: int, tile_cols: int) -> tuple[int, int]:
     )
 
 
-@register_op(
-    "gelu_tanh_fwd(Tensor x, Tensor? bias) -> Tensor", lambda x, bias: x.new_empty(x.shape)
-)
+@register_op("gelu_tanh_fwd", lambda x, bias: x.new_empty(x.shape))
 def _fwd(x: Tensor, bias: Tensor | None) -> Tensor:
     y = x.new_empty(x.shape)
     if x.numel() == 0:
@@ -131,10 +129,7 @@ def _allocate_gradients(dy, x, bias, need_dbias):
     return x.new_empty(x.shape), x.new_empty((0,)) if bias is None else bias.new_empty(bias.shape)
 
 
-@register_op(
-    "gelu_tanh_bwd(Tensor dy, Tensor x, Tensor? bias, bool need_dbias) -> (Tensor, Tensor)",
-    _allocate_gradients,
-)
+@register_op("gelu_tanh_bwd", _allocate_gradients)
 def _bwd(dy: Tensor, x: Tensor, bias: Tensor | None, need_dbias: bool) -> tuple[Tensor, Tensor]:
     dx, dbias = _allocate_gradients(dy, x, bias, need_dbias)
     if x.numel() == 0:

@@ -28,20 +28,10 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._common.head import (
-    check_head,
-    chunk_rows,
-    count_targets,
-    scaled_gradients,
-)
+from kernels._common.head import check_head, chunk_rows, count_targets, scaled_gradients
 from kernels._common.launch import check_dtype, check_launchable
 from kernels._common.op import register_op
-from kernels.cross_entropy import (
-    check_loss_options,
-    check_vocab_size,
-    cross_entropy_reference,
-    launch_cross_entropy,
-)
+from kernels.cross_entropy import check_options, cross_entropy_reference, launch_cross_entropy
 
 CHUNK_BYTES = 400 * 2**20
 LINE = 128  # bytes
@@ -76,12 +66,7 @@ def _fake(x, weight, *others):
     return loss, count, *_allocate_gradients(x, weight, *others[-2:])
 
 
-@register_op(
-    "linear_cross_entropy_fwd(Tensor x, Tensor weight, Tensor targets, int vocab_size, "
-    "int ignore_index, float label_smoothing, float z_loss, int chunk_bytes, bool need_dx, "
-    "bool need_dw) -> (Tensor, Tensor, Tensor, Tensor)",
-    _fake,
-)
+@register_op("linear_cross_entropy_fwd", _fake)
 def _fwd(
     x: Tensor,
     weight: Tensor,
@@ -192,8 +177,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(x.device.type)
         check_dtype(op, dtype)
     check_launchable(op, x, weight, one_dtype=not torch.is_autocast_enabled(x.device.type))
-    vocab_size = check_vocab_size(op, vocab_size, len(weight))
-    check_loss_options(op, label_smoothing, z_loss)
+    vocab_size = check_options(op, vocab_size, len(weight), label_smoothing, z_loss)
     if chunk_bytes < 1:
         raise ValueError(f"{op}: chunk_bytes must be at least 1, got {chunk_bytes}")
     settings = (vocab_size, ignore_index, label_smoothing, z_loss, chunk_bytes)

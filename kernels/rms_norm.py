@@ -81,10 +81,7 @@ def add_rms_norm(
     Args:
         x: (..., C), the output of a branch, float16, bfloat16 or float32.
         residual: the residual stream, x's shape; its dtype may differ (float32 under autocast).
-        weight: (C,).
-        eps: added to the mean square.
-        dtype: dtype of y, by default that of x: under autocast the dtype of linear layers, so that
-            the next one has nothing to cast.
+        weight, eps, dtype: as in `rms_norm`.
 
     Returns:
         y, and the sum in the dtype of residual. The sum is formed in float32 and rounded once, and

@@ -105,35 +105,31 @@ def _launch_bwd(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
         )  # fmt: skip
 
 
-@register_op(
-    "swiglu_fwd(Tensor gate, Tensor up) -> Tensor", lambda gate, up: gate.new_empty(gate.shape)
-)
+@register_op("swiglu_fwd", lambda gate, up: gate.new_empty(gate.shape))
 def _fwd(gate: Tensor, up: Tensor) -> Tensor:
     return _launch_fwd(gate, up)
 
 
-@register_op(
-    "swiglu_bwd(Tensor dy, Tensor gate, Tensor up) -> (Tensor, Tensor)",
-    lambda dy, gate, up: (gate.new_empty(gate.shape), up.new_empty(up.shape)),
-)
+def _allocate_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    return gate.new_empty(gate.shape), up.new_empty(up.shape)
+
+
+@register_op("swiglu_bwd", _allocate_gradients)
 def _bwd(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    dgate, dup = gate.new_empty(gate.shape), up.new_empty(up.shape)
+    dgate, dup = _allocate_gradients(dy, gate, up)
     _launch_bwd(dy, gate, up, dgate, dup)
     return dgate, dup
 
 
 @register_op(
-    "swiglu_packed_fwd(Tensor gate_up) -> Tensor",
+    "swiglu_packed_fwd",
     lambda gate_up: gate_up.new_empty((*gate_up.shape[:-1], gate_up.shape[-1] // 2)),
 )
 def _packed_fwd(gate_up: Tensor) -> Tensor:
     return _launch_fwd(*gate_up.chunk(2, -1))
 
 
-@register_op(
-    "swiglu_packed_bwd(Tensor dy, Tensor gate_up) -> Tensor",
-    lambda dy, gate_up: gate_up.new_empty(gate_up.shape),
-)
+@register_op("swiglu_packed_bwd", lambda dy, gate_up: gate_up.new_empty(gate_up.shape))
 def _packed_bwd(dy: Tensor, gate_up: Tensor) -> Tensor:
     dgate_up = gate_up.new_empty(gate_up.shape)
     _launch_bwd(dy, *gate_up.chunk(2, -1), *dgate_up.chunk(2, -1))

@@ -77,11 +77,7 @@ def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     return q.new_empty(q.shape), q.new_empty((b, h, t), dtype=torch.float32)
 
 
-@register_op(
-    "attention_fwd(Tensor q, Tensor k, Tensor v, Tensor? seed, float scale, int? window, "
-    "float dropout_p, bool allow_tf32) -> (Tensor, Tensor)",
-    _allocate_outputs,
-)
+@register_op("attention_fwd", _allocate_outputs)
 def attention_fwd(
     q: Tensor,
     k: Tensor,
@@ -161,12 +157,7 @@ def _allocate_gradients(q: Tensor, need_dq: bool, need_dkv: bool) -> tuple[Tenso
     return dq, dk, dv
 
 
-@register_op(
-    "attention_bwd(Tensor do, Tensor q, Tensor k, Tensor v, Tensor o, Tensor lse, Tensor? seed, "
-    "float scale, int? window, float dropout_p, bool allow_tf32, bool deterministic, "
-    "bool need_dq, bool need_dkv) -> (Tensor, Tensor, Tensor)",
-    lambda do, q, *others: _allocate_gradients(q, *others[-2:]),
-)
+@register_op("attention_bwd", lambda do, q, *others: _allocate_gradients(q, *others[-2:]))
 def attention_bwd(
     do: Tensor,
     q: Tensor,
@@ -191,11 +182,7 @@ def attention_bwd(
     return dq, dk, dv
 
 
-@register_op(
-    "attention_qkvpacked_bwd(Tensor do, Tensor qkv, Tensor o, Tensor lse, Tensor? seed, "
-    "float scale, int? window, float dropout_p, bool allow_tf32, bool deterministic) -> Tensor",
-    lambda do, qkv, *_: qkv.new_empty(qkv.shape),
-)
+@register_op("attention_qkvpacked_bwd", lambda do, qkv, *_: qkv.new_empty(qkv.shape))
 def attention_qkvpacked_bwd(
     do: Tensor,
     qkv: Tensor,

@@ -13,23 +13,26 @@ import torch
 NAMESPACE = "gpt2_triton"
 
 
-def register_op(schema: str, fake: Callable[..., Any]) -> Callable[[Callable[..., Any]], Any]:
-    """Decorate a launcher: define the operator `schema` and return it in the launcher's place.
+def register_op(
+    op: str, fake: Callable[..., Any], mutates: tuple[str, ...] = ()
+) -> Callable[[Callable[..., Any]], Any]:
+    """Decorate a launcher: define an operator and return it in the launcher's place.
 
     Args:
-        schema: name and signature, e.g. `"gelu_fwd(Tensor x) -> Tensor"`.
+        op: name of the operator; its schema follows from the annotations of the launcher.
         fake: same signature, allocates the outputs (shape, dtype, strides) and computes nothing.
+        mutates: names of the arguments that the launcher writes to.
 
     Returns:
         A decorator that gives the `torch._ops.OpOverload`, called like the launcher.
     """
-    name = f"{NAMESPACE}::{schema.partition('(')[0]}"
+    namespace = NAMESPACE
 
     def register(launcher: Callable[..., Any]) -> Any:
-        torch.library.define(name, schema[schema.index("(") :])
+        name = f"{namespace}::{op}"
+        torch.library.define(name, torch.library.infer_schema(launcher, mutates_args=mutates))
         torch.library.impl(name, ("cpu", "cuda"), launcher)
         torch.library.register_fake(name, fake)
-        namespace, _, op = name.partition("::")
         return getattr(getattr(torch.ops, namespace), op).default
 
     return register

@@ -83,11 +83,7 @@ def _allocate_outputs(x, residual, weight, bias, eps, centred, dtype):
     return x.new_empty(x.shape, dtype=dtype), total, stats
 
 
-@register_op(
-    "norm_fwd(Tensor x, Tensor? residual, Tensor weight, Tensor? bias, float eps, bool centred, "
-    "ScalarType dtype) -> (Tensor, Tensor, Tensor)",
-    _allocate_outputs,
-)
+@register_op("norm_fwd", _allocate_outputs)
 def norm_fwd(
     x: Tensor,
     residual: Tensor | None,
@@ -126,11 +122,7 @@ def _allocate_gradients(dy, dtotal, x, weight, stats, centred, dtype, need_dweig
     return dx, dbranch, dweight, dbias
 
 
-@register_op(
-    "norm_bwd(Tensor dy, Tensor? dtotal, Tensor x, Tensor weight, Tensor stats, bool centred, "
-    "ScalarType dtype, bool need_dweight, bool need_dbias) -> (Tensor, Tensor, Tensor, Tensor)",
-    _allocate_gradients,
-)
+@register_op("norm_bwd", _allocate_gradients)
 def norm_bwd(
     dy: Tensor,
     dtotal: Tensor | None,

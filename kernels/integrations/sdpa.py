@@ -47,8 +47,8 @@ class _Overrides:
         library.impl(op, _sdpa_cuda, "CUDA")
         library.impl(f"{op}_backward", _sdpa_cuda_backward, "CUDA")
         if INTERPRETED:
-            library.impl(f"{op}_for_cpu", _sdpa_cpu, "CPU")
-            library.impl(f"{op}_for_cpu_backward", _sdpa_cpu_backward, "CPU")
+            library.impl(f"{op}_for_cpu", _forward, "CPU")
+            library.impl(f"{op}_for_cpu_backward", _backward, "CPU")
         self._library: torch.library.Library | None = library
 
     def remove(self) -> None:
@@ -59,13 +59,16 @@ def _forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    seed: Tensor | None,
-    dropout_p: float,
-    is_causal: bool,
-    scale: float | None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
+    """Compute the output and the log-sum-exp; PyTorch's CPU operator, with a seed besides."""
     op = "scaled_dot_product_attention"
-    if not is_causal:
+    if not is_causal or attn_mask is not None:
         raise ValueError(
             f"{op}: the kernels compute causal attention without a mask, and this call is neither; "
             "pass is_causal=True, or undo with torch.nn.attention.restore_flash_attention_impl()"
@@ -87,9 +90,12 @@ def _backward(
     value: Tensor,
     out: Tensor,
     logsumexp: Tensor,
-    seed: Tensor | None,
     dropout_p: float,
-    scale: float | None,
+    is_causal: bool,
+    *,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     do, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
@@ -112,7 +118,7 @@ def _sdpa_cuda(
     scale: float | None = None,
 ) -> tuple[Tensor | int | None, ...]:
     seed = draw_seed(query.device) if dropout_p > 0 else None
-    out, lse = _forward(query, key, value, seed, dropout_p, is_causal, scale)
+    out, lse = _forward(query, key, value, dropout_p, is_causal, scale=scale, seed=seed)
     # PyTorch's slot for the state of its generator, two 64-bit numbers, carries the seed.
     rng_state = torch.zeros(2, dtype=torch.int64, device=query.device)
     if seed is not None:
@@ -142,34 +148,6 @@ def _sdpa_cuda_backward(
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     seed = philox_seed.view(torch.int64)[:1] if dropout_p > 0 else None
-    return _backward(grad_out, query, key, value, out, logsumexp, seed, dropout_p, scale)
-
-
-def _sdpa_cpu(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor]:
-    causal = is_causal and attn_mask is None
-    return _forward(query, key, value, None, dropout_p, causal, scale)
-
-
-def _sdpa_cpu_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _backward(grad_out, query, key, value, out, logsumexp, None, dropout_p, scale)
+    return _backward(
+        grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, scale=scale, seed=seed
+    )
