@@ -25,7 +25,7 @@ def _append(pieces, piece):
 
 @triton.jit
 def _load(ptrs, exists, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr):
-    """The pieces of the rows that begin at `ptrs`, in float32, zero where nothing exists."""
+    """Load the rows that begin at `ptrs`, in pieces and in float32; zero where none exist."""
     pieces = ()
     for i in tl.static_range(len(WIDTHS)):
         cols = STARTS[i] + tl.arange(0, WIDTHS[i])[None, :]
@@ -36,7 +36,7 @@ def _load(ptrs, exists, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.conste
 
 @triton.jit
 def _load_weight(ptr, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr):
-    """The pieces of a vector that all rows share."""
+    """Load a vector that all rows share, in pieces."""
     return _load(ptr, tl.full((1, 1), True, tl.int1), C, STARTS, WIDTHS)
 
 
@@ -66,7 +66,7 @@ def _multiply(a, b):
 
 @triton.jit
 def _row_mean(pieces, C: tl.constexpr):
-    """Mean of each row; pieces of one width are added up before their one reduction."""
+    """Compute the mean of each row; pieces of one width are added before their one reduction."""
     equal = pieces[0]
     for i in tl.static_range(1, len(pieces)):
         if pieces[i].shape[1] == pieces[0].shape[1]:
@@ -80,7 +80,7 @@ def _row_mean(pieces, C: tl.constexpr):
 
 @triton.jit
 def _centre(pieces, mean, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr):
-    """x - mean, and still zero past the end of the row."""
+    """Subtract the mean, and keep zeros past the end of the row."""
     centred = ()
     for i in tl.static_range(len(pieces)):
         piece = pieces[i] - mean
@@ -97,7 +97,7 @@ def norm_fwd_kernel(
     C: tl.constexpr, CENTRED: tl.constexpr, ROWS: tl.constexpr,
     STARTS: tl.constexpr, WIDTHS: tl.constexpr,
 ):  # fmt: skip
-    """y and the rows' statistics; with a residual also total = x + residual, which is normed."""
+    """Compute y and the statistics of the rows; with a residual, norm and store x + residual."""
     rows = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     exists = rows < N
     x = _load(x_ptr + rows * stride_x, exists, C, STARTS, WIDTHS)
@@ -132,7 +132,7 @@ def norm_bwd_kernel(
     C: tl.constexpr, CENTRED: tl.constexpr, ROWS: tl.constexpr,
     STARTS: tl.constexpr, WIDTHS: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """dx of all rows, and this program's sums for the gradients of weight and bias.
+    """Compute dx of all rows, and this program's sums for the gradients of weight and bias.
 
     dtotal is the gradient that reaches x around the norm; dbranch, if wanted, is dx again in the
     other dtype of a mixed sum. A null dweight or dbias is not computed; if neither is null they are

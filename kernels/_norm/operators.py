@@ -1,7 +1,6 @@
-"""What `layer_norm` and `rms_norm` share above their kernels.
+"""The operators, autograd function and checks that `layer_norm` and `rms_norm` share.
 
-The plan that cuts rows into pieces and programs, the two operators, the autograd function and the
-checks.
+A plan cuts rows into pieces and programs.
 """
 
 import functools
