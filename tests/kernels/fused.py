@@ -75,22 +75,23 @@ LAYOUTS = {
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 
-def check_double_use(function: Callable[..., Any], inputs: dict[str, Any]) -> None:
-    """A second backward gives the same bits, inputs stay as they are, a double one is refused."""
+def check_double_use(
+    function: Callable[..., Any], inputs: dict[str, Any], *, refused: bool = False
+) -> None:
+    """A second backward gives the same bits or is refused, inputs stay, a double one is refused."""
     leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
     copies = [x.detach().clone() for x in leaves]
     outputs = function(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     upstream = [torch.randn_like(out) for out in outputs]
     first = torch.autograd.grad(outputs, leaves, upstream, retain_graph=True)
-    second = torch.autograd.grad(outputs, leaves, upstream)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    if refused:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            torch.autograd.grad(outputs, leaves, upstream)
+    else:
+        second = torch.autograd.grad(outputs, leaves, upstream)
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     assert all(torch.equal(x, copy) for x, copy in zip(leaves, copies, strict=True))
-    check_refuses_double_backward(function, inputs)
-
-
-def check_refuses_double_backward(function: Callable[..., Any], inputs: dict[str, Any]) -> None:
-    leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
     out = function(**inputs)
     out = out[0] if isinstance(out, tuple) else out
     upstream = torch.ones_like(out).requires_grad_()
@@ -99,12 +100,48 @@ def check_refuses_double_backward(function: Callable[..., Any], inputs: dict[str
         gradient.sum().backward()
 
 
+def check_never_waits(step: Callable[[], None]) -> None:
+    """A step on a GPU never waits for the device; its first call compiles the kernels."""
+    step()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def capture(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any, Any]:
+    """Run a step, then capture it: the CUDA graph, the results captured, and those of the run."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            result = step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    return graph, captured, result
+
+
+def check_tail(function: Callable[..., Tensor], x: Tensor, rows: int) -> None:
+    """The last rows of a tensor that is zero before them come out as they do alone."""
+    x[-rows:] = torch.randn_like(x[-rows:])
+    tail = x[-rows:].clone().requires_grad_()
+    y, part = function(x.requires_grad_()), function(tail)
+    (dx,) = torch.autograd.grad(y, x, y.detach())
+    torch.testing.assert_close(y[-rows:], part, rtol=0, atol=0)
+    (want,) = torch.autograd.grad(part, tail, part.detach())
+    torch.testing.assert_close(dx[-rows:], want, rtol=0, atol=0)
+
+
 def check_compiles(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:
     """`torch.compile(fullgraph=True)` gives the values and gradients of eager mode."""
     leaves = [x for x in inputs if x.requires_grad]
+    torch.manual_seed(3)  # of dropout
     expected = function(*inputs)
     upstream = torch.randn_like(expected)
     want = torch.autograd.grad(expected, leaves, upstream)
+    torch.manual_seed(3)
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, leaves, upstream), want)

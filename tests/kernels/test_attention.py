@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 
 import kernels._attention.operators
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import Quantity, compare
-from tests.kernels.fused import DTYPES, MARKS, randn
+from tests.kernels.fused import (
+    DTYPES,
+    MARKS,
+    check_compiles,
+    check_one_graph_for_every_length,
+    randn,
+)
 
 pytestmark = MARKS
 
@@ -348,19 +353,6 @@ def test_frozen_inputs_get_no_gradient(
     assert set(report) == {"out", *(f"d{name}" for name in trained)}
 
 
-def test_the_graph_can_be_used_twice_and_inputs_stay_as_they_are(
-    deterministic: bool, device: torch.device
-) -> None:
-    inputs = qkv((2, 20, 1, 16), torch.float32, device)
-    copies = {name: x.detach().clone() for name, x in inputs.items()}
-    o = attention(**inputs, deterministic=deterministic)
-    do = torch.randn_like(o)
-    first = torch.autograd.grad(o, list(inputs.values()), do, retain_graph=True)
-    second = torch.autograd.grad(o, list(inputs.values()), do)
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(torch.equal(inputs[name], copies[name]) for name in inputs)
-
-
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
 def test_empty_input_gives_empty_output_and_gradients(
     shape: tuple[int, ...], deterministic: bool, device: torch.device
@@ -380,26 +372,13 @@ def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.d
         q, k, v = (2 * qkv).unbind(2)
         return attention(q, k, v, **options) + attention_qkvpacked(2 * qkv, **options)
 
-    packed = torch.randn(1, 8, 3, 1, 16, device=device, requires_grad=True)
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    torch.manual_seed(3)
-    expected = model(packed)
-    torch.manual_seed(3)
-    got = compiled(packed)
-    do = torch.randn_like(got)
-    torch.testing.assert_close(got, expected)
-    torch.testing.assert_close(
-        torch.autograd.grad(got, packed, do), torch.autograd.grad(expected, packed, do)
-    )
+    check_compiles(model, [randn(1, 8, 3, 1, 16, device=device).requires_grad_()])
 
 
 def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
-    counter = CompileCounter()
-    compiled = torch.compile(attention_qkvpacked, fullgraph=True, backend=counter, dynamic=True)
-    for batch, length in ((2, 8), (3, 9), (4, 5)):
-        packed = torch.randn(batch, length, 3, 1, 16, device=device)
-        torch.testing.assert_close(compiled(packed), attention_qkvpacked(packed))
-    assert counter.frame_count == 1
+    check_one_graph_for_every_length(
+        attention_qkvpacked, lambda n: [randn(n - 3, n, 3, 1, 16, device=device)]
+    )
 
 
 @pytest.mark.parametrize("seeded", [False, True])

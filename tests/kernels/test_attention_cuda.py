@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention, attention_qkvpacked
+from tests.kernels.fused import capture
 from tests.kernels.test_attention import DTYPES, check, qkv
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
@@ -95,14 +96,7 @@ def test_cuda_graph_captures_forward_and_backward(device: torch.device) -> None:
         (gradient,) = torch.autograd.grad(o, packed, torch.ones_like(o))
         return gradient
 
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, captured, _ = capture(step)
     graph.replay()
     first = captured.clone()
     graph.replay()

@@ -18,6 +18,7 @@ from tests.kernels.fused import (
     LAYOUTS,
     MARKS,
     check_compiles,
+    check_never_waits,
     check_one_graph_for_every_length,
     randn,
 )
@@ -416,9 +417,4 @@ def test_cuda_more_than_2_to_31_logits_in_place(device: torch.device) -> None:
 @pytest.mark.cuda
 def test_cuda_never_waits_for_the_device(device: torch.device) -> None:
     given = inputs(64, 4096, dtype=torch.bfloat16, device=device)
-    cross_entropy(**given).backward()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        cross_entropy(**given).backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+    check_never_waits(lambda: cross_entropy(**given).backward())

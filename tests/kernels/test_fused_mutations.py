@@ -20,6 +20,7 @@ import kernels.swiglu
 from tests.kernels import (
     fused,
     test_cross_entropy,
+    test_every_operator,
     test_gelu,
     test_linear_cross_entropy,
     test_norms,
@@ -173,7 +174,8 @@ SWIGLU_FAULTS = [
         "the gradient overwrites the projection",
         "dgate_up = gate_up.new_empty(gate_up.shape)",
         "dgate_up = gate_up",
-        test_swiglu.test_the_graph_can_be_used_twice_but_not_differentiated,
+        test_every_operator.test_use_of_the_graph,
+        {"name": "swiglu_packed"},
     ),
     Mutation(
         "up is read with the stride of y",
@@ -304,7 +306,7 @@ CASES: list[tuple[ModuleType, list[ModuleType], list[Mutation]]] = [
     (kernels._norm.operators, [kernels.rms_norm, kernels.layer_norm], NORM_OPERATORS),
     (kernels._common.partials, [kernels._norm.operators], PARTIALS),
     (kernels.gelu, [test_gelu], GELU_FAULTS),
-    (kernels.swiglu, [test_swiglu], SWIGLU_FAULTS),
+    (kernels.swiglu, [test_swiglu, test_every_operator], SWIGLU_FAULTS),
     (kernels.cross_entropy, [test_cross_entropy], LOSS_FAULTS),
     (
         kernels._common.head,
