@@ -90,6 +90,9 @@ def _launch_fwd(gate: Tensor, up: Tensor) -> Tensor:
     return y
 
 
+_fwd = register_op("swiglu_fwd", lambda gate, up: gate.new_empty(gate.shape))(_launch_fwd)
+
+
 def _launch_bwd(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor) -> None:
     """Fill dgate and dup, which have the same strides."""
     if dy.numel() == 0:
@@ -103,11 +106,6 @@ def _launch_bwd(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
             dy.stride(0), gate.stride(0), up.stride(0), dgate.stride(0), n, width,
             ROWS=rows, COLS=cols, num_warps=warps(THREADS, gate),
         )  # fmt: skip
-
-
-@register_op("swiglu_fwd", lambda gate, up: gate.new_empty(gate.shape))
-def _fwd(gate: Tensor, up: Tensor) -> Tensor:
-    return _launch_fwd(gate, up)
 
 
 def _allocate_gradients(dy: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

@@ -90,7 +90,7 @@ def judge(
         norm: order of the vector norm that is "max |.|" in the formula; 2 for the length of a
             large gradient.
     """
-    return _Budget.of(plain, exact, cancelled, norm=norm).quantity(name, got)
+    return _Budget(plain, exact, cancelled, norm=norm).quantity(name, got)
 
 
 class Referee:
@@ -152,7 +152,7 @@ class Referee:
         if not self._budgets:
             plain, exact = self._references(0)
             self._budgets = {
-                name: _Budget.of(
+                name: _Budget(
                     plain[name], exact[name], self._cancelled.get(name, 0.0),
                     in_range_only=self._in_range_only,
                 )
@@ -184,39 +184,28 @@ class Referee:
         return reference(None), reference(torch.float64)
 
 
-@dataclass
 class _Budget:
-    """The exact value of a quantity, and the error that is allowed."""
+    """The exact value of a quantity, and the error that is allowed; arguments as in `Referee`."""
 
-    exact: Tensor
-    plain_error: float
-    rounding: float
-    compared: Any
-    """Index of the elements that are compared."""
-    norm: float
-    clamped: bool
-    """An infinity counts as the largest number."""
-
-    @classmethod
-    def of(
-        cls,
+    def __init__(
+        self,
         plain: Tensor,
         exact: Tensor,
         cancelled: float | Tensor,
         *,
         norm: float = math.inf,
         in_range_only: bool = False,
-    ) -> "_Budget":
+    ) -> None:
+        self.exact, self.norm, self.in_range_only = exact, norm, in_range_only
         size = torch.as_tensor(cancelled, device=exact.device).expand(exact.shape)
-        compared: Any = ...
+        self.compared: Any = ...
         if in_range_only:
-            compared = size < torch.finfo(torch.float32).max / 4
-            compared &= plain.isfinite() & exact.isfinite()
-        rounding = _rounding(plain.dtype, _size(exact[compared], norm))
-        rounding += _rounding(torch.float32, _size(size[compared], norm))
-        budget = cls(exact, 0.0, rounding, compared, norm, in_range_only)
-        budget.measure_again(plain, exact)
-        return budget
+            self.compared = size < torch.finfo(torch.float32).max / 4
+            self.compared &= plain.isfinite() & exact.isfinite()
+        self.rounding = _rounding(plain.dtype, _size(exact[self.compared], norm))
+        self.rounding += _rounding(torch.float32, _size(size[self.compared], norm))
+        self.plain_error = 0.0
+        self.measure_again(plain, exact)
 
     def measure_again(self, plain: Tensor, exact: Tensor) -> None:
         error = _size((plain.double() - exact)[self.compared], self.norm)
@@ -226,7 +215,7 @@ class _Budget:
         assert got.shape == self.exact.shape, (
             f"{name}: shape {tuple(got.shape)}, the reference gives {tuple(self.exact.shape)}"
         )
-        if self.clamped:
+        if self.in_range_only:  # an infinity counts as the largest number
             got = got.clamp(torch.finfo(got.dtype).min, torch.finfo(got.dtype).max)
         error = _size((got.double() - self.exact)[self.compared], self.norm)
         allowed = 2 * (self.plain_error + self.rounding)

@@ -5,6 +5,7 @@ tests also run in bfloat16. Tiles are made small where it is the tiling that is 
 """
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,7 @@ from tests.kernels.fused import (
     DTYPES,
     MARKS,
     check_compiles,
+    check_double_use,
     check_one_graph_for_every_length,
     randn,
 )
@@ -156,45 +158,43 @@ def test_scale(scale: float, deterministic: bool, device: torch.device) -> None:
     check(inputs, deterministic=deterministic, scale=scale)
 
 
-def _packed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    b, t, h, d = shape
-    return list(randn(b, t, 3, h, d, dtype=dtype, device=device).unbind(2))
+Make = Callable[..., Tensor]
 
 
-def _heads_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    b, t, h, d = shape
-    return [randn(b, h, t, d, dtype=dtype, device=device).transpose(1, 2) for _ in range(3)]
+def _packed(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
+    return list(make(b, t, 3, h, d).unbind(2))
 
 
-def _time_first(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
-    b, t, h, d = shape
-    return [randn(t, b, h, d, dtype=dtype, device=device).transpose(0, 1) for _ in range(3)]
+def _heads_first(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
+    return [make(b, h, t, d).transpose(1, 2) for _ in range(3)]
 
 
-def _in_nan(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _time_first(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
+    return [make(t, b, h, d).transpose(0, 1) for _ in range(3)]
+
+
+def _in_nan(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
     """Slices along every axis of a tensor that is NaN elsewhere, at an odd address."""
-    b, t, h, d = shape
     views = []
     for _ in range(3):
-        room = torch.full((b + 1, t + 5, h + 2, d + 7), math.nan, dtype=dtype, device=device)
+        room = make(b + 1, t + 5, h + 2, d + 7) * math.nan
         view = room[1:, 2 : t + 2, 1 : h + 1, 3 : d + 3]
-        view.copy_(randn(*shape, dtype=dtype, device=device))
+        view.copy_(make(b, t, h, d))
         views.append(view)
     return views
 
 
-def _broadcast(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _broadcast(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
     """One batch and one head of keys and values for all."""
-    b, t, h, d = shape
-    q = randn(b, t, h, d, dtype=dtype, device=device)
-    k, v = (randn(1, t, 1, d, dtype=dtype, device=device).expand(shape) for _ in range(2))
+    q = make(b, t, h, d)
+    k, v = (make(1, t, 1, d).expand(b, t, h, d) for _ in range(2))
     return [q, k, v]
 
 
-def _mixed(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> list[Tensor]:
+def _mixed(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
     """Another layout for each."""
     layouts = (_packed, _heads_first, _time_first)
-    return [layout(shape, dtype, device)[0] for layout in layouts]
+    return [layout(make, b, t, h, d)[0] for layout in layouts]
 
 
 LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
@@ -205,7 +205,7 @@ LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
 def test_reads_any_layout_in_place(
     layout: Any, dtype: torch.dtype, width: int, deterministic: bool, device: torch.device
 ) -> None:
-    tensors = layout((2, 20, 2, width), dtype, device)
+    tensors = layout(partial(randn, dtype=dtype, device=device), 2, 20, 2, width)
     inputs = {name: x.requires_grad_() for name, x in zip("qkv", tensors, strict=True)}
     check(inputs, deterministic=deterministic)
 
@@ -351,6 +351,11 @@ def test_frozen_inputs_get_no_gradient(
     inputs = {name: x.requires_grad_(name in trained) for name, x in inputs.items()}
     report = check(inputs, deterministic=deterministic)
     assert set(report) == {"out", *(f"d{name}" for name in trained)}
+
+
+def test_the_graph_of_the_one_pass_backward_can_be_used_twice(device: torch.device) -> None:
+    inputs = qkv((2, 20, 1, 16), torch.float32, device)
+    check_double_use(partial(attention, deterministic=False), inputs)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)

@@ -72,9 +72,9 @@ def record(name: str, model: GPT2LMHeadModel, outputs: Any) -> None:
         tensors[f"{name}/d{parameter}"] = value.grad.clone()
 
 
-def message(call: Callable[[], object]) -> str:
+def refusal(call: Callable[[Any], object], argument: Any) -> str:
     try:
-        call()
+        call(argument)
     except ValueError as error:
         return str(error)
     return ""
@@ -175,29 +175,20 @@ patch_transformers_gpt2(patched)
 adapted = build()
 patch_transformers_gpt2(adapted)
 adapted.transformer.h[1].mlp.c_fc = torch.nn.Linear(48, 192)
-facts["refused"] = {
-    "another model": message(
-        lambda: patch_transformers_gpt2(GPT2ForTokenClassification(GPT2Config(**OPTIONS)))
-    ),
-    "twice": message(lambda: patch_transformers_gpt2(patched)),
-    "relu": message(lambda: patch_transformers_gpt2(build(activation_function="relu"))),
-    "scale": message(lambda: patch_transformers_gpt2(build(scale_attn_by_inverse_layer_idx=True))),
-    "norm": message(
-        lambda: patch_transformers_gpt2(replaced("transformer.h.1.ln_2", torch.nn.RMSNorm(48)))
-    ),
-    "adapter": message(
-        lambda: patch_transformers_gpt2(
-            replaced("transformer.h.1.mlp.c_fc", torch.nn.Linear(48, 192))
-        )
-    ),
-    "adapter afterwards": message(lambda: adapted(ids)),
-    "head": message(lambda: patch_transformers_gpt2(replaced("lm_head", torch.nn.Linear(48, 131)))),
+refused = {
+    "another model": GPT2ForTokenClassification(GPT2Config(**OPTIONS)),
+    "twice": patched,
+    "relu": build(activation_function="relu"),
+    "scale": build(scale_attn_by_inverse_layer_idx=True),
+    "norm": replaced("transformer.h.1.ln_2", torch.nn.RMSNorm(48)),
+    "adapter": replaced("transformer.h.1.mlp.c_fc", torch.nn.Linear(48, 192)),
+    "head": replaced("lm_head", torch.nn.Linear(48, 131)),
 }
-refused = replaced("lm_head", torch.nn.Linear(48, 131))
-message(lambda: patch_transformers_gpt2(refused))
+facts["refused"] = {name: refusal(patch_transformers_gpt2, x) for name, x in refused.items()}
+facts["refused"]["adapter afterwards"] = refusal(adapted, ids)
 facts["untouched when refused"] = (
-    type(refused.transformer.ln_f) is torch.nn.LayerNorm
-    and refused.config._attn_implementation == model.config._attn_implementation
+    type(refused["head"].transformer.ln_f) is torch.nn.LayerNorm
+    and refused["head"].config._attn_implementation == model.config._attn_implementation
 )
 
 save_file(
