@@ -23,6 +23,8 @@ Sources: Hsu et al., Liger kernel (arXiv 2410.10989): gradients formed in the fo
 Wijmans et al., Cut your losses in large-vocabulary language models (arXiv 2411.09009): the problem.
 """
 
+from typing import Any
+
 import torch
 import triton
 from torch import Tensor
@@ -38,20 +40,10 @@ LINE = 128  # bytes
 
 
 def linear_cross_entropy_reference(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    *,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    vocab_size: int | None = None,
+    x: Tensor, weight: Tensor, targets: Tensor, **options: Any
 ) -> Tensor:
-    """Mean cross-entropy of the logits x W^T in plain PyTorch: the specification."""
-    return cross_entropy_reference(
-        x @ weight.T, targets, ignore_index=ignore_index, label_smoothing=label_smoothing,
-        z_loss=z_loss, vocab_size=vocab_size,
-    )  # fmt: skip
+    """`cross_entropy_reference` of the logits x W^T, with its options: the specification."""
+    return cross_entropy_reference(x @ weight.T, targets, **options)
 
 
 def _allocate_gradients(

@@ -17,6 +17,8 @@ from types import ModuleType
 from typing import Any
 from unittest.mock import patch
 
+import pytest
+
 from kernels._common import op as _op
 
 _serial = itertools.count()
@@ -59,6 +61,18 @@ def mutant(module: ModuleType, mutation: Mutation, folder: Path) -> ModuleType:
     with patch.object(_op, "NAMESPACE", name):
         spec.loader.exec_module(copy)
     return copy
+
+
+Cases = Sequence[tuple[ModuleType, list[ModuleType], list[Mutation]]]
+"""Modules with the modules that use their functions, and the faults planted in them."""
+
+
+def each_fault(cases: Cases) -> pytest.MarkDecorator:
+    """Parametrize a test by `fault`: the first three arguments of `expect_caught`."""
+    faults = [(module, users, each) for module, users, planted in cases for each in planted]
+    return pytest.mark.parametrize(
+        "fault", faults, ids=[f"{m.__name__}: {x}" for m, _, x in faults]
+    )
 
 
 def expect_caught(

@@ -1,7 +1,6 @@
 """Faults planted in the attention kernels and launchers: each must fail the test beside it."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ import kernels._attention.operators
 import kernels.attention
 from tests.kernels import test_attention as checks
 from tests.kernels.fused import MARKS
-from tests.kernels.mutations import Mutation, expect_caught
+from tests.kernels.mutations import Cases, Mutation, each_fault, expect_caught
 
 pytestmark = [*MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -177,27 +176,13 @@ FUNCTIONS = [
 ]
 
 
-CASES = [
-    (kernels._attention.kernels, kernels._attention.operators, KERNELS),
-    (kernels._attention.operators, kernels.attention, OPERATORS),
-    (kernels.attention, checks, FUNCTIONS),
+CASES: Cases = [
+    (kernels._attention.kernels, [kernels._attention.operators], KERNELS),
+    (kernels._attention.operators, [kernels.attention], OPERATORS),
+    (kernels.attention, [checks], FUNCTIONS),
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "user", "mutation"),
-    [
-        pytest.param(module, user, mutation, id=str(mutation))
-        for module, user, mutations in CASES
-        for mutation in mutations
-    ],
-)
-def test_fault_is_caught(
-    module: ModuleType,
-    user: ModuleType,
-    mutation: Mutation,
-    tmp_path: Path,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    expect_caught(module, [user], mutation, tmp_path, device=device, monkeypatch=monkeypatch)
+@each_fault(CASES)
+def test_fault_is_caught(fault: Any, tmp_path: Path, device: Any, monkeypatch: Any) -> None:
+    expect_caught(*fault, tmp_path, device=device, monkeypatch=monkeypatch)

@@ -21,7 +21,7 @@ from kernels.swiglu import swiglu, swiglu_packed
 from kernels.testing import Function, quantities
 from tests.campaigns.stress.campaign import OPERATORS
 from tests.campaigns.stress.memory import Memory
-from tests.kernels.fused import CUDA, check_double_use, randn
+from tests.kernels.fused import CUDA, check_compiles, check_double_use, randn
 from tests.kernels.test_attention import check, qkv
 
 # The interpreter is deterministic: there, what counts is memory that is read before it is written.
@@ -98,6 +98,18 @@ def test_use_of_the_graph(name: str, device: torch.device) -> None:
         outputs = function(**inputs)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     assert not any(out.requires_grad for out in outputs)
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiles_without_a_graph_break(name: str, device: torch.device) -> None:
+    function, inputs = problem(name, False, device)
+
+    def model(*tensors: Tensor) -> Tensor:
+        between = [2 * x if x.is_floating_point() else x for x in tensors]
+        outputs = function(**dict(zip(inputs, between, strict=True)))
+        return outputs[0] + outputs[1] if isinstance(outputs, tuple) else outputs
+
+    check_compiles(model, list(inputs.values()))
 
 
 @pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")

@@ -1,7 +1,6 @@
 """Faults planted in the fused kernels and their launchers: each must fail the test beside it."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,7 +25,7 @@ from tests.kernels import (
     test_norms,
     test_swiglu,
 )
-from tests.kernels.mutations import Mutation, expect_caught
+from tests.kernels.mutations import Cases, Mutation, each_fault, expect_caught
 
 pytestmark = [*fused.MARKS, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
@@ -301,7 +300,7 @@ OPERATOR_FAULTS = [
     ),
 ]
 
-CASES: list[tuple[ModuleType, list[ModuleType], list[Mutation]]] = [
+CASES: Cases = [
     (kernels._norm.kernels, [kernels._norm.operators], NORM_KERNELS),
     (kernels._norm.operators, [kernels.rms_norm, kernels.layer_norm], NORM_OPERATORS),
     (kernels._common.partials, [kernels._norm.operators], PARTIALS),
@@ -317,28 +316,7 @@ CASES: list[tuple[ModuleType, list[ModuleType], list[Mutation]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("module", "users", "mutation"),
-    [
-        pytest.param(module, users, mutation, id=f"{module.__name__}: {mutation}")
-        for module, users, mutations in CASES
-        for mutation in mutations
-    ],
-)
-def test_fault_is_caught(
-    module: ModuleType,
-    users: list[ModuleType],
-    mutation: Mutation,
-    tmp_path: Path,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    expect_caught(
-        module,
-        users,
-        mutation,
-        tmp_path,
-        device=device,
-        monkeypatch=monkeypatch,
-        make=test_swiglu.packed,
-    )
+@each_fault(CASES)
+def test_fault_is_caught(fault: Any, tmp_path: Path, device: Any, monkeypatch: Any) -> None:
+    fixtures = {"device": device, "monkeypatch": monkeypatch, "make": test_swiglu.packed}
+    expect_caught(*fault, tmp_path, **fixtures)

@@ -5,6 +5,9 @@ Vectors that all rows share count once, since the cache serves every further pro
 are read is asserted too.
 """
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +41,20 @@ def moved(work: Work, *shared: Tensor) -> int:
     return work.loaded + work.stored + work.added - again + size(*shared)
 
 
+def count_both(
+    function: Any, tensors: Sequence[Tensor], vectors: Sequence[Tensor] = ()
+) -> tuple[Work, Work, list[Tensor], list[Tensor], list[Tensor]]:
+    """Return the work of a function and of its backward, outputs, their gradients, gradients."""
+    watched = {f"vector {i}": vector for i, vector in enumerate(vectors)}
+    with count_work(**watched) as forward:
+        result = function(*tensors, *vectors)
+    outputs = list(result) if isinstance(result, tuple) else [result]
+    upstream = [torch.randn_like(out) for out in outputs]
+    with count_work(**watched) as backward:
+        grads = torch.autograd.grad(outputs, [*tensors, *vectors], upstream)
+    return forward, backward, outputs, upstream, list(grads)
+
+
 def randn(*shape: int, dtype: torch.dtype = HALF) -> Tensor:
     return torch.randn(shape).to(dtype).requires_grad_()
 
@@ -52,19 +69,16 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("width", "centred"), [(768, False), (768, True), (1600, True)], ids=str)
 def test_norms_move_every_byte_once(width: int, centred: bool) -> None:
     x, vectors = randn(ROWS, width), [randn(width, dtype=SINGLE) for _ in range(1 + centred)]
-    watched = dict(zip(("weight", "bias"), vectors, strict=False))
-    with count_work(**watched) as forward:
-        y = (layer_norm if centred else rms_norm)(x, *vectors)
-    assert moved(forward, *vectors) <= 1.05 * size(x, y, *vectors)
+    norm = layer_norm if centred else rms_norm
+    forward, backward, y, dy, grads = count_both(norm, [x], vectors)
+    weight = vectors[0]
+    assert moved(forward, *vectors) <= 1.05 * size(x, *y, *vectors)
     (launch,) = forward.launches
-    assert launch.read["weight"] == launch.programs * size(vectors[0])
-    dy = torch.randn_like(y)
-    with count_work(**watched) as backward:
-        grads = torch.autograd.grad(y, [x, *vectors], dy)
+    assert launch.read["vector 0"] == launch.programs * size(weight)
     assert len(backward.launches) == 2
-    assert moved(backward, vectors[0]) <= 1.05 * size(x, dy, vectors[0], *grads)
+    assert moved(backward, weight) <= 1.05 * size(x, *dy, weight, *grads)
     assert backward.launches[0].programs == BWD_PROGRAMS
-    assert backward.launches[0].read["weight"] == BWD_PROGRAMS * size(vectors[0])
+    assert backward.launches[0].read["vector 0"] == BWD_PROGRAMS * size(weight)
 
 
 @pytest.mark.usefixtures("_few_programs")
@@ -73,44 +87,30 @@ def test_norms_move_every_byte_once(width: int, centred: bool) -> None:
 def test_residual_addition_costs_no_pass_of_its_own(centred: bool, stream: torch.dtype) -> None:
     x, residual = randn(ROWS, 768), randn(ROWS, 768, dtype=stream)
     vectors = [randn(768, dtype=SINGLE) for _ in range(1 + centred)]
-    watched = dict(zip(("weight", "bias"), vectors, strict=False))
-    with count_work(**watched) as forward:
-        y, total = (add_layer_norm if centred else add_rms_norm)(x, residual, *vectors)
+    norm = add_layer_norm if centred else add_rms_norm
+    forward, backward, (y, total), upstream, grads = count_both(norm, [x, residual], vectors)
     assert moved(forward, *vectors) <= 1.05 * size(x, residual, y, total, *vectors)
-    upstream = [torch.randn_like(y), torch.randn_like(total)]
-    with count_work(**watched) as backward:
-        dx, dresidual, *rest = torch.autograd.grad([y, total], [x, residual, *vectors], upstream)
     # One gradient serves both streams when they share a dtype.
-    written = [dx] if stream == HALF else [dx, dresidual]
-    assert moved(backward, vectors[0]) <= 1.05 * size(total, *upstream, vectors[0], *written, *rest)
+    written = grads[1:] if stream == HALF else grads
+    assert moved(backward, vectors[0]) <= 1.05 * size(total, *upstream, vectors[0], *written)
 
 
 @pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("biased", [False, True])
 def test_gelu_moves_every_byte_once(biased: bool) -> None:
     x = randn(3 * ROWS, 256)
-    bias = randn(256, dtype=SINGLE) if biased else None
-    shared = [bias] if biased else []
-    watched = {"bias": bias} if biased else {}
-    with count_work(**watched) as forward:
-        y = gelu_tanh(x, bias)
-    assert moved(forward, *shared) <= 1.05 * size(x, y, *shared)
-    dy = torch.randn_like(y)
-    with count_work(**watched) as backward:
-        grads = torch.autograd.grad(y, [x, *shared], dy)
-    assert moved(backward, *shared) <= 1.05 * size(x, dy, *grads, *shared)
+    shared = [randn(256, dtype=SINGLE)] if biased else []
+    forward, backward, y, dy, grads = count_both(gelu_tanh, [x], shared)
+    assert moved(forward, *shared) <= 1.05 * size(x, *y, *shared)
+    assert moved(backward, *shared) <= 1.05 * size(x, *dy, *grads, *shared)
 
 
 @pytest.mark.parametrize("packed", [False, True])
 def test_swiglu_moves_every_byte_once(packed: bool) -> None:
     given = [randn(64, 704)] if packed else [randn(64, 352), randn(64, 352)]
-    with count_work() as forward:
-        y = swiglu_packed(*given) if packed else swiglu(*given)
-    assert moved(forward) == size(y, *given)
-    dy = torch.randn_like(y)
-    with count_work() as backward:
-        grads = torch.autograd.grad(y, given, dy)
-    assert moved(backward) == size(dy, *given, *grads)
+    forward, backward, y, dy, grads = count_both(swiglu_packed if packed else swiglu, given)
+    assert moved(forward) == size(*y, *given)
+    assert moved(backward) == size(*dy, *given, *grads)
 
 
 @pytest.mark.parametrize("need_grad", [True, False])

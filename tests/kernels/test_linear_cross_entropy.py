@@ -20,7 +20,6 @@ from tests.kernels.fused import (
     DTYPES,
     LAYOUTS,
     MARKS,
-    check_compiles,
     check_never_waits,
     check_one_graph_for_every_length,
     randn,
@@ -244,15 +243,6 @@ def test_peak_memory_is_a_chunk_and_the_gradients(chunks: int, device: torch.dev
 
 
 # ---- autograd, operators, compilation
-
-
-def test_compiles_without_a_graph_break(device: torch.device) -> None:
-    given = inputs(5, 40, 8, device=device)
-
-    def model(x: Tensor, weight: Tensor) -> Tensor:
-        return 3 * linear_cross_entropy(2 * x, weight, given["targets"], chunk_bytes=4 * 64 * 2)
-
-    check_compiles(model, [given["x"], given["weight"]])
 
 
 def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:

@@ -24,7 +24,6 @@ from tests.kernels.fused import (
     DTYPES,
     MARKS,
     capture,
-    check_compiles,
     check_one_graph_for_every_length,
     every_layout,
     one_multiprocessor,
@@ -287,16 +286,6 @@ def test_empty_input_gives_zero_gradients_of_the_vectors(
     (y.sum() + total.sum()).backward()
     assert y.shape == total.shape == x.shape
     assert all(vector.grad is not None and not vector.grad.any() for vector in vectors)
-
-
-@each_norm
-def test_compiles_without_a_graph_break(op: str, device: torch.device) -> None:
-    def model(x: Tensor, residual: Tensor, *vectors: Tensor) -> Tensor:
-        y, total = function(op, "add_{}")(2 * x, residual, *vectors)
-        rest = [None] if op == "layer_norm" else []
-        return y + total + function(op)(total, vectors[0], *rest, dtype=HALF)
-
-    check_compiles(model, list(inputs(op, 4, 30, residual=SINGLE, device=device).values()))
 
 
 def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:

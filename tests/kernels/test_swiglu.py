@@ -12,7 +12,6 @@ from kernels.testing import compare
 from tests.kernels.fused import (
     DTYPES,
     MARKS,
-    check_compiles,
     check_one_graph_for_every_length,
     check_tail,
     every_layout,
@@ -118,13 +117,6 @@ def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> No
 def test_empty_input(shape: tuple[int, ...], device: torch.device) -> None:
     check(inputs(*shape, device=device))
     check(packed(*shape, device=device))
-
-
-def test_compiles_without_a_graph_break(device: torch.device) -> None:
-    def model(gate_up: Tensor) -> Tensor:
-        return swiglu_packed(2 * gate_up) + swiglu(*(2 * gate_up).chunk(2, -1))
-
-    check_compiles(model, [packed(4, 30, device=device)["gate_up"]])
 
 
 def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
