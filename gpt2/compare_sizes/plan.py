@@ -17,7 +17,7 @@ from gpt2.training.machine import choose_machine
 _SHAPE = re.compile(r"(\d+)x(\d+)(?:x(\d+))?")
 _HEAD_WIDTH = 64
 # What a size may be resumed with though it was begun with another: it changes no result.
-_FREE = {"out", "cache_dir", "device", "parallel"}
+_FREE = {"out", "cache_dir", "device", "parallel", "sample_tokens"}
 
 
 def split_names(words: Iterable[str]) -> list[str]:
