@@ -29,7 +29,7 @@ import torch
 from tyro.conf import Positional
 
 from gpt2.common.files import write_json
-from gpt2.evaluate.scoring import Request, score
+from gpt2.evaluate.scoring import Request, Scores, score
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
 from gpt2.weights.open_model import open_model
@@ -107,25 +107,19 @@ class RunLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        scores = score(
-            self.model,
-            [Request([*context, *text], first=len(context)) for _, context, text in requests],
-            batch_size=self.batch_size,
-            progress=not disable_tqdm,
-        )
+        asked = [Request([*before, *text], first=len(before)) for _, before, text in requests]
+        scores = self._score(asked, disable_tqdm)
         return [(s.total, bool(s.greedy.all())) for s in scores]
 
     def loglikelihood_rolling(
         self, requests: Sequence[Instance], disable_tqdm: bool = False
     ) -> list[float]:
         texts = [self.tok_encode(request.args[0]) for request in requests]
-        scores = score(
-            self.model,
-            [Request([self.prefix_token_id, *ids], first=1) for ids in texts],
-            batch_size=self.batch_size,
-            progress=not disable_tqdm,
-        )
-        return [s.total for s in scores]
+        asked = [Request([self.prefix_token_id, *ids], first=1) for ids in texts]
+        return [s.total for s in self._score(asked, disable_tqdm)]
+
+    def _score(self, requests: Sequence[Request], quiet: bool) -> list[Scores]:
+        return score(self.model, requests, batch_size=self.batch_size, progress=not quiet)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continuations up to, and without, the first stop string or <|endoftext|>.

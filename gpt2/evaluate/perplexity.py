@@ -26,6 +26,11 @@ from gpt2.data.batches import IGNORE
 from gpt2.model import GPT
 
 
+def to_perplexity(mean: float) -> float:
+    """Compute exp(mean) for a mean -log p; infinity where it is too large for a float."""
+    return math.exp(mean) if mean < 700 else math.inf
+
+
 def shard_windows(x: Tensor, y: Tensor, here: World) -> tuple[Tensor, Tensor]:
     """Select this process's windows of a batch (B, T) to score.
 
@@ -87,14 +92,11 @@ def evaluate(
 
     Args:
         model: left in the mode (training or not) that it came in.
-        stream: the tokens.
         bos_id: the id that stands before the first token.
-        batch_size: windows per forward pass.
         stride: tokens from one window to the next, 1 to the context length; None is the context
             length. A window costs the same however few of its tokens it scores.
         max_tokens: stop once so many are scored; None scores the whole split.
         autocast: context for the forward passes.
-        progress: show a progress bar.
         here: this process among those that share the work, which all get the result; None for one
             process alone.
 
@@ -124,7 +126,7 @@ def evaluate(
     mean = nll / tokens
     return Evaluation(
         loss=mean,
-        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        perplexity=to_perplexity(mean),
         bits_per_byte=nll / math.log(2) / stream.n_bytes if whole else None,
         tokens=tokens,
         bytes=stream.n_bytes if whole else None,

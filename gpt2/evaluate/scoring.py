@@ -64,9 +64,7 @@ def score(
 
     Args:
         model: in evaluation mode.
-        requests: any number, of any lengths.
         batch_size: sequences per forward pass.
-        progress: show a progress bar.
 
     Returns:
         One `Scores` for each request, in their order.

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 
 from gpt2.common.json_files import parse_json
 from gpt2.data.readers import LINE_BYTES
+from gpt2.evaluate.perplexity import to_perplexity
 from gpt2.evaluate.scoring import Request, score
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
@@ -166,10 +167,10 @@ def lambada(
     return Lambada(
         word_acc=float(word_right.mean()),
         word_acc_stderr=_stderr(word_right),
-        word_perplexity=_perplexity([s.total for s in scores]),
+        word_perplexity=to_perplexity(-float(np.mean([s.total for s in scores]))),
         token_acc=float(token_right.mean()),
         token_acc_stderr=_stderr(token_right),
-        token_perplexity=_perplexity([float(s.logprob[-1]) for s in scores]),
+        token_perplexity=to_perplexity(-float(np.mean([s.logprob[-1] for s in scores]))),
         rows=len(requests),
         protocol=(
             "word: all tokens of the last word greedy, perplexity of the whole word, as lm-eval's "
@@ -274,11 +275,6 @@ def _as_a_row_of(task: str, number: int) -> Iterator[None]:
 
 def _request(context: Sequence[int], continuation: Sequence[int]) -> Request:
     return Request([*context, *continuation], first=len(context))
-
-
-def _perplexity(logprobs: Sequence[float]) -> float:
-    mean = -float(np.mean(logprobs))
-    return math.exp(mean) if mean < 700 else math.inf
 
 
 def _stderr(right: NDArray[np.bool_]) -> float:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpt2.data.sources import open_source
 from gpt2.data.splits import plan_splits, split_pieces
-from gpt2.evaluate.perplexity import evaluate
+from gpt2.evaluate.perplexity import evaluate, to_perplexity
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
 
@@ -149,7 +149,7 @@ def word_perplexity(
     )
     nll = result.loss * result.tokens
     return WordPerplexity(
-        word_perplexity=math.exp(nll / words) if nll / words < 700 else math.inf,
+        word_perplexity=to_perplexity(nll / words),
         bits_per_byte=nll / math.log(2) / stream.n_bytes,
         nll=nll,
         words=words,

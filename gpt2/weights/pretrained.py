@@ -63,10 +63,10 @@ class Pretrained:
             ValueError: a longer `block_size`; a tensor or file that is missing, damaged, of another
                 shape, not finite, or not part of the model.
         """
-        for field in dataclasses.fields(GPTConfig):
-            own, asked = getattr(self.config, field.name), getattr(config, field.name)
-            if field.name not in _FREE and own != asked:
-                raise ValueError(f"{self.name} has {field.name}={own}, got {asked}")
+        for name, own in vars(self.config).items():
+            asked = getattr(config, name)
+            if name not in _FREE and own != asked:
+                raise ValueError(f"{self.name} has {name}={own}, got {asked}")
         if config.positions == "learned" and config.block_size > self.config.block_size:
             raise ValueError(
                 f"{self.name} has learned positions for {self.config.block_size} tokens, got "
@@ -93,14 +93,19 @@ def find_pretrained(path_or_name: str | Path) -> Pretrained:
     name, folder = str(path_or_name), Path(path_or_name)
     repository, note = None, f"weights: {name}"
     # A folder may be called as a model is (this package is), so it counts only with its content.
-    if not (folder / "config.json").is_file() and name == "demo":
+    described = (folder / "config.json").is_file()
+    if not described and name == "demo":
         folder = SHIPPED
-    elif not (folder / "config.json").is_file():
+    elif not described:
         repository = repository_of(name)
         # runs/dmo is a mistyped path where there is a folder runs, not a model of the hub.
         is_path = folder.exists() or ("/" in name and folder.parent.exists())
         if repository is None or (is_path and name not in NAMES):
-            raise ValueError(_nothing_at(folder))
+            what = "has no config.json" if folder.exists() else "does not exist"
+            raise ValueError(
+                f"{folder} {what}: give a folder of a run or in Hugging Face's GPT-2 format, demo, "
+                f"or a model of the Hugging Face hub ({', '.join(NAMES)} or owner/name)"
+            )
         folder, source = fetch_description(repository)
         note += f" ({source})"
     path = folder / "config.json"
@@ -153,19 +158,18 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
             "give one of them"
         )
     changes: dict[str, Any] = {}
-    given = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
-    default = {f.name: getattr(TrainConfig(), f.name) for f in dataclasses.fields(TrainConfig)}
-    for field in dataclasses.fields(GPTConfig):
-        name = field.name
-        if name in given and name not in PORTABLE and name != "dropout":
-            asked, has = given[name], getattr(own, name)
-            if asked == default[name]:
-                changes[name] = has
-            elif asked != has and name not in _FREE:
-                raise ValueError(
-                    f"--{name.replace('_', '-')} {asked} contradicts --init-from {found.name}, "
-                    f"which has {has}: leave it out"
-                )
+    default = TrainConfig()
+    for name, has in vars(own).items():
+        if not hasattr(default, name) or name in PORTABLE or name == "dropout":
+            continue
+        asked = getattr(config, name)
+        if asked == getattr(default, name):
+            changes[name] = has
+        elif asked != has and name not in _FREE:
+            raise ValueError(
+                f"--{name.replace('_', '-')} {asked} contradicts --init-from {found.name}, "
+                f"which has {has}: leave it out"
+            )
     if config.seq_len is None:
         changes["seq_len"] = own.block_size
     elif own.positions == "learned" and config.seq_len > own.block_size:
@@ -185,14 +189,6 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
             f"{found.name} has {own.vocab_size}: {remedy}"
         )
     return dataclasses.replace(config, **changes)
-
-
-def _nothing_at(folder: Path) -> str:
-    what = "has no config.json" if folder.exists() else "does not exist"
-    return (
-        f"{folder} {what}: give a folder of a run or in Hugging Face's GPT-2 format, demo, or a "
-        f"model of the Hugging Face hub ({', '.join(NAMES)} or owner/name)"
-    )
 
 
 def _copy_run(folder: Path, config: GPTConfig) -> GPT:

@@ -1,7 +1,11 @@
-"""Models whose probabilities are known, a tokenizer of bytes, a run that was never trained."""
+"""Small models, texts, tokenizers and runs for tests, and Python in a process of its own."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +15,45 @@ from gpt2.model import GPT
 from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
+
+ROOT = Path(__file__).resolve().parents[2]
+STORIES = "<|endoftext|>\n".join(
+    f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and then it ran home.\n" * 6
+    for i in range(60)
+)
+V, CONTEXT = 37, 40
+
+
+def _process(cwd: Path, environment: dict[str, str]) -> dict[str, Any]:
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return {"cwd": cwd, "env": os.environ | own | environment, **pipes}
+
+
+def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
+    """Start Python on a command line, with this code on its path."""
+    return subprocess.Popen([sys.executable, *words], **_process(cwd, environment))
+
+
+def run_python(
+    *words: str, cwd: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run Python on a command line to its end, with this code on its path."""
+    return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=400)
+
+
+def loud_model(**options: Any) -> GPT:
+    """A tiny model with weights so large that every token matters to the next one.
+
+    It is in evaluation mode, without gradients; `options` as for GPTConfig.
+    """
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": V, "block_size": CONTEXT}
+    model = GPT(GPTConfig(**(shape | options))).eval().requires_grad_(False)
+    for p in model.parameters():
+        p.add_(torch.randn_like(p), alpha=0.3)
+    for padded in (model.wte.weight, model.head_weight):
+        padded[model.config.vocab_size :] = 0
+    return model
 
 
 def byte_tokenizer() -> Tokenizer:
@@ -43,36 +86,24 @@ def random_bigram(vocab_size: int, block_size: int, seed: int = 0) -> Bigram:
     return Bigram(p / p.sum(dim=1, keepdim=True), block_size)
 
 
-class ByPlace(nn.Module):
-    """-log p is `cost` times the number of tokens that a window shows before the target."""
+def write_run(
+    folder: Path,
+    data: Path,
+    tokenizer: Tokenizer,
+    block_size: int,
+    *,
+    step: int = 7,
+    val_loss: float = 1.0,
+) -> GPT:
+    """A run folder as the tools find it, of a small model with random weights.
 
-    def __init__(self, block_size: int, cost: float) -> None:
-        super().__init__()
-        self.cost = nn.Parameter(torch.tensor(cost, dtype=torch.float64))
-        self.config = SimpleNamespace(block_size=block_size, vocab_size=2)
-
-    def forward(self, idx: Tensor, targets: Tensor) -> tuple[None, Tensor]:
-        seen = torch.arange(1, idx.shape[1] + 1).expand_as(idx)[targets >= 0]
-        return None, (self.cost * seen).mean()
-
-
-def write_run(folder: Path, data: Path, tokenizer: Tokenizer, block_size: int) -> GPT:
-    """A run folder as the tools find it, of a small model with random weights."""
-    folder.mkdir()
+    Called again with another step, it adds a checkpoint.
+    """
+    folder.mkdir(exist_ok=True)
     tokenizer.save(folder / "tokenizer.json")
-    torch.manual_seed(0)
-    model = GPT(
-        GPTConfig(
-            n_layer=1,
-            n_head=2,
-            n_embd=16,
-            vocab_size=tokenizer.vocab_size,
-            block_size=block_size,
-        )
-    ).eval()
-    for parameter in model.parameters():  # far from uniform
-        parameter.data.mul_(8)
+    torch.manual_seed(step)
+    model = loud_model(n_layer=1, vocab_size=tokenizer.vocab_size, block_size=block_size)
     write_config(folder, settle(TrainConfig(data=str(data))), model.config)
-    state = TrainerState(step=7, tokenizer_hash=tokenizer.hash, val_loss=1.0)
+    state = TrainerState(step=step, tokenizer_hash=tokenizer.hash, val_loss=val_loss)
     save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
     return model

@@ -1,10 +1,5 @@
 """Attention backends agree with each other and with PyTorch."""
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -18,6 +13,7 @@ from gpt2.attention import (
 )
 from gpt2.config import GPTConfig
 from kernels.testing import compare
+from tests.gpt2.stand_ins import run_python
 
 
 def _qkv(T: int, H: int = 3, D: int = 16, B: int = 2) -> torch.Tensor:
@@ -145,17 +141,8 @@ def test_where_our_kernel_is_slow_it_says_so(monkeypatch):
 
 @pytest.mark.parametrize("interpreted", [False, True])
 def test_the_module_checks_itself(interpreted):
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
-    done = subprocess.run(
-        [sys.executable, "-m", "gpt2.attention"],
-        cwd=Path(__file__).resolve().parents[2],
-        env=environment | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    environment = {"TRITON_INTERPRET": str(int(interpreted)), "CUDA_VISIBLE_DEVICES": ""}
+    done = run_python("-m", "gpt2.attention", **environment)
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     lines = done.stdout.splitlines()

@@ -10,7 +10,7 @@ from gpt2.attention import BACKENDS, attend_past, causal_mask, unusable
 from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
 from gpt2.model import GPT
-from tests.gpt2.training.loud_model import CONTEXT, V, loud_model
+from tests.gpt2.stand_ins import CONTEXT, V, loud_model
 
 
 def _all_next_logits(model: GPT, idx: torch.Tensor, pieces: list[int]) -> list[torch.Tensor]:

@@ -1,18 +1,20 @@
 """The commands as a user types them: training, resuming, evaluating, generating, mistakes."""
 
 import json
-import os
+import runpy
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from gpt2.runs.metrics import read_metrics
+from tests.gpt2.stand_ins import ROOT, STORIES, run_python, start_python
 
-ROOT = Path(__file__).resolve().parents[2]
+TRAIN = str(ROOT / "train.py")
 SMALL = [
     "--vocab-size", "300", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--seq-len", "32",
     "--batch-size", "4", "--log-every", "1", "--sample-tokens", "8", "--device", "cpu",
@@ -21,30 +23,34 @@ SMALL = [
 BF16 = ("--dtype", "bf16")  # the last one given counts
 
 
-def _command(*words: str) -> list[str]:
-    return [sys.executable, *words]
+@pytest.fixture
+def typed(workplace, monkeypatch) -> Callable[..., object]:
+    """Runs a command in this process, in the workplace, and returns its exit status."""
+    monkeypatch.chdir(workplace)
 
+    def run(*words: str) -> object:
+        script = words[1] if words[0] == "-m" else words[0]
+        monkeypatch.setattr(sys, "argv", [script, *words[2 if words[0] == "-m" else 1 :]])
+        start = runpy.run_module if words[0] == "-m" else runpy.run_path
+        try:
+            start(script, run_name="__main__")
+        except SystemExit as end:
+            return end.code
+        return 0
 
-def _run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        _command(*words), cwd=folder, env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory) -> Path:
     """A folder with a text of 60 documents, and a run trained on it."""
     folder = tmp_path_factory.mktemp("work")
-    documents = [
-        f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and then it ran home.\n" * 6
-        for i in range(60)
-    ]
-    (folder / "stories.txt").write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
-    done = _run(
-        folder, str(ROOT / "train.py"), "--data", "stories.txt", *SMALL, "--out", "run",
-        "--steps", "30", "--eval-every", "10", "--grad-accum", "2",
-    )  # fmt: skip
+    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
+    done = run_python(
+        *(TRAIN, "--data", "stories.txt", *SMALL, "--out", "run"),
+        *("--steps", "30", "--eval-every", "10", "--grad-accum", "2"),
+        cwd=folder,
+    )
     assert done.returncode == 0, done.stderr
     (folder / "output.txt").write_text(done.stdout)
     return folder
@@ -76,36 +82,33 @@ def test_training_goes_from_text_to_samples(workplace):
     assert len(result["samples"]) == 3
 
 
-def test_evaluation_needs_the_run_alone_and_repeats_the_figure_of_training(workplace):
-    done = _run(workplace, "-m", "gpt2.evaluate", "run", "--json", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    measured = json.loads(done.stdout.splitlines()[-1])
+def test_evaluation_needs_the_run_alone_and_repeats_the_figure_of_training(
+    workplace, typed, capsys
+):
+    assert typed("-m", "gpt2.evaluate", "run", "--json", "--device", "cpu") == 0
+    measured = json.loads(capsys.readouterr().out.splitlines()[-1])
     expected = json.loads((workplace / "run" / "result.json").read_text())["test"]
     assert measured["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert measured["tokens"] == expected["tokens"]
 
 
-def test_generation_streams_the_same_text_for_the_same_seed(workplace):
+def test_generation_streams_the_same_text_for_the_same_seed(typed, capsys):
     words = ("-m", "gpt2.generate", "run", "--prompt", "Story 7. The", "--max-tokens", "12")
-    first, second = _run(workplace, *words), _run(workplace, *words)
-    assert first.returncode == 0, first.stderr
-    assert first.stdout.startswith("Story 7. The")
-    assert len(first.stdout.strip()) > len("Story 7. The")
-    assert first.stdout == second.stdout
+    texts = []
+    for _ in range(2):
+        assert typed(*words) == 0
+        texts.append(capsys.readouterr().out)
+    assert texts[0].startswith("Story 7. The")
+    assert len(texts[0].strip()) > len("Story 7. The")
+    assert texts[0] == texts[1]
 
 
 def _start(folder: Path, out: str, steps: int) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        _command(
-            str(ROOT / "train.py"), "--data", "stories.txt", *SMALL, "--out", out,
-            "--steps", str(steps), "--eval-every", "100", "--checkpoint-every", "5",
-        ),
+    return start_python(
+        *(TRAIN, "--data", "stories.txt", *SMALL, "--out", out, "--steps", str(steps)),
+        *("--eval-every", "100", "--checkpoint-every", "5"),
         cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )  # fmt: skip
+    )
 
 
 def _wait_for_step(run: Path, step: int) -> None:
@@ -135,7 +138,7 @@ def test_an_interrupted_command_resumes_exactly(workplace, name):
     else:
         assert process.returncode == 128 + number
         assert f"python train.py --resume {out}" in output
-    resumed = _run(workplace, str(ROOT / "train.py"), "--resume", out)
+    resumed = run_python(TRAIN, "--resume", out, cwd=workplace)
     assert resumed.returncode == 0, resumed.stderr
 
     def curve(folder):
@@ -152,7 +155,7 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
     for out, kernels in {"fused": "triton", "plain": "torch"}.items():
         attn = "triton" if kernels == "triton" else "sdpa"
         choice = ["--kernels", kernels, "--attn", attn, "--out", out, "--eval-tokens", "64"]
-        done = _run(workplace, str(ROOT / "train.py"), *words, *choice)
+        done = run_python(TRAIN, *words, *choice, cwd=workplace)
         assert done.returncode == 0, done.stderr
         said = f"kernels: norms {kernels}, MLP activation {kernels}, head and loss {kernels}"
         assert said in done.stdout
@@ -164,40 +167,38 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("train.py", "--data", "absent.txt"), "absent.txt"),
-        (("train.py", "--preset", "gpt3"), "unknown preset 'gpt3': choose one of demo, mini, gpt2"),
-        (("train.py", "--data", "stories.txt", "--out", "run"), "already holds a run"),
-        (("train.py", "--resume", "nowhere"), "is not a run folder"),
-        (("train.py", "--resume", "run", "--lr", "1"), "--lr 1.0 cannot be changed with --resume"),
-        (("train.py", "--steps", "5", "--epochs", "1"), "give one of them"),
-        (("train.py", "--device", "cuda:9"), "--device cuda:9"),
+        ((TRAIN, "--data", "absent.txt"), "absent.txt"),
+        ((TRAIN, "--preset", "gpt3"), "unknown preset 'gpt3': choose one of demo, mini, gpt2"),
+        ((TRAIN, "--data", "stories.txt", "--out", "run"), "already holds a run"),
+        ((TRAIN, "--resume", "nowhere"), "is not a run folder"),
+        ((TRAIN, "--resume", "run", "--lr", "1"), "--lr 1.0 cannot be changed with --resume"),
+        ((TRAIN, "--steps", "5", "--epochs", "1"), "give one of them"),
+        ((TRAIN, "--device", "cuda:9"), "--device cuda:9"),
         (
-            ("train.py", "--data", "stories.txt", "--attn", "flash", "--window", "8", *SMALL),
+            (TRAIN, "--data", "stories.txt", "--attn", "flash", "--window", "8", *SMALL),
             "--attn flash: PyTorch's FlashAttention kernel has no sliding window",
         ),
         (
-            ("train.py", "--data", "stories.txt", "--norm-kernel", "triton", *SMALL, *BF16),
+            (TRAIN, "--data", "stories.txt", "--norm-kernel", "triton", *SMALL, *BF16),
             "--norm-kernel triton: Triton's interpreter computes bf16 wrongly",
         ),
-        (("train.py", "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1"),
+        ((TRAIN, "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1"),
         (
-            ("train.py", "--data", "stories.txt", *SMALL, "--seq-len", "50000"),
+            (TRAIN, "--data", "stories.txt", *SMALL, "--seq-len", "50000"),
             "the training text is too short",
         ),
         (("-m", "gpt2.evaluate", "."), "has no config.json: give a folder of a run"),
         (("-m", "gpt2.generate", "run", "--checkpoint", "77"), "no checkpoint '77'"),
         (("-m", "gpt2.generate", "run", "--top-p", "2"), "top-p must be in (0, 1]"),
     ],
-    ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else None,
+    ids=lambda value: " ".join(value[1:])[:40] if isinstance(value, tuple) else None,
 )
-def test_a_mistake_is_one_sentence_and_status_2(workplace, words, message):
+def test_a_mistake_is_one_sentence_and_status_2(workplace, typed, capsys, words, message):
     before = set(workplace.rglob("*"))
-    if words[0] == "train.py":
-        words = (str(ROOT / "train.py"), *words[1:])
-    done = _run(workplace, *words)
-    assert done.returncode == 2, done.stdout
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
+    assert typed(*words) == 2
+    errors = capsys.readouterr().err
+    assert message in errors
+    assert "Traceback" not in errors
     new = {p for p in set(workplace.rglob("*")) - before if "data" not in p.parts}
     assert not new, "a refused command leaves nothing behind"
 
@@ -205,16 +206,16 @@ def test_a_mistake_is_one_sentence_and_status_2(workplace, words, message):
 def test_a_second_process_in_one_run_folder_is_refused(workplace):
     process = _start(workplace, "busy", 100_000)
     _wait_for_step(workplace / "busy", 6)
-    second = _run(workplace, str(ROOT / "train.py"), "--resume", "busy")
+    second = run_python(TRAIN, "--resume", "busy", cwd=workplace)
     process.kill()
     process.wait()
     assert second.returncode == 2
     assert "another process is training in busy" in second.stderr
 
 
-def test_help_names_every_option_with_its_meaning(workplace):
-    done = _run(workplace, str(ROOT / "train.py"), "--help")
-    assert done.returncode == 0
+def test_help_names_every_option_with_its_meaning(typed, capsys):
+    assert typed(TRAIN, "--help") == 0
+    shown = capsys.readouterr().out.replace(",", " ")
     options = (
         "data vocab-size tokenizer preset attn norm norm-position mlp positions tie dropout window "
         "steps epochs batch-size seq-len grad-accum lr min-lr warmup-steps weight-decay beta1 "
@@ -222,4 +223,4 @@ def test_help_names_every_option_with_its_meaning(workplace):
         "kernels norm-kernel mlp-kernel loss-kernel"
     )
     for option in options.split():
-        assert f"--{option} " in done.stdout.replace(",", " "), option
+        assert f"--{option} " in shown, option

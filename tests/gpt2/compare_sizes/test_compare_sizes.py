@@ -3,17 +3,17 @@
 import dataclasses
 import json
 import math
-import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import tyro
 
 from gpt2.common.files import lock
 from gpt2.compare_sizes.__main__ import Arguments, main
@@ -24,33 +24,21 @@ from gpt2.evaluate.perplexity import evaluate
 from gpt2.runs.metrics import read_metrics
 from gpt2.runs.run import load_run
 from gpt2.training.estimate import flops_per_token
+from tests.gpt2.stand_ins import STORIES, run_python, start_python
 
-ROOT = Path(__file__).resolve().parents[3]
-STEPS = 600  # long enough for a signal to arrive in time on a fast machine
+STEPS = 300  # long enough for a signal to arrive in time on a fast machine
 SMALL = [
     *("--data", "stories.txt", "--vocab-size", "300", "--seq-len", "16", "--batch-size", "4"),
     *("--tokens", str(STEPS * 16 * 4 + 5), "--device", "cpu", "--dtype", "fp32"),
-    *("--sample-tokens", "6", "--prompt", "Story 7.", "--prompt", ""),
+    *("--sample-tokens", "6", "--prompt", "Story 7.", "--prompt", "", "--sizes", "2x16x2", "1x8"),
 ]
-SIZES = ["--sizes", "2x16x2", "1x8"]
 
 
-def _command(folder: Path, *words: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "gpt2.compare_sizes", *words],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+COMMAND = ["-m", "gpt2.compare_sizes", *SMALL, "--out"]
 
 
-def _run(folder: Path, *words: str) -> str:
-    process = _command(folder, *words)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return output
+def _arguments(**changes: Any) -> Arguments:
+    return dataclasses.replace(tyro.cli(Arguments, args=[*SMALL, "--out", "new"]), **changes)
 
 
 def _copy(source: Path, target: Path) -> None:
@@ -69,12 +57,10 @@ def _curve(folder: Path) -> list[tuple[int, float, float]]:
 def workplace(tmp_path_factory):
     """A folder with a text, and the comparison of two sizes on it."""
     folder = tmp_path_factory.mktemp("work")
-    documents = [
-        f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and then it ran home.\n" * 6
-        for i in range(60)
-    ]
-    (folder / "stories.txt").write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
-    (folder / "output.txt").write_text(_run(folder, *SMALL, *SIZES, "--out", "out"))
+    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
+    done = run_python(*COMMAND, "out", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "output.txt").write_text(done.stdout)
     return folder
 
 
@@ -123,11 +109,12 @@ def test_table_report_and_plots_show_every_size(workplace):
         assert f"({name}.svg)" in report
 
 
-def test_the_same_command_again_trains_nothing_and_says_the_same(workplace):
+def test_the_same_command_again_trains_nothing_and_says_the_same(workplace, monkeypatch, capfd):
+    monkeypatch.chdir(workplace)
     before = (workplace / "out/sizes.json").read_bytes()
     times = {p: p.stat().st_mtime_ns for p in (workplace / "out").rglob("metrics.jsonl")}
-    output = _run(workplace, *SMALL, *SIZES, "--out", "out")
-    assert output.count("is done already") == 2
+    main(_arguments(out="out"))
+    assert capfd.readouterr().out.count("is done already") == 2
     assert (workplace / "out/sizes.json").read_bytes() == before
     assert {p: p.stat().st_mtime_ns for p in times} == times
 
@@ -138,7 +125,7 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
     _copy(workplace / "out", out)
     shutil.rmtree(second)
     for name, lines in {"SIGINT": 5, "SIGTERM": 30, "SIGKILL": 60}.items():
-        process = _command(workplace, *SMALL, *SIZES, "--out", "broken")
+        process = start_python(*COMMAND, "broken", cwd=workplace)
         deadline = time.monotonic() + 120
         while len(read_metrics(second / "metrics.jsonl")) < lines:
             assert process.poll() is None, process.communicate()
@@ -150,33 +137,20 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
         assert process.returncode == (-number if name == "SIGKILL" else 128 + number)
         with lock(second / ".lock", patience=60):  # what trained it ends by itself
             assert not (second / "result.json").exists(), "it was over before the signal came"
-    output = _run(workplace, *SMALL, *SIZES, "--out", "broken")
-    assert "resumed broken/1x8 after step" in output
+    done = run_python(*COMMAND, "broken", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert "resumed broken/1x8 after step" in done.stdout
     assert _curve(second) == _curve(workplace / "out/1x8")
 
 
-def test_a_size_that_saved_nothing_is_trained_anew(workplace):
+def test_a_size_that_saved_nothing_is_trained_anew(workplace, monkeypatch, capfd):
+    monkeypatch.chdir(workplace)
     _copy(workplace / "out", workplace / "early")
     shutil.rmtree(workplace / "early/1x8/checkpoints")
     (workplace / "early/1x8/result.json").unlink()
-    output = _run(workplace, *SMALL, *SIZES, "--out", "early")
-    assert output.count("is done already") == 1
+    main(_arguments(out="early"))
+    assert capfd.readouterr().out.count("is done already") == 1
     assert _curve(workplace / "early/1x8") == _curve(workplace / "out/1x8")
-
-
-def _arguments(**changes: object) -> Arguments:
-    settings: dict[str, object] = {
-        "tokens": STEPS * 16 * 4 + 5,
-        "out": "new",
-        "data": "stories.txt",
-        "sizes": ("2x16x2", "1x8"),
-        "vocab_size": 300,
-        "seq_len": 16,
-        "batch_size": 4,
-        "device": "cpu",
-        "dtype": "fp32",
-    }
-    return Arguments(**(settings | changes))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -237,11 +211,10 @@ def test_two_comparisons_in_one_folder_are_refused(workplace, monkeypatch):
 
 
 def test_a_mistake_ends_the_command_with_status_2(workplace):
-    process = _command(workplace, *SMALL, "--sizes", "1x8", "--out", "none")
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2
-    assert errors.startswith("error: a comparison needs at least two sizes")
-    assert errors.count("\n") == 1
+    done = run_python(*COMMAND, "none", "--sizes", "1x8", cwd=workplace)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: a comparison needs at least two sizes")
+    assert done.stderr.count("\n") == 1
 
 
 def test_runs_differ_in_size_and_learning_rate_alone(tmp_path):
@@ -277,10 +250,8 @@ def test_peak_memory_is_the_process_own():
         "first = peak_memory(torch.device('cpu'))[0]; x = torch.ones(150_000_000); del x\n"
         "print(first, peak_memory(torch.device('cpu'))[0])"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
+    done = run_python("-c", script)
+    assert done.returncode == 0, done.stderr
     first, second = map(int, done.stdout.split())
     assert first < big.nbytes
     assert second >= first + 500_000_000

@@ -1,9 +1,6 @@
 """A run as lm-eval's model: its methods called directly, and lm-eval's own tasks in a child."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +11,10 @@ from gpt2.evaluate.tasks import hellaswag, lambada
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.stand_ins import write_run
+from tests.gpt2.stand_ins import run_python, write_run
 
 pytest.importorskip("lm_eval", reason="the extra lm-eval is not installed")
 
-ROOT = Path(__file__).resolve().parents[3]
 TEXT = "the cat sat on the mat and the dog ran home with a red bird by the sea. "
 
 
@@ -159,19 +155,12 @@ def test_lm_eval_gives_the_figures_of_our_own_tasks(workplace, tokenizer, tmp_pa
         "metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false},"
         " {metric: acc}]\n",
     )
-    command = [
-        *(sys.executable, "-m", "gpt2.evaluate.lm_eval_adapter", str(folder / "run")),
-        *("--tasks", "our_hellaswag,our_lambada", "--include-path", str(tmp_path)),
-        *("--out", str(tmp_path / "out.json"), "--device", "cpu"),
-    ]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT),
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "HF_HOME": str(tmp_path / "hf"),
-    }
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    done = run_python(
+        *("-m", "gpt2.evaluate.lm_eval_adapter", str(folder / "run"), "--device", "cpu"),
+        *("--tasks", "our_hellaswag,our_lambada", "--include-path", ".", "--out", "out.json"),
+        cwd=tmp_path,
+        HF_HUB_OFFLINE="1",
+        HF_HOME=str(tmp_path / "hf"),
     )
     assert done.returncode == 0, done.stderr
     assert "our_lambada" in done.stdout
@@ -201,15 +190,7 @@ def test_without_lm_eval_the_command_says_what_to_install(tmp_path):
         "import runpy, sys; sys.modules['lm_eval'] = None; "
         "runpy.run_module('gpt2.evaluate.lm_eval_adapter', run_name='__main__')"
     )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_python("-c", code, cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr.endswith("pip install -e '.[lm-eval]'\n")
     assert "Traceback" not in done.stderr

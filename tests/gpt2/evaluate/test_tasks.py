@@ -13,15 +13,11 @@ from gpt2.evaluate.scoring import Request, score
 from gpt2.evaluate.tasks import hellaswag, lambada, read_rows
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.stand_ins import Bigram, byte_tokenizer
+from tests.gpt2.stand_ins import Bigram, byte_tokenizer, loud_model
 
 
-def _gpt(**options) -> GPT:
-    defaults = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 30, "block_size": 8}
-    model = GPT(GPTConfig(**(defaults | options))).double().eval()
-    for parameter in model.parameters():  # far from uniform, so that a wrong place shows
-        parameter.data.mul_(8)
-    return model
+def _gpt() -> GPT:
+    return loud_model(vocab_size=30, block_size=8).double()
 
 
 def _requests(count: int, longest: int) -> list[Request]:

@@ -121,15 +121,6 @@ def test_without_auto_batch_the_message_says_what_to_lower(tmp_path, monkeypatch
         trainer.fit()
 
 
-def test_another_error_is_not_taken_for_exhausted_memory(tmp_path, monkeypatch):
-    def broken(*args, **kwargs):
-        raise RuntimeError("shapes do not fit")
-
-    monkeypatch.setattr(gpt2.training.trainer, "train_step", broken)
-    with pytest.raises(RuntimeError, match="shapes do not fit"):
-        make_trainer(tmp_path, **SETTINGS, auto_batch=True).fit()
-
-
 def test_a_wrong_kernel_is_the_one_that_is_named(monkeypatch):
     def off_by_a_percent(qkv, *, window, dropout_p):
         return 1.01 * naive(qkv, window=window, dropout_p=dropout_p)

@@ -3,9 +3,6 @@
 import dataclasses
 import importlib.util
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +12,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2.common.devices import DTYPES
-from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.export.__main__ import Arguments, main
 from gpt2.model import GPT
-from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
-from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights import load_pretrained
 from gpt2.weights.export import export
 from kernels.testing import judge
+from tests.gpt2.stand_ins import ROOT, loud_model, run_python, write_run
 
-ROOT = Path(__file__).resolve().parents[3]
-SHAPE: dict[str, Any] = {"n_layer": 2, "n_head": 2, "n_embd": 32, "block_size": 24}
 TEXTS = [
     *("Once upon a time there was a fox.", "", " ", "\n\n\ttabs  and   spaces   ", "don't I'LL"),
     *("na\u00efve \u65e5\u672c\u8a9e \U0001f98a\u200d\U0001f525", "e\u0301 \u00e9 \u0627\u0644"),
@@ -41,23 +34,15 @@ def tokenizer() -> Tokenizer:
 
 
 def build(tokenizer: Tokenizer, **options: Any) -> GPT:
-    model = GPT(GPTConfig(**{**SHAPE, "vocab_size": tokenizer.vocab_size, **options}))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.1)
-    return model.eval()
+    return loud_model(**{"vocab_size": tokenizer.vocab_size, "block_size": 24, **options})
 
 
 def make_run(folder: Path, tokenizer: Tokenizer, losses: dict[int, float]) -> dict[int, GPT]:
-    """A run folder with a checkpoint of each step, as training leaves it."""
-    models = {}
-    for step, loss in losses.items():
-        models[step] = model = build(tokenizer)
-        state = TrainerState(step=step, val_loss=loss, tokenizer_hash=tokenizer.hash)
-        save_checkpoint(folder / "checkpoints", Checkpoint(model.state_dict(), {}, {}, state))
-    tokenizer.save(folder / "tokenizer.json")
-    write_config(folder, settle(TrainConfig()), model.config)
-    return models
+    """A run folder with a checkpoint of each step."""
+    return {
+        step: write_run(folder, Path("no.txt"), tokenizer, 24, step=step, val_loss=loss)
+        for step, loss in losses.items()
+    }
 
 
 def assert_loaded(loaded: GPT, model: GPT, dtype: torch.dtype) -> None:
@@ -82,20 +67,15 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     """In float64 the logits are the same function's; in float32 ours are as exact as theirs."""
     model = build(tokenizer, **options)
     export(model, tokenizer, tmp_path / "exported")
-    ids = torch.randint(0, tokenizer.vocab_size, (3, SHAPE["block_size"]))
+    ids = torch.randint(0, tokenizer.vocab_size, (3, 24))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    done = subprocess.run(
-        [
-            *(sys.executable, "-P", str(ROOT / "tests/gpt2/weights/children/exported_gpt2.py")),
-            *(str(tmp_path / name) for name in ("exported", "texts.json", "")),
-        ],
+    done = run_python(
+        *("-P", str(ROOT / "tests/gpt2/weights/children/exported_gpt2.py")),
+        *(str(tmp_path / name) for name in ("exported", "texts.json", "")),
         cwd=tmp_path,
-        env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
+        PYTHONPATH="",  # our package `kernels` is not the one that transformers knows
+        HF_HUB_OFFLINE="1",
     )
     assert done.returncode == 0, done.stderr
     theirs = load_file(tmp_path / "logits.safetensors")
@@ -103,7 +83,7 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
         ours: Tensor = model(ids)[0]
         exact: Tensor = model.double()(ids)[0]
     model.float()
-    assert theirs["fp64"].shape == (3, SHAPE["block_size"], tokenizer.vocab_size)
+    assert theirs["fp64"].shape == (3, 24, tokenizer.vocab_size)
     assert (theirs["fp64"] - exact).abs().max() < 64 * torch.finfo(
         torch.float64
     ).eps * exact.abs().max()
@@ -114,7 +94,7 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     assert answers["ids"] == [tokenizer.encode(text, allow_special=True) for text in TEXTS]
     assert answers["texts"] == TEXTS
     assert answers["eos"] == [tokenizer.eot_id] * 3
-    assert answers["max length"] == SHAPE["block_size"]
+    assert answers["max length"] == 24
     assert answers["dtype"] == "torch.float32"
     assert answers["tied"] == model.config.tie
     assert answers["complaints"] == {}
@@ -134,7 +114,7 @@ def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
         }
         weights = load_file(out / "model.safetensors")
         assert {tensor.dtype for tensor in weights.values()} == {DTYPES[dtype]}
-        assert weights["transformer.wte.weight"].shape == (tokenizer.vocab_size, 32)
+        assert weights["transformer.wte.weight"].shape == (tokenizer.vocab_size, 16)
         assert_loaded(load_pretrained(out), models[step], DTYPES[dtype])
         assert Tokenizer.load(out).hash == tokenizer.hash
 

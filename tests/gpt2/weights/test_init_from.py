@@ -16,11 +16,8 @@ from gpt2.training.run_training import Plan, begin, build, make_plan, prepare_te
 from gpt2.training.trainer import Trainer
 from gpt2.weights.export import export
 from gpt2.weights.pretrained import load_pretrained
+from tests.gpt2.stand_ins import STORIES
 
-TEXT = "<|endoftext|>\n".join(
-    f"Story {i}. The {'cat' if i % 3 else 'dog'} saw {i} birds, and then it ran home.\n" * 6
-    for i in range(60)
-)
 SHORT = {
     "steps": 3, "batch_size": 2, "grad_accum": 1, "eval_every": 3, "checkpoint_every": 3,
     "device": "cpu", "dtype": "fp32", "compile": False,
@@ -31,8 +28,8 @@ SHORT = {
 def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder in Hugging Face's format, with an MLP of unusual width; the text lies beside it."""
     monkeypatch.chdir(tmp_path)
-    Path("stories.txt").write_text(TEXT, encoding="utf-8")
-    tokenizer = Tokenizer.train([TEXT], 300, processes=1)
+    Path("stories.txt").write_text(STORIES, encoding="utf-8")
+    tokenizer = Tokenizer.train([STORIES], 300, processes=1)
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "n_inner": 40, "block_size": 32}
     model = GPT(GPTConfig(**shape, vocab_size=tokenizer.vocab_size, tie=False))
     export(model, tokenizer, "weights/stories")
@@ -118,7 +115,7 @@ def test_a_run_of_any_kind_can_be_begun_from(checkpoint):
     ids=str,
 )
 def test_contradictions_are_refused_before_anything_is_written(checkpoint, options, message):
-    Tokenizer.train([TEXT], 280, processes=1).save("other/tokenizer.json")
+    Tokenizer.train([STORIES], 280, processes=1).save("other/tokenizer.json")
     with pytest.raises(ValueError, match=message):
         make_plan(settings(**{"init_from": str(checkpoint)} | options))
     assert not Path("runs").exists()

@@ -1,32 +1,22 @@
 """One way to open a model: run folder, demo, Hugging Face folder or hub, by each of the tools."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from gpt2.compare_decoding import __main__ as compare_decoding
 from gpt2.demo.model import facts
 from gpt2.evaluate.__main__ import Arguments, main
-from gpt2.generate.decoding import continuations
-from gpt2.generate.sampling import Sampling
 from gpt2.tokenizer import Tokenizer
-from gpt2.tokenizer.vocabulary import Vocabulary, write_tokenizer_json
 from gpt2.weights.export import export
 from gpt2.weights.open_model import open_model
 from tests.gpt2.data.hub_stand_in import hub
-from tests.gpt2.stand_ins import write_run
+from tests.gpt2.stand_ins import STORIES, run_python, write_run
 from tests.gpt2.weights.test_pretrained import NOT_WANTED, needs_hub
 
-ROOT = Path(__file__).resolve().parents[3]
-STORIES = [f"Story {i}. The cat saw {i} birds, and ran.\n" * 4 for i in range(30)]
-TEXT = "<|endoftext|>\n".join(STORIES)
 # Each tool with its arguments, and what it prints of a model called {name}.
 TOOLS = {
     "generate": (["--prompt", "Story", "--max-tokens", "3"], "Story"),
@@ -59,8 +49,8 @@ for tool, *words in json.loads(sys.argv[1]):
 def workplace(tmp_path_factory) -> Path:
     """A text, a run folder, and its model in Hugging Face's format."""
     folder = tmp_path_factory.mktemp("work")
-    (folder / "stories.txt").write_text(TEXT, encoding="utf-8")
-    tokenizer = Tokenizer.train([TEXT], 280, processes=1)
+    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
+    tokenizer = Tokenizer.train([STORIES], 280, processes=1)
     model = write_run(folder / "run", folder / "stories.txt", tokenizer, block_size=32)
     export(model, tokenizer, folder / "weights")
     return folder
@@ -79,19 +69,6 @@ def test_a_run_and_its_export_are_the_same_model(workplace):
     assert not weights.model.training
 
 
-def test_a_trained_gpt2_gives_its_text(real_data, tmp_path):
-    for name in ("config.json", "model.safetensors"):
-        shutil.copy(real_data / "gpt2-tiny" / name, tmp_path)
-    its_bytes = Vocabulary({bytes([i]): i for i in range(256)}, [], {"<|endoftext|>": 256})
-    write_tokenizer_json(tmp_path / "tokenizer.json", its_bytes)
-    expected = np.load(real_data / "gpt2-tiny/expected.npz")
-    run = open_model(tmp_path, device="cpu")
-    prompt = run.tokenizer.encode("KING HENRY:\n")
-    assert prompt == expected["prompt_ids"].ravel().tolist()
-    made = continuations(run.model, [prompt], 80, sampling=Sampling(temperature=0))
-    assert [*prompt, *made[0]] == expected["greedy_ids"].ravel().tolist()
-
-
 @needs_hub
 def test_each_tool_opens_a_model_by_each_of_its_names(workplace, tmp_path):
     files = {path.name: path.read_bytes() for path in (workplace / "weights").iterdir()}
@@ -103,15 +80,8 @@ def test_each_tool_opens_a_model_by_each_of_its_names(workplace, tmp_path):
         if tool != "compare_decoding" or name == "gpt2"  # which takes long
     ]
     with hub({"openai-community/gpt2": files | NOT_WANTED}, "models") as (address, sent):
-        done = subprocess.run(
-            [sys.executable, "-c", RUN_TOOLS, json.dumps(jobs)],
-            cwd=workplace,
-            env=os.environ
-            | {"PYTHONPATH": str(ROOT), "HF_ENDPOINT": address, "HF_HOME": str(tmp_path)},
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
+        own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
+        done = run_python("-c", RUN_TOOLS, json.dumps(jobs), cwd=workplace, **own)
     assert done.returncode == 0, done.stderr
     assert set(sent) >= {"config.json", "tokenizer.json", "model.safetensors"}
     answers = [json.loads(line) for line in done.stdout.splitlines()]
@@ -131,7 +101,7 @@ def test_what_weights_alone_do_not_have_is_asked_for(workplace, tmp_path, monkey
     with pytest.raises(ValueError, match=r"demo has no folder of yours .* one with --out"):
         compare_decoding.main(compare_decoding.Arguments("demo", device="cpu"))
     shutil.copytree("weights", tmp_path / "other")
-    Tokenizer.train([TEXT], 270, processes=1).save(tmp_path / "other/tokenizer.json")
+    Tokenizer.train([STORIES], 270, processes=1).save(tmp_path / "other/tokenizer.json")
     with pytest.raises(ValueError, match=r"other has 270 tokens, and the model 280: put"):
         open_model(tmp_path / "other")
 

@@ -2,9 +2,7 @@
 
 import importlib.util
 import json
-import os
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gpt2.config import GPTConfig
 from gpt2.generate.decoding import generate
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
@@ -25,20 +22,13 @@ from gpt2.weights.export import export
 from gpt2.weights.hugging_face import tensors_to_hugging_face
 from gpt2.weights.pretrained import find_pretrained
 from tests.gpt2.data.hub_stand_in import hub
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.gpt2.stand_ins import loud_model, run_python
 
 
 @pytest.fixture
 def model() -> GPT:
     """A small model, all of whose parameters differ from those of a fresh one."""
-    shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 257, "block_size": 12}
-    model = GPT(GPTConfig(**shape, n_inner=24))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_()
-        model.wte.weight[257:] = 0
-    return model
+    return loud_model(vocab_size=257, block_size=12, n_inner=24)
 
 
 @pytest.fixture
@@ -336,15 +326,10 @@ def load_from_hub(address: str, home: Path, name: str) -> str:
         "except ValueError as error:\n"
         "    print('refused:', error)\n"
     )
-    return subprocess.run(
-        [sys.executable, "-c", code, name],
-        cwd=ROOT,  # where the folder gpt2 lies, which is not meant
-        env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(home)},
-        stdout=subprocess.PIPE,
-        text=True,
-        timeout=120,
-        check=True,
-    ).stdout
+    # In the default folder lies the folder gpt2, which is not meant.
+    done = run_python("-c", code, name, HF_ENDPOINT=address, HF_HOME=str(home))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 needs_hub = pytest.mark.skipif(
