@@ -143,13 +143,13 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
     assert _curve(second) == _curve(workplace / "out/1x8")
 
 
-def test_a_size_that_saved_nothing_is_trained_anew(workplace, monkeypatch, capfd):
-    monkeypatch.chdir(workplace)
+def test_a_size_that_saved_nothing_is_trained_anew(workplace):
     _copy(workplace / "out", workplace / "early")
     shutil.rmtree(workplace / "early/1x8/checkpoints")
     (workplace / "early/1x8/result.json").unlink()
-    main(_arguments(out="early"))
-    assert capfd.readouterr().out.count("is done already") == 1
+    done = run_python(*COMMAND, "early", cwd=workplace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is done already") == 1
     assert _curve(workplace / "early/1x8") == _curve(workplace / "out/1x8")
 
 
