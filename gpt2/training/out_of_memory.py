@@ -93,27 +93,36 @@ def what_to_lower(settings: Settings, shape: GPTConfig, machine: Machine, *, alo
             f"the same{auto})",
         )
 
-    def memory(shape: GPTConfig, batch_size: int, grad_accum: int) -> Memory:
-        return training_memory(
-            shape,
-            batch_size=batch_size,
-            seq_len=settings.seq_len,
-            dtype=machine.dtype,
-            device_type=machine.device.type,
-            optimizer=settings.optimizer,
-            grad_accum=grad_accum,
-        )
-
-    size, count = settings.batch_size, settings.grad_accum
-    has = device_memory(machine.device)
-    of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
     text = (
-        f"try {', '.join(options)}. By the estimate a step needs: {memory(shape, size, count)}{of}"
+        f"try {', '.join(options)}. By the estimate a step needs: "
+        f"{step_memory(settings, shape, machine)}{of_memory(machine)}"
     )
     if smaller is not None:
-        peak = memory(shape, *smaller).peak
-        text += f"; with --batch-size {smaller[0]} --grad-accum {smaller[1]}: {human_bytes(peak)}"
+        size, count = smaller
+        less = dataclasses.replace(settings, batch_size=size, grad_accum=count)
+        peak = human_bytes(step_memory(less, shape, machine).peak)
+        text += f"; with --batch-size {size} --grad-accum {count}: {peak}"
     if settings.recompute == "none":
-        peak = memory(dataclasses.replace(shape, recompute="block"), size, count).peak
-        text += f"; with --recompute block: {human_bytes(peak)}"
+        less_kept = dataclasses.replace(shape, recompute="block")
+        peak = human_bytes(step_memory(settings, less_kept, machine).peak)
+        text += f"; with --recompute block: {peak}"
     return text
+
+
+def step_memory(settings: Settings, shape: GPTConfig, machine: Machine) -> Memory:
+    """Estimate the memory of a training step of a run."""
+    return training_memory(
+        shape,
+        batch_size=settings.batch_size,
+        seq_len=settings.seq_len,
+        dtype=machine.dtype,
+        device_type=machine.device.type,
+        optimizer=settings.optimizer,
+        grad_accum=settings.grad_accum,
+    )
+
+
+def of_memory(machine: Machine) -> str:
+    """Say of how much memory that would be; nothing where the device cannot be asked."""
+    has = device_memory(machine.device)
+    return f", of {human_bytes(has)} on this {machine.device.type}" if has else ""

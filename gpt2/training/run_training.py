@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gpt2.common.devices import choose_device, device_memory, human_bytes
+from gpt2.common.devices import choose_device, device_memory
 from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
 from gpt2.common.files import lock, remove_leftovers
 from gpt2.config import GPTConfig, Settings, TrainConfig, model_config, settle
@@ -27,9 +27,8 @@ from gpt2.model import GPT, count_parameters
 from gpt2.runs.checkpoint import load_newest, remove_unfinished
 from gpt2.runs.resume import resumed_settings
 from gpt2.runs.run import write_config
-from gpt2.training.estimate import training_memory
 from gpt2.training.machine import Machine, choose_machine
-from gpt2.training.out_of_memory import oom_advice, what_to_lower
+from gpt2.training.out_of_memory import of_memory, oom_advice, step_memory, what_to_lower
 from gpt2.training.results import report
 from gpt2.training.trainer import Trainer
 from gpt2.weights.pretrained import Pretrained, begin_from, find_pretrained
@@ -191,18 +190,9 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "
         f"positions, {'tied' if shape.tie else 'untied'} head)"
     )
-    memory = training_memory(
-        shape,
-        batch_size=settings.batch_size,
-        seq_len=settings.seq_len,
-        dtype=machine.dtype,
-        device_type=machine.device.type,
-        optimizer=settings.optimizer,
-        grad_accum=settings.grad_accum,
-    )
+    memory = step_memory(settings, shape, machine)
+    say(f"memory, estimated: {memory}{of_memory(machine)}")
     has = device_memory(machine.device)
-    of = f", of {human_bytes(has)} on this {machine.device.type}" if has else ""
-    say(f"memory, estimated: {memory}{of}")
     if has and memory.peak > 0.95 * has:
         say(
             "warning: that is likely too much. Lower --batch-size (raise --grad-accum to keep the "
