@@ -17,7 +17,7 @@ import kernels._attention.operators
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
-from kernels.testing import Quantity, compare
+from kernels.testing import compare
 from tests.kernels.fused import (
     DTYPES,
     MARKS,
@@ -37,9 +37,7 @@ def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> No
     )
 
 
-def qkv(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, grad: bool = True
-) -> dict[str, Tensor]:
+def qkv(shape, dtype, device, grad=True):
     return {
         name: randn(*shape, dtype=dtype, device=device).requires_grad_(grad)
         for name in ("q", "k", "v")
@@ -50,15 +48,7 @@ def reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
     return attention_reference(q, k, v, **options)[0]
 
 
-def check(
-    inputs: dict[str, Tensor],
-    *,
-    deterministic: bool,
-    do: Tensor | None = None,
-    keep: Tensor | None = None,
-    dropout_seed: Tensor | None = None,
-    **options: Any,
-) -> dict[str, Quantity]:
+def check(inputs, *, deterministic, do=None, keep=None, dropout_seed=None, **options):
     """Compare `attention` with its reference on these inputs and options.
 
     The kernels form dS = P * (dP - delta) from two float32 sums, which are equal where a row sees
@@ -95,14 +85,12 @@ SHAPES = [  # (B, T, H, D): T below, at and above the tiles; widths that are no 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_matches_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
-) -> None:
+def test_matches_reference(shape, dtype, deterministic, device):
     check(qkv(shape, dtype, device), deterministic=deterministic)
 
 
 @pytest.mark.parametrize("length", [1000, 1024])
-def test_matches_reference_at_the_lengths_of_training(length: int, device: torch.device) -> None:
+def test_matches_reference_at_the_lengths_of_training(length, device):
     check(qkv((1, length, 1, 64), torch.float16, device), deterministic=False)
 
 
@@ -111,24 +99,14 @@ def test_matches_reference_at_the_lengths_of_training(length: int, device: torch
     ("length", "block_m", "block_n"),
     [(1, 16, 16), (53, 16, 16), (64, 32, 16), (61, 32, 16), (64, 16, 32), (83, 16, 64)],
 )
-def test_tiles_and_windows(
-    length: int,
-    block_m: int,
-    block_n: int,
-    window: int | None,
-    deterministic: bool,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_tiles_and_windows(length, block_m, block_n, window, deterministic, device, monkeypatch):
     use_tiles(monkeypatch, block_m, block_n)
     inputs = qkv((1, length, 1, 16), torch.float32, device)
     check(inputs, deterministic=deterministic, window=window)
 
 
 @pytest.mark.parametrize(("heads", "group"), [(1, 2), (2, 1), (2, 2), (3, 2), (5, 3)])
-def test_every_head_is_computed_whatever_the_grouping(
-    heads: int, group: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_head_is_computed_whatever_the_grouping(heads, group, device, monkeypatch):
     use_tiles(monkeypatch, 16, 16)
     keys_and_values_of_a_head = 2 * 20 * 16 * 4
     monkeypatch.setattr(
@@ -139,7 +117,7 @@ def test_every_head_is_computed_whatever_the_grouping(
 
 @pytest.mark.parametrize("window", [None, 9])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_log_sum_exp(dtype: torch.dtype, window: int | None, device: torch.device) -> None:
+def test_log_sum_exp(dtype, window, device):
     inputs = qkv((2, 20, 2, 32), dtype, device)
     o, lse = attention(**inputs, window=window, return_lse=True)
     assert lse.dtype == torch.float32
@@ -153,7 +131,7 @@ def test_log_sum_exp(dtype: torch.dtype, window: int | None, device: torch.devic
 
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 3.0])
-def test_scale(scale: float, deterministic: bool, device: torch.device) -> None:
+def test_scale(scale, deterministic, device):
     inputs = qkv((1, 20, 1, 16), torch.float32, device)
     check(inputs, deterministic=deterministic, scale=scale)
 
@@ -202,18 +180,14 @@ LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__[1:])
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 20), (DTYPES[-1], 32)])
-def test_reads_any_layout_in_place(
-    layout: Any, dtype: torch.dtype, width: int, deterministic: bool, device: torch.device
-) -> None:
+def test_reads_any_layout_in_place(layout, dtype, width, deterministic, device):
     tensors = layout(partial(randn, dtype=dtype, device=device), 2, 20, 2, width)
     inputs = {name: x.requires_grad_() for name, x in zip("qkv", tensors, strict=True)}
     check(inputs, deterministic=deterministic)
 
 
 @pytest.mark.parametrize("layout", ["sum", "heads first", "sliced", "every second"])
-def test_takes_any_upstream_gradient(
-    layout: str, deterministic: bool, device: torch.device
-) -> None:
+def test_takes_any_upstream_gradient(layout, deterministic, device):
     b, t, h, d = shape = (2, 20, 2, 16)
     dense = torch.randn(b, h, t + 2, 2 * d, device=device).transpose(1, 2)
     upstream = {
@@ -227,9 +201,7 @@ def test_takes_any_upstream_gradient(
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(2, 20, 3, 2, 32), (1, 130, 3, 1, 48)], ids=str)
-def test_packed_matches_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
-) -> None:
+def test_packed_matches_reference(shape, dtype, deterministic, device):
     compare(
         partial(attention_qkvpacked, deterministic=deterministic),
         lambda qkv: reference(*qkv.unbind(2)),
@@ -237,7 +209,7 @@ def test_packed_matches_reference(
     )
 
 
-def test_packed_reads_a_slice_of_a_wider_projection(device: torch.device) -> None:
+def test_packed_reads_a_slice_of_a_wider_projection(device):
     wide = torch.full((2, 30, 3, 4, 40), math.nan, device=device)
     part = wide[:, :, :, 1:3, 8:24]
     part.copy_(torch.randn(2, 30, 3, 2, 16, device=device))
@@ -252,7 +224,7 @@ def test_packed_reads_a_slice_of_a_wider_projection(device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("length", [64, 192])
-def test_very_negative_logits(length: int, deterministic: bool, device: torch.device) -> None:
+def test_very_negative_logits(length, deterministic, device):
     """Logits near -120, lse below -88, a length of 128k + 64: exp(-lse) overflows past the end."""
     inputs = qkv((1, length, 1, 64), torch.float32, device, grad=False)
     inputs["q"][..., 0] = 31
@@ -263,13 +235,13 @@ def test_very_negative_logits(length: int, deterministic: bool, device: torch.de
     check(inputs, deterministic=deterministic)
 
 
-def test_one_huge_logit(deterministic: bool, device: torch.device) -> None:
+def test_one_huge_logit(deterministic, device):
     inputs = qkv((1, 70, 1, 16), torch.float32, device, grad=False)
     inputs["k"][:, 33] *= 1e4
     check({name: x.requires_grad_() for name, x in inputs.items()}, deterministic=deterministic)
 
 
-def test_float16_near_overflow(deterministic: bool, device: torch.device) -> None:
+def test_float16_near_overflow(deterministic, device):
     """Scores far beyond float16's range, values at its edge: all sums are in float32."""
     inputs = qkv((1, 70, 1, 64), torch.float16, device, grad=False)
     inputs["q"] *= 100
@@ -281,7 +253,7 @@ def test_float16_near_overflow(deterministic: bool, device: torch.device) -> Non
     assert float((o - exact).abs().max()) <= torch.finfo(torch.float16).eps * 60000
 
 
-def test_nothing_leaks_from_the_future(device: torch.device) -> None:
+def test_nothing_leaks_from_the_future(device):
     """Changing position 40 and later changes no earlier output, to the bit."""
     inputs = qkv((1, 70, 1, 16), torch.float32, device, grad=False)
     before = attention(**inputs)
@@ -297,12 +269,8 @@ def test_nothing_leaks_from_the_future(device: torch.device) -> None:
 
 @pytest.mark.parametrize(("dropout_p", "window"), [(0.1, None), (0.5, 21)])
 def test_dropout_matches_reference_with_the_mask_read_out(
-    dropout_p: float,
-    window: int | None,
-    deterministic: bool,
-    device: torch.device,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+    dropout_p, window, deterministic, device, monkeypatch
+):
     use_tiles(monkeypatch, 32, 16)
     seed = torch.tensor([2**40 + 77], device=device)
     check(
@@ -315,7 +283,7 @@ def test_dropout_matches_reference_with_the_mask_read_out(
     )
 
 
-def test_dropout_mask_is_random_and_depends_on_the_place_alone(device: torch.device) -> None:
+def test_dropout_mask_is_random_and_depends_on_the_place_alone(device):
     seed = torch.tensor([5], device=device)
     keep = dropout_mask(seed, (2, 50, 2), 0.25)
     assert keep.shape == (2, 2, 50, 50)
@@ -330,7 +298,7 @@ def test_dropout_mask_is_random_and_depends_on_the_place_alone(device: torch.dev
     assert dropout_mask(seed, (1, 33, 1), 0.0).all()
 
 
-def test_dropout_follows_the_manual_seed(device: torch.device) -> None:
+def test_dropout_follows_the_manual_seed(device):
     inputs = qkv((1, 20, 1, 16), torch.float32, device, grad=False)
     torch.manual_seed(1)
     first = attention(**inputs, dropout_p=0.5)
@@ -344,24 +312,20 @@ def test_dropout_follows_the_manual_seed(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("trained", ["q", "k", "v", "qk", "qv", "kv"])
-def test_frozen_inputs_get_no_gradient(
-    trained: str, deterministic: bool, device: torch.device
-) -> None:
+def test_frozen_inputs_get_no_gradient(trained, deterministic, device):
     inputs = qkv((1, 20, 1, 16), torch.float32, device, grad=False)
     inputs = {name: x.requires_grad_(name in trained) for name, x in inputs.items()}
     report = check(inputs, deterministic=deterministic)
     assert set(report) == {"out", *(f"d{name}" for name in trained)}
 
 
-def test_the_graph_of_the_one_pass_backward_can_be_used_twice(device: torch.device) -> None:
+def test_the_graph_of_the_one_pass_backward_can_be_used_twice(device):
     inputs = qkv((2, 20, 1, 16), torch.float32, device)
     check_double_use(partial(attention, deterministic=False), inputs)
 
 
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
-def test_empty_input_gives_empty_output_and_gradients(
-    shape: tuple[int, ...], deterministic: bool, device: torch.device
-) -> None:
+def test_empty_input_gives_empty_output_and_gradients(shape, deterministic, device):
     compare(
         partial(attention, deterministic=deterministic),
         reference,
@@ -372,7 +336,7 @@ def test_empty_input_gives_empty_output_and_gradients(
 @pytest.mark.parametrize(
     "options", [{}, {"window": 5, "dropout_p": 0.1}], ids=["plain", "window and dropout"]
 )
-def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.device) -> None:
+def test_compiles_without_a_graph_break(options, device):
     def model(qkv: Tensor) -> Tensor:
         q, k, v = (2 * qkv).unbind(2)
         return attention(q, k, v, **options) + attention_qkvpacked(2 * qkv, **options)
@@ -380,14 +344,14 @@ def test_compiles_without_a_graph_break(options: dict[str, Any], device: torch.d
     check_compiles(model, [randn(1, 8, 3, 1, 16, device=device).requires_grad_()])
 
 
-def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+def test_compiled_code_is_reused_for_other_lengths(device):
     check_one_graph_for_every_length(
         attention_qkvpacked, lambda n: [randn(n - 3, n, 3, 1, 16, device=device)]
     )
 
 
 @pytest.mark.parametrize("seeded", [False, True])
-def test_operators_pass_opcheck(seeded: bool, device: torch.device) -> None:
+def test_operators_pass_opcheck(seeded, device):
     ops = torch.ops.gpt2_triton
     q, k, v = (torch.randn(1, 8, 1, 16, device=device) for _ in range(3))
     seed = torch.tensor([1], device=device) if seeded else None
@@ -404,9 +368,7 @@ def test_operators_pass_opcheck(seeded: bool, device: torch.device) -> None:
     )
 
 
-def test_the_global_switch_selects_the_deterministic_backward(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_global_switch_selects_the_deterministic_backward(device, monkeypatch):
     chosen = []
     launch = kernels._attention.operators._launch_bwd
 
@@ -450,7 +412,7 @@ def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
         ),
     ],
 )
-def test_refuses_tensors_that_it_cannot_take(message: str, make: Any, device: torch.device) -> None:
+def test_refuses_tensors_that_it_cannot_take(message, make, device):
     with pytest.raises(ValueError, match=message):
         attention(*make(device))
 
@@ -473,9 +435,7 @@ def test_refuses_tensors_that_it_cannot_take(message: str, make: Any, device: to
         (r"got tensor\(\[0.\]\)", {"dropout_p": 0.1, "dropout_seed": torch.zeros(1)}),
     ],
 )
-def test_refuses_options_out_of_range(
-    message: str, options: dict[str, Any], device: torch.device
-) -> None:
+def test_refuses_options_out_of_range(message, options, device):
     packed = torch.zeros(1, 8, 3, 1, 16, device=device)
     with pytest.raises(ValueError, match=message):
         attention(*packed.unbind(2), **options)
@@ -483,6 +443,6 @@ def test_refuses_options_out_of_range(
         attention_qkvpacked(packed, **options)
 
 
-def test_packed_refuses_what_is_not_packed(device: torch.device) -> None:
+def test_packed_refuses_what_is_not_packed(device):
     with pytest.raises(ValueError, match=r"\(B, T, 3, H, D\), got shape \(1, 8, 2, 1, 16\)"):
         attention_qkvpacked(torch.zeros(1, 8, 2, 1, 16, device=device))

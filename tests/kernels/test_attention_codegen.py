@@ -31,15 +31,7 @@ CASES = [
 REGISTER_LIMIT = {target: 512 if target == "gfx942" else 255 for target in TARGETS}
 
 
-def launch(
-    width: int,
-    length: int,
-    batch: int = 2,
-    dtype: str = "float16",
-    window: int | None = None,
-    dropout_p: float = 0.0,
-    allow_tf32: bool = False,
-) -> None:
+def launch(width, length, batch=2, dtype="float16", window=None, dropout_p=0.0, allow_tf32=False):
     """In the compiling process: the forward, the one-pass backward and the two-pass backward."""
     qkv = torch.empty((batch, length, 3, 12, width), dtype=getattr(torch, dtype))
     q, k, v = qkv.unbind(2)
@@ -79,7 +71,7 @@ def check_fits(compiled: list[Code]) -> None:
 
 
 @pytest.mark.parametrize(("target", "width", "length"), CASES)
-def test_tensor_cores_and_no_spills(target: str, width: int, length: int) -> None:
+def test_tensor_cores_and_no_spills(target, width, length):
     compiled = code(target, width, length)
     assert [c.kernel for c in compiled] == [
         "attention_fwd_kernel",
@@ -98,7 +90,7 @@ def test_tensor_cores_and_no_spills(target: str, width: int, length: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS)
-def test_width_256_does_not_spill_either(target: str) -> None:
+def test_width_256_does_not_spill_either(target):
     for c in code(target, 256, 1024):
         assert c.shared <= SHARED_LIMIT[target], c
         assert c.spills == 0, c
@@ -107,22 +99,22 @@ def test_width_256_does_not_spill_either(target: str) -> None:
 
 
 @pytest.mark.parametrize("options", [WINDOW, DROPOUT], ids=["window", "dropout"])
-def test_options_keep_the_tensor_cores_and_fit(options: tuple[object, ...]) -> None:
+def test_options_keep_the_tensor_cores_and_fit(options):
     check_fits(code("sm_90", 64, 1024, *options))
 
 
-def test_one_compiled_kernel_serves_every_length_and_batch() -> None:
+def test_one_compiled_kernel_serves_every_length_and_batch():
     keys = [[c.key for c in code("sm_90", 64, *size)] for size in ((1024,), *OTHER_SIZES)]
     assert keys[0] == keys[1] == keys[2]
 
 
-def test_float32_takes_tensor_cores_only_when_told() -> None:
+def test_float32_takes_tensor_cores_only_when_told():
     for options, allowed in ((IEEE, False), (TF32, True)):
         for c in code("sm_90", 64, 1024, *options):
             assert bool(c.matrix["HMMA"] + c.matrix["HGMMA"]) == allowed, c
 
 
-def test_turing_compiles_without_tensor_cores() -> None:
+def test_turing_compiles_without_tensor_cores():
     """Triton 3.6 and 3.7 emit none for sm_75: attention runs there, slowly."""
     for c in code("sm_75", 64, 1024):
         assert c.shared <= SHARED_LIMIT["sm_75"], c
@@ -131,7 +123,7 @@ def test_turing_compiles_without_tensor_cores() -> None:
 
 @pytest.mark.parametrize("width", [1, 16, 64, 80, 128, 160, 256])
 @pytest.mark.parametrize("architecture", [*TARGETS, "interpreter", "sm_75", "gfx90a"])
-def test_every_problem_has_tiles(architecture: str, width: int) -> None:
+def test_every_problem_has_tiles(architecture, width):
     for length, itemsize in itertools.product((1, SHORT, SHORT + 1, 10**6), (2, 4)):
         tiles = choose_tiles(architecture, width, length, itemsize)
         assert all(n & (n - 1) == 0 and 16 <= n <= 128 for t in tiles for n in t[:2])

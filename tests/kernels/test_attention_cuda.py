@@ -14,14 +14,12 @@ pytestmark = pytest.mark.usefixtures("nan_in_empty")
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(4, 1024, 12, 64), (2, 2048, 4, 128), (1, 4096, 2, 64)], ids=str)
-def test_cuda_matches_reference_at_full_size(
-    shape: tuple[int, ...], dtype: torch.dtype, deterministic: bool, device: torch.device
-) -> None:
+def test_cuda_matches_reference_at_full_size(shape, dtype, deterministic, device):
     check(qkv(shape, dtype, device), deterministic=deterministic)
 
 
 @pytest.mark.cuda
-def test_cuda_more_than_2_to_31_scores(device: torch.device) -> None:
+def test_cuda_more_than_2_to_31_scores(device):
     """B * H * T * T > 2^31; a head among many equals the same head alone."""
     inputs = qkv((8, 8192, 6, 64), torch.bfloat16, device)
     o = attention(**inputs, deterministic=False)
@@ -41,7 +39,7 @@ def test_cuda_more_than_2_to_31_scores(device: torch.device) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
+def test_cuda_more_than_2_to_31_elements(device):
     shape = (1024, 1024, 33, 64)
     packed = torch.zeros(shape[0], shape[1], 3, *shape[2:], dtype=torch.bfloat16, device=device)
     packed[-1] = torch.randn_like(packed[-1])
@@ -52,7 +50,7 @@ def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("length", [192, 1088])
-def test_cuda_very_negative_logits_in_bfloat16(length: int, device: torch.device) -> None:
+def test_cuda_very_negative_logits_in_bfloat16(length, device):
     inputs = qkv((2, length, 4, 64), torch.bfloat16, device, grad=False)
     inputs["q"][..., 0] = 31
     inputs["k"][..., 0] = -31
@@ -61,7 +59,7 @@ def test_cuda_very_negative_logits_in_bfloat16(length: int, device: torch.device
 
 
 @pytest.mark.cuda
-def test_cuda_deterministic_backward_repeats_its_bits(device: torch.device) -> None:
+def test_cuda_deterministic_backward_repeats_its_bits(device):
     inputs = qkv((4, 1000, 6, 64), torch.bfloat16, device)
     o = attention(**inputs, deterministic=True)
     do = torch.randn_like(o)
@@ -72,7 +70,7 @@ def test_cuda_deterministic_backward_repeats_its_bits(device: torch.device) -> N
 
 
 @pytest.mark.cuda
-def test_cuda_memory_is_linear_in_length(device: torch.device) -> None:
+def test_cuda_memory_is_linear_in_length(device):
     def peak(length: int) -> int:
         packed = torch.zeros(
             1, length, 3, 12, 64, dtype=torch.bfloat16, device=device, requires_grad=True
@@ -88,7 +86,7 @@ def test_cuda_memory_is_linear_in_length(device: torch.device) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_graph_captures_forward_and_backward(device: torch.device) -> None:
+def test_cuda_graph_captures_forward_and_backward(device):
     packed = torch.randn(2, 256, 3, 4, 64, device=device).bfloat16().requires_grad_()
 
     def step() -> Tensor:

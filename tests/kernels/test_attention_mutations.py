@@ -1,6 +1,5 @@
 """Faults planted in the attention kernels and launchers: each must fail the test beside it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -184,5 +183,5 @@ CASES: Cases = [
 
 
 @each_fault(CASES)
-def test_fault_is_caught(fault: Any, tmp_path: Path, device: Any, monkeypatch: Any) -> None:
+def test_fault_is_caught(fault, tmp_path, device, monkeypatch):
     expect_caught(*fault, tmp_path, device=device, monkeypatch=monkeypatch)

@@ -49,11 +49,11 @@ def backward(length: int, *, deterministic: bool, window: int | None = None) -> 
 @pytest.mark.parametrize(
     ("length", "bound"), [(256, 1.25), (512, 1.25), (1024, 1.13), (2048, 1.07)]
 )
-def test_forward_executes_little_more_than_the_useful_work(length: int, bound: float) -> None:
+def test_forward_executes_little_more_than_the_useful_work(length, bound):
     assert forward(length).flops <= bound * 4 * WIDTH * visible(length)
 
 
-def test_one_pass_backward_executes_five_products() -> None:
+def test_one_pass_backward_executes_five_products():
     work = backward(1024, deterministic=False)
     assert [launch.kernel for launch in work.launches] == [
         "attention_bwd_delta_kernel",
@@ -62,7 +62,7 @@ def test_one_pass_backward_executes_five_products() -> None:
     assert work.flops <= 1.13 * 10 * WIDTH * visible(1024)
 
 
-def test_two_pass_backward_executes_seven_products_in_two_launches() -> None:
+def test_two_pass_backward_executes_seven_products_in_two_launches():
     work = backward(1024, deterministic=True)
     assert [launch.kernel for launch in work.launches] == [
         "attention_bwd_dq_kernel",
@@ -72,7 +72,7 @@ def test_two_pass_backward_executes_seven_products_in_two_launches() -> None:
     assert work.flops <= 1.13 * 14 * WIDTH * visible(1024)
 
 
-def test_forward_moves_each_byte_as_often_as_the_tiles_say() -> None:
+def test_forward_moves_each_byte_as_often_as_the_tiles_say():
     """q once; k and v once per row tile that sees them; o and lse written once."""
     length = 1024
     tile = choose_tiles("interpreter", WIDTH, length, SIZE).fwd
@@ -88,7 +88,7 @@ def test_forward_moves_each_byte_as_often_as_the_tiles_say() -> None:
     assert launch.stored == length * (WIDTH * SIZE + 4)
 
 
-def test_one_pass_backward_adds_dq_once_per_tile_of_keys() -> None:
+def test_one_pass_backward_adds_dq_once_per_tile_of_keys():
     length = 1024
     tile = choose_tiles("interpreter", WIDTH, length, SIZE).dkv
     work = backward(length, deterministic=False)
@@ -102,7 +102,7 @@ def test_one_pass_backward_adds_dq_once_per_tile_of_keys() -> None:
 
 @pytest.mark.parametrize("window", [256, 100])
 @pytest.mark.parametrize("part", ["forward", "one-pass", "two-pass"])
-def test_windowed_work_is_linear_in_length(part: str, window: int) -> None:
+def test_windowed_work_is_linear_in_length(part, window):
     """Past the first window every row costs the same, and only whole tiles leave the band."""
 
     def flops(length: int) -> int:
@@ -117,12 +117,12 @@ def test_windowed_work_is_linear_in_length(part: str, window: int) -> None:
     assert f1152 <= products * 2 * WIDTH * 1152 * (window + 128 + 64)
 
 
-def test_windowed_work_grows_as_the_useful_work() -> None:
+def test_windowed_work_grows_as_the_useful_work():
     ratio = forward(4096, 256).flops / forward(1024, 256).flops
     assert ratio == pytest.approx(visible(4096, 256) / visible(1024, 256), rel=0.01)
 
 
-def test_packed_entry_launches_and_moves_no_more_than_the_separate_one() -> None:
+def test_packed_entry_launches_and_moves_no_more_than_the_separate_one():
     packed = torch.randn(1, 200, 3, 2, WIDTH).half().requires_grad_()
     q, k, v = (x.detach().clone().requires_grad_() for x in packed.unbind(2))
     with count_work() as separate:

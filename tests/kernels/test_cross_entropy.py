@@ -33,9 +33,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def inputs(
-    *shape: int, dtype: torch.dtype = torch.float32, device: torch.device, scale: float = 2.0
-) -> dict[str, Tensor]:
+def inputs(*shape, dtype=torch.float32, device, scale=2.0):
     """Logits that ask for a gradient, and targets of which every fourth is ignored."""
     targets = torch.randint(0, shape[-1], shape[:-1], device=device)
     targets.view(-1)[1::4] = IGNORED
@@ -63,7 +61,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels.cross_entropy, "SMOOTHED_LOADS", 4)
 
 
-def test_the_reference_is_that_of_pytorch() -> None:
+def test_the_reference_is_that_of_pytorch():
     given = inputs(9, 17, device=torch.device("cpu"))
     torch.testing.assert_close(cross_entropy_reference(**given), F.cross_entropy(*given.values()))
     torch.testing.assert_close(
@@ -74,16 +72,14 @@ def test_the_reference_is_that_of_pytorch() -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 1), (1, 3), (2, 5, 113), (7, 257), (3, 5000)], ids=str)
-def test_matches_reference(shape: tuple[int, ...], dtype: torch.dtype, device: Any) -> None:
+def test_matches_reference(shape, dtype, device):
     check(inputs(*shape, dtype=dtype, device=device))
 
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
-def test_options_over_several_blocks(
-    options: dict[str, Any], dtype: torch.dtype, device: torch.device
-) -> None:
+def test_options_over_several_blocks(options, dtype, device):
     given = inputs(6, 2600, dtype=dtype, device=device)
     if "ignore_index" in options:
         given["targets"][given["targets"] == IGNORED] = options["ignore_index"]
@@ -91,7 +87,7 @@ def test_options_over_several_blocks(
 
 
 @pytest.mark.parametrize(("width", "vocab_size"), [(50304, 50257), (50257, None)])
-def test_the_vocabulary_of_gpt2(width: int, vocab_size: int | None, device: torch.device) -> None:
+def test_the_vocabulary_of_gpt2(width, vocab_size, device):
     given = inputs(3, width, dtype=torch.float16, device=device)
     given["targets"] = torch.tensor([0, 50256, IGNORED], device=device)
     check(given, vocab_size=vocab_size)
@@ -100,7 +96,7 @@ def test_the_vocabulary_of_gpt2(width: int, vocab_size: int | None, device: torc
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("vocab_size", [1, 500, 512, 513, 1024, 1111, 1150])
 @pytest.mark.parametrize("options", ["plain", "all"])
-def test_padding_takes_no_part(vocab_size: int, options: str, device: torch.device) -> None:
+def test_padding_takes_no_part(vocab_size, options, device):
     """Neither what padding holds (NaN here) nor its place inside or outside of a block matters."""
     logits = torch.full((4, 1150), math.nan, device=device)
     logits[:, :vocab_size] = torch.randn(4, vocab_size, device=device)
@@ -119,7 +115,7 @@ def test_padding_takes_no_part(vocab_size: int, options: str, device: torch.devi
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
-def test_reads_any_layout(layout: Any, device: torch.device) -> None:
+def test_reads_any_layout(layout, device):
     given = inputs(2, 5, 20, device=device)
     given["logits"] = layout(given["logits"].detach()).requires_grad_()
     given["targets"] = given["targets"].t().contiguous().t()
@@ -131,7 +127,7 @@ def test_reads_any_layout(layout: Any, device: torch.device) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("offset", [-120.0, 1e4, -1e4])
-def test_an_offset_changes_nothing(offset: float, device: torch.device) -> None:
+def test_an_offset_changes_nothing(offset, device):
     """All logits near -120, where exp(x) underflows, or at 1e4, where it overflows."""
     logits = torch.randint(-3, 4, (5, 1200), device=device).float()
     targets = torch.randint(0, 1200, (5,), device=device)
@@ -146,7 +142,7 @@ def test_an_offset_changes_nothing(offset: float, device: torch.device) -> None:
 
 @pytest.mark.usefixtures("small_blocks")
 @pytest.mark.parametrize("place", [0, 700, 1199])
-def test_huge_logits(place: int, device: torch.device) -> None:
+def test_huge_logits(place, device):
     given = inputs(5, 1200, device=device)
     with torch.no_grad():
         given["logits"][:, place] = 1e5
@@ -156,7 +152,7 @@ def test_huge_logits(place: int, device: torch.device) -> None:
     check(given | {"logits": near_overflow.requires_grad_()})
 
 
-def test_classes_that_are_ruled_out(device: torch.device) -> None:
+def test_classes_that_are_ruled_out(device):
     """Logits of -inf, whole lanes of them and the first block included."""
     given = inputs(4, 1200, device=device)
     with torch.no_grad():
@@ -169,7 +165,7 @@ def test_classes_that_are_ruled_out(device: torch.device) -> None:
     torch.testing.assert_close(gradient, torch.autograd.grad(want, given["logits"])[0])
 
 
-def test_the_loss_of_float16_logits_is_float32(device: torch.device) -> None:
+def test_the_loss_of_float16_logits_is_float32(device):
     """Rounded to float16, a loss near 8 would move in steps of 0.008."""
     given = inputs(16, 3000, dtype=torch.float16, device=device)
     loss = cross_entropy(**given)
@@ -178,7 +174,7 @@ def test_the_loss_of_float16_logits_is_float32(device: torch.device) -> None:
     assert loss.item() == pytest.approx(exact.item(), rel=1e-6)
 
 
-def test_float16_gradients_survive_the_mean_until_the_loss_is_scaled(device: torch.device) -> None:
+def test_float16_gradients_survive_the_mean_until_the_loss_is_scaled(device):
     """p / n is where float16 has few digits left; times the loss scale it has them all."""
     n, v = 30, 8192
     logits = torch.zeros(n, v, dtype=torch.float16, device=device, requires_grad=True)
@@ -191,7 +187,7 @@ def test_float16_gradients_survive_the_mean_until_the_loss_is_scaled(device: tor
 # ---- targets
 
 
-def test_a_batch_without_targets_gives_zero_and_no_gradient(device: torch.device) -> None:
+def test_a_batch_without_targets_gives_zero_and_no_gradient(device):
     given = inputs(5, 30, device=device)
     given["targets"].fill_(IGNORED)
     loss = cross_entropy(**given, z_loss=1.0, label_smoothing=0.1)
@@ -201,7 +197,7 @@ def test_a_batch_without_targets_gives_zero_and_no_gradient(device: torch.device
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)], ids=str)
-def test_an_empty_batch_gives_zero(shape: tuple[int, ...], device: torch.device) -> None:
+def test_an_empty_batch_gives_zero(shape, device):
     logits = torch.empty(shape, device=device, requires_grad=True)
     loss = cross_entropy(logits, torch.empty(shape[:-1], dtype=torch.int64, device=device))
     loss.backward()
@@ -210,7 +206,7 @@ def test_an_empty_batch_gives_zero(shape: tuple[int, ...], device: torch.device)
 
 @pytest.mark.skipif(CUDA, reason="a GPU answers with NaN")
 @pytest.mark.parametrize("target", [100, -1, 2**40])
-def test_a_target_outside_the_vocabulary_is_named(target: int) -> None:
+def test_a_target_outside_the_vocabulary_is_named(target):
     targets = torch.tensor([1, target, IGNORED])
     with pytest.raises(ValueError, match=rf"target {target} is outside the vocabulary \[0, 100\)"):
         cross_entropy(torch.zeros(3, 128), targets, vocab_size=100)
@@ -218,8 +214,8 @@ def test_a_target_outside_the_vocabulary_is_named(target: int) -> None:
 
 @pytest.mark.parametrize("target", [100, -1, 2**40])
 def test_a_target_outside_the_vocabulary_is_nan_where_looking_would_stall(
-    target: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    target, device, monkeypatch
+):
     monkeypatch.setattr(
         kernels.cross_entropy, "count_targets", lambda t, *_: t.new_full((), 3).float()
     )
@@ -237,9 +233,7 @@ def test_a_target_outside_the_vocabulary_is_nan_where_looking_would_stall(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_inplace_writes_the_gradient_over_the_logits(
-    dtype: torch.dtype, device: torch.device
-) -> None:
+def test_inplace_writes_the_gradient_over_the_logits(dtype, device):
     given = inputs(6, 300, dtype=dtype, device=device)
     loss = cross_entropy(**given)
     (expected,) = torch.autograd.grad(loss, given["logits"])
@@ -251,7 +245,7 @@ def test_inplace_writes_the_gradient_over_the_logits(
     assert gradient.data_ptr() == logits.data_ptr()
 
 
-def test_inplace_leaves_the_logits_alone_in_evaluation(device: torch.device) -> None:
+def test_inplace_leaves_the_logits_alone_in_evaluation(device):
     given = inputs(6, 300, device=device)
     before = given["logits"].detach().clone()
     with torch.no_grad():
@@ -259,7 +253,7 @@ def test_inplace_leaves_the_logits_alone_in_evaluation(device: torch.device) -> 
     assert torch.equal(given["logits"], before)
 
 
-def test_whoever_saved_the_logits_hears_of_the_overwriting(device: torch.device) -> None:
+def test_whoever_saved_the_logits_hears_of_the_overwriting(device):
     given = inputs(6, 30, device=device)
     logits = given["logits"].clone()
     entropy = logits.square().sum()
@@ -268,7 +262,7 @@ def test_whoever_saved_the_logits_hears_of_the_overwriting(device: torch.device)
         (loss + entropy).backward()
 
 
-def test_inplace_refuses_what_has_to_be_copied(device: torch.device) -> None:
+def test_inplace_refuses_what_has_to_be_copied(device):
     logits = torch.zeros(30, 6, device=device).t()
     with pytest.raises(ValueError, match=r"got strides \(1, 6\); call logits.contiguous"):
         cross_entropy(logits, torch.zeros(6, dtype=torch.int64, device=device), inplace=True)
@@ -276,9 +270,7 @@ def test_inplace_refuses_what_has_to_be_copied(device: torch.device) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("factor", [1.0, 0.25, -3.0, 0.0])
-def test_the_upstream_gradient_scales(
-    factor: float, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_the_upstream_gradient_scales(factor, dtype, device):
     given = inputs(6, 300, dtype=dtype, device=device)
     compare(
         cross_entropy,
@@ -290,7 +282,7 @@ def test_the_upstream_gradient_scales(
 
 @pytest.mark.parametrize("inplace", [False, True])
 @pytest.mark.parametrize("factor", [1.0, 2.0])
-def test_a_second_backward_is_refused(factor: float, inplace: bool, device: torch.device) -> None:
+def test_a_second_backward_is_refused(factor, inplace, device):
     given = inputs(5, 9, device=device)
     loss = factor * cross_entropy(given["logits"].clone(), given["targets"], inplace=inplace)
     loss.backward(retain_graph=True)
@@ -298,9 +290,7 @@ def test_a_second_backward_is_refused(factor: float, inplace: bool, device: torc
         loss.backward()
 
 
-def test_evaluation_computes_no_gradient(
-    device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_evaluation_computes_no_gradient(device, monkeypatch):
     written = []
     launch = kernels.cross_entropy.launch_cross_entropy
     monkeypatch.setattr(
@@ -318,19 +308,19 @@ def test_evaluation_computes_no_gradient(
     assert written == [True, False, False]
 
 
-def test_compiles_where_inplace_is_asked_for(device: torch.device) -> None:
+def test_compiles_where_inplace_is_asked_for(device):
     logits, targets = inputs(5, 40, device=device).values()
     check_compiles(lambda x: 3 * cross_entropy(2 * x, targets, inplace=True), [logits])
 
 
-def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+def test_compiled_code_is_reused_for_other_lengths(device):
     def make(n: int) -> list[Tensor]:
         return list(inputs(n, 24, device=device).values())
 
     check_one_graph_for_every_length(cross_entropy, make)
 
 
-def test_operators_pass_opcheck(device: torch.device) -> None:
+def test_operators_pass_opcheck(device):
     ops = torch.ops.gpt2_triton
     logits, targets = randn(5, 24, device=device), torch.arange(5, device=device)
     settings = (20, IGNORED, 0.1, 1e-3)
@@ -352,9 +342,7 @@ def test_operators_pass_opcheck(device: torch.device) -> None:
         ("z_loss must be at least 0, got -1", {"z_loss": -1.0}),
     ],
 )
-def test_refuses_options_out_of_range(
-    message: str, options: dict[str, Any], device: torch.device
-) -> None:
+def test_refuses_options_out_of_range(message, options, device):
     targets = torch.zeros(3, dtype=torch.int64, device=device)
     with pytest.raises(ValueError, match=message):
         cross_entropy(torch.zeros(3, 8, device=device), targets, **options)
@@ -368,9 +356,7 @@ def test_refuses_options_out_of_range(
         (torch.zeros(()), torch.zeros((), dtype=torch.int64)),
     ],
 )
-def test_refuses_shapes_that_do_not_fit(
-    logits: Tensor, targets: Tensor, device: torch.device
-) -> None:
+def test_refuses_shapes_that_do_not_fit(logits, targets, device):
     with pytest.raises(ValueError, match=r"expected logits \(\.\.\., V\) and int64 targets"):
         cross_entropy(logits.to(device), targets.to(device))
 
@@ -382,14 +368,12 @@ def test_refuses_shapes_that_do_not_fit(
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS.keys())
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [50304, 50257, 32000])
-def test_cuda_matches_reference_at_full_size(
-    width: int, dtype: torch.dtype, options: dict[str, Any], device: torch.device
-) -> None:
+def test_cuda_matches_reference_at_full_size(width, dtype, options, device):
     check(inputs(2047, width, dtype=dtype, device=device), **options)
 
 
 @pytest.mark.cuda
-def test_cuda_more_than_2_to_31_logits_in_place(device: torch.device) -> None:
+def test_cuda_more_than_2_to_31_logits_in_place(device):
     n, width = 2**31 // 50304 + 1000, 50304
     logits = torch.zeros(n, width, dtype=torch.bfloat16, device=device)
     logits[-5:] = torch.randn(5, width, device=device)
@@ -405,6 +389,6 @@ def test_cuda_more_than_2_to_31_logits_in_place(device: torch.device) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_never_waits_for_the_device(device: torch.device) -> None:
+def test_cuda_never_waits_for_the_device(device):
     given = inputs(64, 4096, dtype=torch.bfloat16, device=device)
     check_never_waits(lambda: cross_entropy(**given).backward())

@@ -85,12 +85,12 @@ def check_bits(name: str, large: bool, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_same_bits(name: str, device: torch.device) -> None:
+def test_same_bits(name, device):
     check_bits(name, False, device)
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_use_of_the_graph(name: str, device: torch.device) -> None:
+def test_use_of_the_graph(name, device):
     """It is made on demand, and used twice; the losses, which overwrite what they saved, refuse."""
     function, inputs = problem(name, False, device)
     check_double_use(function, inputs, refused="cross_entropy" in name)
@@ -101,7 +101,7 @@ def test_use_of_the_graph(name: str, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_compiles_without_a_graph_break(name: str, device: torch.device) -> None:
+def test_compiles_without_a_graph_break(name, device):
     function, inputs = problem(name, False, device)
 
     def model(*tensors: Tensor) -> Tensor:
@@ -114,7 +114,7 @@ def test_compiles_without_a_graph_break(name: str, device: torch.device) -> None
 
 @pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
 @pytest.mark.parametrize("name", OPERATORS)
-def test_refuses_bfloat16_in_the_interpreter(name: str, device: torch.device) -> None:
+def test_refuses_bfloat16_in_the_interpreter(name, device):
     function, inputs = problem(name, False, device)
     inputs = {key: x.bfloat16() if x.is_floating_point() else x for key, x in inputs.items()}
     with pytest.raises(ValueError, match="interpreter computes bfloat16 wrongly"):
@@ -122,9 +122,7 @@ def test_refuses_bfloat16_in_the_interpreter(name: str, device: torch.device) ->
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_refuses_cpu_tensors_without_the_interpreter(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_refuses_cpu_tensors_without_the_interpreter(name, monkeypatch):
     function, inputs = problem(name, False, torch.device("cpu"))
     monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
     with pytest.raises(ValueError, match="TRITON_INTERPRET=1"):
@@ -133,14 +131,12 @@ def test_refuses_cpu_tensors_without_the_interpreter(
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("name", OPERATORS)
-def test_cuda_same_bits_at_the_size_of_training(name: str, device: torch.device) -> None:
+def test_cuda_same_bits_at_the_size_of_training(name, device):
     check_bits(name, True, device)
 
 
 @pytest.mark.cuda
-def test_cuda_of_the_one_pass_backward_only_dq_varies_and_within_its_budget(
-    device: torch.device,
-) -> None:
+def test_cuda_of_the_one_pass_backward_only_dq_varies_and_within_its_budget(device):
     """It promises no bits. Nothing but dq is added up in an order that varies."""
     inputs = qkv((1, 1024, 4, 64), torch.bfloat16, device)
     do = torch.randn_like(inputs["q"])

@@ -28,9 +28,7 @@ REGISTER_LIMIT = {target: 512 if target == "gfx942" else 255 for target in TARGE
 # ---- in the compiling process
 
 
-def norms(
-    width: int, added: bool, centred: bool, stream: str = "bfloat16", rows: int = 640
-) -> None:
+def norms(width, added, centred, stream="bfloat16", rows=640):
     x = torch.empty(rows, width, dtype=torch.bfloat16)
     residual = torch.empty(rows, width, dtype=getattr(torch, stream)) if added else None
     weight = torch.empty(width)
@@ -54,14 +52,7 @@ def activations(width: int, swiglu_width: int, rows: int = 640) -> None:
     kernels.swiglu._packed_bwd(gate, both)
 
 
-def loss(
-    width: int,
-    vocab_size: int,
-    dtype: str = "bfloat16",
-    need_grad: bool = True,
-    label_smoothing: float = 0.0,
-    rows: int = 64,
-) -> None:
+def loss(width, vocab_size, dtype="bfloat16", need_grad=True, label_smoothing=0.0, rows=64):
     logits = torch.empty(rows, width, dtype=getattr(torch, dtype))
     targets, losses = torch.zeros(rows, dtype=torch.int64), torch.empty(rows)
     launch_cross_entropy(
@@ -161,7 +152,7 @@ def _compile_all_at_once() -> None:
 
 
 @pytest.mark.parametrize(("target", "call", "args"), CASES)
-def test_nothing_spills_and_everything_fits(target: str, call: str, args: tuple[Any, ...]) -> None:
+def test_nothing_spills_and_everything_fits(target, call, args):
     for c in code(target, call, *args):
         assert c.spills == 0, c
         assert c.registers <= REGISTER_LIMIT[target], c
@@ -170,16 +161,16 @@ def test_nothing_spills_and_everything_fits(target: str, call: str, args: tuple[
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("check", [check_norms, check_activations, check_loss])
-def test_memory_is_moved_in_16_bytes_by_several_programs(check: Any, target: str) -> None:
+def test_memory_is_moved_in_16_bytes_by_several_programs(check, target):
     check(target)
 
 
-def test_smoothing_lets_two_programs_share_a_multiprocessor_too() -> None:
+def test_smoothing_lets_two_programs_share_a_multiprocessor_too():
     (c,) = code("sm_90", "loss", *LOSSES[2])
     assert c.programs_per_sm >= 2, c
 
 
-def test_one_compiled_kernel_serves_every_number_of_rows() -> None:
+def test_one_compiled_kernel_serves_every_number_of_rows():
     keys = [[c.key for c in code("sm_90", call, *args)] for call, args in OTHER_SIZES]
     assert keys[0] == keys[1] == keys[2]
     assert keys[3] == keys[4]

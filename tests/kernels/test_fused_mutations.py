@@ -1,6 +1,5 @@
 """Faults planted in the fused kernels and their launchers: each must fail the test beside it."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -317,6 +316,6 @@ CASES: Cases = [
 
 
 @each_fault(CASES)
-def test_fault_is_caught(fault: Any, tmp_path: Path, device: Any, monkeypatch: Any) -> None:
+def test_fault_is_caught(fault, tmp_path, device, monkeypatch):
     fixtures = {"device": device, "monkeypatch": monkeypatch, "make": test_swiglu.packed}
     expect_caught(*fault, tmp_path, **fixtures)

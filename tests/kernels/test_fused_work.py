@@ -5,9 +5,6 @@ Vectors that all rows share count once, since the cache serves every further pro
 are read is asserted too.
 """
 
-from collections.abc import Sequence
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -41,9 +38,7 @@ def moved(work: Work, *shared: Tensor) -> int:
     return work.loaded + work.stored + work.added - again + size(*shared)
 
 
-def count_both(
-    function: Any, tensors: Sequence[Tensor], vectors: Sequence[Tensor] = ()
-) -> tuple[Work, Work, list[Tensor], list[Tensor], list[Tensor]]:
+def count_both(function, tensors, vectors=()):
     """Return the work of a function and of its backward, outputs, their gradients, gradients."""
     watched = {f"vector {i}": vector for i, vector in enumerate(vectors)}
     with count_work(**watched) as forward:
@@ -67,7 +62,7 @@ def _few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize(("width", "centred"), [(768, False), (768, True), (1600, True)], ids=str)
-def test_norms_move_every_byte_once(width: int, centred: bool) -> None:
+def test_norms_move_every_byte_once(width, centred):
     x, vectors = randn(ROWS, width), [randn(width, dtype=SINGLE) for _ in range(1 + centred)]
     norm = layer_norm if centred else rms_norm
     forward, backward, y, dy, grads = count_both(norm, [x], vectors)
@@ -84,7 +79,7 @@ def test_norms_move_every_byte_once(width: int, centred: bool) -> None:
 @pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("stream", [HALF, SINGLE], ids=str)
 @pytest.mark.parametrize("centred", [False, True], ids=["add_rms_norm", "add_layer_norm"])
-def test_residual_addition_costs_no_pass_of_its_own(centred: bool, stream: torch.dtype) -> None:
+def test_residual_addition_costs_no_pass_of_its_own(centred, stream):
     x, residual = randn(ROWS, 768), randn(ROWS, 768, dtype=stream)
     vectors = [randn(768, dtype=SINGLE) for _ in range(1 + centred)]
     norm = add_layer_norm if centred else add_rms_norm
@@ -97,7 +92,7 @@ def test_residual_addition_costs_no_pass_of_its_own(centred: bool, stream: torch
 
 @pytest.mark.usefixtures("_few_programs")
 @pytest.mark.parametrize("biased", [False, True])
-def test_gelu_moves_every_byte_once(biased: bool) -> None:
+def test_gelu_moves_every_byte_once(biased):
     x = randn(3 * ROWS, 256)
     shared = [randn(256, dtype=SINGLE)] if biased else []
     forward, backward, y, dy, grads = count_both(gelu_tanh, [x], shared)
@@ -106,7 +101,7 @@ def test_gelu_moves_every_byte_once(biased: bool) -> None:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_swiglu_moves_every_byte_once(packed: bool) -> None:
+def test_swiglu_moves_every_byte_once(packed):
     given = [randn(64, 704)] if packed else [randn(64, 352), randn(64, 352)]
     forward, backward, y, dy, grads = count_both(swiglu_packed if packed else swiglu, given)
     assert moved(forward) == size(*y, *given)
@@ -115,9 +110,7 @@ def test_swiglu_moves_every_byte_once(packed: bool) -> None:
 
 @pytest.mark.parametrize("need_grad", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_cross_entropy_reads_once_from_memory_and_once_from_the_cache(
-    need_grad: bool, inplace: bool
-) -> None:
+def test_cross_entropy_reads_once_from_memory_and_once_from_the_cache(need_grad, inplace):
     logits, targets = randn(8, 50304).detach(), torch.arange(8)
     targets[3] = -100
     with count_work(logits=logits) as work:
@@ -130,7 +123,7 @@ def test_cross_entropy_reads_once_from_memory_and_once_from_the_cache(
     assert launch.programs == len(logits)
 
 
-def test_a_gradient_of_one_moves_nothing_in_the_backward() -> None:
+def test_a_gradient_of_one_moves_nothing_in_the_backward():
     logits = randn(4, 5000, dtype=SINGLE)
     for factor, passes in ((1.0, 0), (2.0, 2)):
         loss = factor * cross_entropy(logits, torch.arange(4))
@@ -141,7 +134,7 @@ def test_a_gradient_of_one_moves_nothing_in_the_backward() -> None:
         assert work.loaded <= passes // 2 * size(logits) + 4 * launch.programs
 
 
-def test_the_head_turns_each_chunk_into_its_gradient_in_place() -> None:
+def test_the_head_turns_each_chunk_into_its_gradient_in_place():
     x, weight, targets = randn(12, 8, dtype=SINGLE), randn(5000, 8, dtype=SINGLE), torch.arange(12)
     logits = 12 * 5024 * 4  # rows begin at multiples of 128 bytes
     with count_work() as trained:

@@ -24,12 +24,7 @@ from tests.kernels.work_counts import count_work
 pytestmark = MARKS
 
 
-def inputs(
-    *shape: int,
-    dtype: torch.dtype = torch.float32,
-    bias: torch.dtype | None = None,
-    device: torch.device,
-) -> dict[str, Tensor]:
+def inputs(*shape, dtype=torch.float32, bias=None, device):
     made = {"x": 2 * randn(*shape, dtype=dtype, device=device)}
     if bias is not None:
         made["bias"] = randn(shape[-1], dtype=bias, device=device)
@@ -46,21 +41,17 @@ def check(given: dict[str, Tensor], **options: Any) -> dict[str, Quantity]:
 @pytest.mark.parametrize(
     "shape", [(1, 1), (3, 1), (1, 3), (2, 7, 113), (9, 257), (3, 1000), (5,)], ids=str
 )
-def test_matches_reference(
-    shape: tuple[int, ...], dtype: torch.dtype, bias: torch.dtype | None, device: torch.device
-) -> None:
+def test_matches_reference(shape, dtype, bias, device):
     check(inputs(*shape, dtype=dtype, bias=bias, device=device))
 
 
 @pytest.mark.parametrize("width", [3072, 4096, 5120, 6400])
-def test_matches_reference_at_the_widths_of_gpt2(width: int, device: torch.device) -> None:
+def test_matches_reference_at_the_widths_of_gpt2(width, device):
     check(inputs(5, width, dtype=torch.float16, bias=torch.float32, device=device))
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 100])
-def test_programs_that_walk_over_many_tiles(
-    rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_that_walk_over_many_tiles(rows, device, monkeypatch):
     """One multiprocessor: a few programs share the rows of a block of columns."""
     one_multiprocessor(monkeypatch)
     check(inputs(rows, 1000, bias=torch.float32, device=device))
@@ -68,22 +59,20 @@ def test_programs_that_walk_over_many_tiles(
 
 @every_layout
 @pytest.mark.parametrize("bias", [None, torch.float32], ids=str)
-def test_any_layout_in_and_upstream(
-    layout: Any, bias: torch.dtype | None, device: torch.device
-) -> None:
+def test_any_layout_in_and_upstream(layout, bias, device):
     given = inputs(2, 5, 20, bias=bias, device=device)
     check(given, upstream=[layout(randn(2, 5, 20, device=device))])
     given["x"] = layout(given["x"].detach()).requires_grad_()
     check(given)
 
 
-def test_bias_may_be_a_slice(device: torch.device) -> None:
+def test_bias_may_be_a_slice(device):
     given = inputs(3, 20, device=device)
     check(given | {"bias": randn(40, device=device)[::2].requires_grad_()})
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_every_size_of_input(dtype: torch.dtype, device: torch.device) -> None:
+def test_every_size_of_input(dtype, device):
     """From where exp overflows on the left to where the cube does on the right."""
     largest = min(torch.finfo(dtype).max, 1e12)
     sizes = torch.logspace(-8, math.log10(largest) - 0.01, 60, dtype=torch.float64)
@@ -99,7 +88,7 @@ def test_every_size_of_input(dtype: torch.dtype, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("trained", ["x", "bias"])
-def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> None:
+def test_frozen_inputs_get_no_gradient(trained, device):
     given = inputs(5, 30, bias=torch.float32, device=device)
     given = {name: x.detach().requires_grad_(name == trained) for name, x in given.items()}
     assert set(check(given)) == {"out", f"d{trained}"}
@@ -107,7 +96,7 @@ def test_frozen_inputs_get_no_gradient(trained: str, device: torch.device) -> No
 
 @pytest.mark.skipif(not INTERPRETED, reason="launches are counted in the interpreter")
 @pytest.mark.parametrize("trained", [True, False])
-def test_a_frozen_bias_costs_no_sums(trained: bool, device: torch.device) -> None:
+def test_a_frozen_bias_costs_no_sums(trained, device):
     given = inputs(5, 30, bias=torch.float32, device=device)
     given["bias"].requires_grad_(trained)
     y = gelu_tanh(**given)
@@ -117,21 +106,21 @@ def test_a_frozen_bias_costs_no_sums(trained: bool, device: torch.device) -> Non
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (3, 0)], ids=str)
-def test_empty_input(shape: tuple[int, ...], device: torch.device) -> None:
+def test_empty_input(shape, device):
     check(inputs(*shape, device=device))
     given = inputs(*shape, bias=torch.float32, device=device)
     gelu_tanh(**given).sum().backward()
     assert not given["bias"].grad.any()
 
 
-def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+def test_compiled_code_is_reused_for_other_lengths(device):
     check_one_graph_for_every_length(
         gelu_tanh, lambda n: list(inputs(n, 24, bias=torch.float32, device=device).values())
     )
 
 
 @pytest.mark.parametrize("bias", [True, False])
-def test_operators_pass_opcheck(bias: bool, device: torch.device) -> None:
+def test_operators_pass_opcheck(bias, device):
     ops = torch.ops.gpt2_triton
     x, vector = randn(3, 20, device=device), randn(20, device=device) if bias else None
     torch.library.opcheck(ops.gelu_tanh_fwd.default, (x, vector))
@@ -147,9 +136,7 @@ def test_operators_pass_opcheck(bias: bool, device: torch.device) -> None:
         ("int64", torch.zeros(3, 8).long(), None),
     ],
 )
-def test_refuses_what_it_cannot_take(
-    message: str, x: Tensor, bias: Tensor | None, device: torch.device
-) -> None:
+def test_refuses_what_it_cannot_take(message, x, bias, device):
     with pytest.raises(ValueError, match=message):
         gelu_tanh(x.to(device), None if bias is None else bias.to(device))
 
@@ -157,16 +144,14 @@ def test_refuses_what_it_cannot_take(
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [3072, 4096, 5120, 6400])
-def test_cuda_matches_reference_at_full_size(
-    width: int, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_cuda_matches_reference_at_full_size(width, dtype, device):
     check(inputs(4095, width, dtype=dtype, bias=torch.float32, device=device))
     check(inputs(4095, width, dtype=dtype, device=device))
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize("bias", [True, False])
-def test_cuda_more_than_2_to_31_elements(bias: bool, device: torch.device) -> None:
+def test_cuda_more_than_2_to_31_elements(bias, device):
     x = torch.zeros(2**31 // 6400 + 1000, 6400, dtype=torch.bfloat16, device=device)
     vector = randn(6400, device=device) if bias else None
     check_tail(lambda x: gelu_tanh(x, vector), x, 3)

@@ -29,9 +29,7 @@ pytestmark = MARKS
 IGNORED = -100
 
 
-def inputs(
-    n: int, v: int, c: int, dtype: torch.dtype = torch.float32, *, device: torch.device
-) -> dict[str, Tensor]:
+def inputs(n, v, c, dtype=torch.float32, *, device):
     targets = torch.randint(0, v, (n,), device=device)
     targets[1::4] = IGNORED
     return {
@@ -52,16 +50,14 @@ def check(given: dict[str, Tensor], chunk_bytes: int = CHUNK_BYTES, **options: A
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 3, 2), (3, 1, 5), (13, 257, 16), (30, 1000, 33)], ids=str)
 @pytest.mark.parametrize("chunk_bytes", [1, 4 * 288 * 3, CHUNK_BYTES])
-def test_is_within_the_error_budget_for_every_chunking(
-    shape: tuple[int, int, int], chunk_bytes: int, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_is_within_the_error_budget_for_every_chunking(shape, chunk_bytes, dtype, device):
     check(inputs(*shape, dtype, device=device), chunk_bytes)
 
 
 @pytest.mark.parametrize(
     "options", [{"label_smoothing": 0.1}, {"z_loss": 1e-2}, {"ignore_index": 3}], ids=str
 )
-def test_options(options: dict[str, Any], device: torch.device) -> None:
+def test_options(options, device):
     given = inputs(9, 50, 8, device=device)
     if "ignore_index" in options:
         given["targets"][given["targets"] == IGNORED] = options["ignore_index"]
@@ -70,14 +66,14 @@ def test_options(options: dict[str, Any], device: torch.device) -> None:
 
 @pytest.mark.parametrize("layout", ["transposed", "in nan", "every second", "same rows"])
 @pytest.mark.parametrize("name", ["x", "weight"])
-def test_reads_any_layout(layout: str, name: str, device: torch.device) -> None:
+def test_reads_any_layout(layout, name, device):
     given = inputs(9, 50, 8, device=device)
     given[name] = LAYOUTS[layout](given[name].detach()[None])[0].requires_grad_()
     given["targets"] = torch.stack([given["targets"]] * 2, 1)[:, 0]
     check(given, 4 * 64 * 4)
 
 
-def test_dw_over_many_chunks_is_as_exact_as_over_one(device: torch.device) -> None:
+def test_dw_over_many_chunks_is_as_exact_as_over_one(device):
     """Added up in float32: at most 1.5 times the error of the unchunked product in float16."""
     given = inputs(96, 64, 16, torch.float16, device=device)
     given["x"] = (given["x"].detach() + 1).requires_grad_()
@@ -92,7 +88,7 @@ def test_dw_over_many_chunks_is_as_exact_as_over_one(device: torch.device) -> No
     assert (dw(linear_cross_entropy, chunk_bytes=1) - exact).norm() <= 1.5 * plain
 
 
-def test_padded_rows_of_the_vocabulary_take_no_part(device: torch.device) -> None:
+def test_padded_rows_of_the_vocabulary_take_no_part(device):
     given = inputs(9, 100, 4, device=device)
     x, weight = given["x"], torch.randn(128, 4, device=device, requires_grad=True)
     padded = linear_cross_entropy(x, weight, given["targets"], vocab_size=100)
@@ -105,7 +101,7 @@ def test_padded_rows_of_the_vocabulary_take_no_part(device: torch.device) -> Non
     assert (dw[100:] == 0).all()
 
 
-def test_agrees_with_the_loss_of_cpu_users(device: torch.device) -> None:
+def test_agrees_with_the_loss_of_cpu_users(device):
     """The same keywords, so that a model can swap one for the other."""
     given = inputs(20, 100, 8, device=device)
     options = {"vocab_size": 97, "ignore_index": 3, "chunk_bytes": 4 * 128 * 5}
@@ -119,14 +115,14 @@ def test_agrees_with_the_loss_of_cpu_users(device: torch.device) -> None:
     )
 
 
-def test_huge_logits_keep_the_loss_finite_and_exact(device: torch.device) -> None:
+def test_huge_logits_keep_the_loss_finite_and_exact(device):
     given = inputs(20, 100, 8, device=device)
     given["x"] = (300 * given["x"].detach()).requires_grad_()
     check(given)
 
 
 @pytest.mark.parametrize("n", [0, 5])
-def test_a_batch_without_targets_gives_zero_and_no_gradient(n: int, device: torch.device) -> None:
+def test_a_batch_without_targets_gives_zero_and_no_gradient(n, device):
     given = inputs(n, 7, 4, device=device)
     given["targets"].fill_(IGNORED)
     loss = linear_cross_entropy(**given)
@@ -137,9 +133,7 @@ def test_a_batch_without_targets_gives_zero_and_no_gradient(n: int, device: torc
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, *([torch.bfloat16] if CUDA else [])], ids=str)
-def test_autocast_chooses_the_dtype_of_the_products(
-    dtype: torch.dtype, device: torch.device
-) -> None:
+def test_autocast_chooses_the_dtype_of_the_products(dtype, device):
     given = inputs(9, 50, 8, device=device)
     given["weight"] = given["weight"].detach().to(dtype).requires_grad_()
     with torch.autocast(device.type, dtype):
@@ -156,7 +150,7 @@ def test_autocast_chooses_the_dtype_of_the_products(
 # ---- work and memory
 
 
-def test_chunks_fit_the_budget_and_are_even() -> None:
+def test_chunks_fit_the_budget_and_are_even():
     row = 50304 * 2
     assert chunk_rows(65536, row, CHUNK_BYTES) == 4096
     assert chunk_rows(12288, row, CHUNK_BYTES) == 4096
@@ -187,9 +181,7 @@ def _count_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize("trained", ["", "x", "weight", "x and weight"])
-def test_one_product_and_one_more_for_each_gradient(
-    trained: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_product_and_one_more_for_each_gradient(trained, device, monkeypatch):
     n, v, c = 20, 100, 8
     given = inputs(n, v, c, device=device)
     for name in ("x", "weight"):
@@ -220,7 +212,7 @@ def _peak_of_cpu(step: Any) -> int:
 
 
 @pytest.mark.parametrize("chunks", [1, 4])
-def test_peak_memory_is_a_chunk_and_the_gradients(chunks: int, device: torch.device) -> None:
+def test_peak_memory_is_a_chunk_and_the_gradients(chunks, device):
     n, v, c = 64, 2048, 128
     budget = n * v * 4 // chunks
     given = inputs(n, v, c, device=device)
@@ -245,7 +237,7 @@ def test_peak_memory_is_a_chunk_and_the_gradients(chunks: int, device: torch.dev
 # ---- autograd, operators, compilation
 
 
-def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+def test_compiled_code_is_reused_for_other_lengths(device):
     def make(n: int) -> list[Tensor]:
         return list(inputs(n, 24, 8, device=device).values())
 
@@ -253,7 +245,7 @@ def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None
 
 
 @pytest.mark.parametrize("needed", [(True, True), (False, False)])
-def test_operator_passes_opcheck(needed: tuple[bool, bool], device: torch.device) -> None:
+def test_operator_passes_opcheck(needed, device):
     given = [x.detach() for x in inputs(5, 24, 8, device=device).values()]
     torch.library.opcheck(
         torch.ops.gpt2_triton.linear_cross_entropy_fwd.default,
@@ -265,7 +257,7 @@ def test_operator_passes_opcheck(needed: tuple[bool, bool], device: torch.device
 
 
 @pytest.mark.skipif(CUDA, reason="a GPU answers with NaN")
-def test_a_target_outside_the_vocabulary_is_named() -> None:
+def test_a_target_outside_the_vocabulary_is_named():
     x, weight = torch.randn(3, 4), torch.randn(128, 4)
     with pytest.raises(ValueError, match=r"target 100 is outside the vocabulary \[0, 100\)"):
         linear_cross_entropy(x, weight, torch.tensor([1, 100, 2]), vocab_size=100)
@@ -284,9 +276,7 @@ def test_a_target_outside_the_vocabulary_is_named() -> None:
         (r"label_smoothing must be in \[0, 1\), got -1", {"label_smoothing": -1.0}),
     ],
 )
-def test_refuses_what_it_cannot_take(
-    message: str, change: dict[str, Any], device: torch.device
-) -> None:
+def test_refuses_what_it_cannot_take(message, change, device):
     given = {"x": torch.zeros(3, 4), "weight": torch.zeros(9, 4), "targets": torch.arange(3)}
     given = {
         name: value.to(device) if isinstance(value, Tensor) else value
@@ -297,7 +287,7 @@ def test_refuses_what_it_cannot_take(
 
 
 @pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
-def test_refuses_bfloat16_in_the_interpreter() -> None:
+def test_refuses_bfloat16_in_the_interpreter():
     given = inputs(3, 9, 4, device=torch.device("cpu"))
     with (
         torch.autocast("cpu", torch.bfloat16),
@@ -312,16 +302,14 @@ def test_refuses_bfloat16_in_the_interpreter() -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("vocab", [50304, 50257])
-def test_cuda_matches_reference_at_full_size(
-    vocab: int, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_cuda_matches_reference_at_full_size(vocab, dtype, device):
     given = inputs(2000, vocab, 768, dtype, device=device)
     given["weight"] = (given["weight"].detach() * 0.03).requires_grad_()
     check(given, chunk_bytes=2 * 50304 * 512)
 
 
 @pytest.mark.cuda
-def test_cuda_peak_memory_at_the_size_of_training(device: torch.device) -> None:
+def test_cuda_peak_memory_at_the_size_of_training(device):
     n, v, c = 65536, 50304, 768
     x = torch.randn(n, c, device=device, dtype=torch.bfloat16, requires_grad=True)
     weight = (0.03 * torch.randn(v, c, device=device)).bfloat16().requires_grad_()
@@ -334,6 +322,6 @@ def test_cuda_peak_memory_at_the_size_of_training(device: torch.device) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_never_waits_for_the_device(device: torch.device) -> None:
+def test_cuda_never_waits_for_the_device(device):
     given = inputs(64, 4096, 64, torch.bfloat16, device=device)
     check_never_waits(lambda: linear_cross_entropy(**given).backward())

@@ -43,15 +43,7 @@ def function(op: str, name: str = "{}") -> Any:
     return getattr(MODULES[op], name.format(op))
 
 
-def inputs(
-    op: str,
-    *shape: int,
-    dtype: torch.dtype = SINGLE,
-    residual: torch.dtype | None = None,
-    vectors: torch.dtype | None = None,
-    bias: bool = True,
-    device: torch.device,
-) -> dict[str, Any]:
+def inputs(op, *shape, dtype=SINGLE, residual=None, vectors=None, bias=True, device):
     """Arguments by name, all of which ask for a gradient; the bias of LayerNorm may be None."""
     made = {"x": randn(*shape, dtype=dtype, device=device)}
     if residual is not None:
@@ -92,30 +84,26 @@ def check(op: str, given: dict[str, Any], **options: Any) -> dict[str, Quantity]
 @pytest.mark.parametrize(
     "shape", [(3, 1), (3, 2), (1, 3), (2, 7, 113), (9, 257), (17, 72), (2, 1000), (7,)], ids=str
 )
-def test_matches_reference(
-    op: str, bias: bool, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
-) -> None:
+def test_matches_reference(op, bias, shape, dtype, device):
     check(op, inputs(op, *shape, dtype=dtype, bias=bias, device=device))
 
 
 @each_norm
 @pytest.mark.parametrize("width", [768, 1024, 1280, 1600])
-def test_matches_reference_at_the_widths_of_gpt2(op: str, width: int, device: Any) -> None:
+def test_matches_reference_at_the_widths_of_gpt2(op, width, device):
     given = inputs(op, 3, width, dtype=HALF, residual=SINGLE, vectors=SINGLE, device=device)
     check(op, given)
 
 
 @pytest.mark.parametrize("width", [3000, 9001])
-def test_wide_rows(width: int, device: torch.device) -> None:
+def test_wide_rows(width, device):
     check("rms_norm", inputs("rms_norm", 1, width, dtype=HALF, device=device))
 
 
 @each_norm
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("residual", DTYPES, ids=str)
-def test_add_takes_two_dtypes(
-    op: str, dtype: torch.dtype, residual: torch.dtype, device: torch.device
-) -> None:
+def test_add_takes_two_dtypes(op, dtype, residual, device):
     given = inputs(op, 3, 257, dtype=dtype, residual=residual, vectors=SINGLE, device=device)
     y, total = function(op, "add_{}")(**given)
     assert (y.dtype, total.dtype) == (dtype, residual)
@@ -124,7 +112,7 @@ def test_add_takes_two_dtypes(
 
 @each_norm
 @pytest.mark.parametrize("asked", DTYPES, ids=str)
-def test_y_has_the_dtype_asked_for(op: str, asked: torch.dtype, device: torch.device) -> None:
+def test_y_has_the_dtype_asked_for(op, asked, device):
     def reference(x: Tensor, **vectors: Tensor) -> Tensor:
         dtype = None if x.dtype == torch.float64 else asked
         return function(op, "{}_reference")(x, **vectors, dtype=dtype)
@@ -142,7 +130,7 @@ def test_y_has_the_dtype_asked_for(op: str, asked: torch.dtype, device: torch.de
     ("op", "name"),
     [("rms_norm", name) for name in ("x", "residual", "upstream")] + [("layer_norm", "x")],
 )
-def test_reads_any_layout(layout: Any, op: str, name: str, device: torch.device) -> None:
+def test_reads_any_layout(layout, op, name, device):
     given = inputs(op, 2, 5, 20, residual=SINGLE, device=device)
     dense = randn(2, 5, 20, device=device)
     upstream = [dense, dense.flip(0)]
@@ -153,16 +141,14 @@ def test_reads_any_layout(layout: Any, op: str, name: str, device: torch.device)
     check(op, given, upstream=upstream)
 
 
-def test_weight_may_be_a_slice(device: torch.device) -> None:
+def test_weight_may_be_a_slice(device):
     weight = randn(40, device=device)[::2].requires_grad_()
     check("rms_norm", {"x": randn(3, 20, device=device).requires_grad_(), "weight": weight})
 
 
 @each_norm
 @pytest.mark.parametrize("rows", [1, 15, 16, 17, 100])
-def test_programs_that_walk_over_many_tiles(
-    op: str, rows: int, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_programs_that_walk_over_many_tiles(op, rows, device, monkeypatch):
     """One multiprocessor: three programs share all tiles of 8 rows."""
     one_multiprocessor(monkeypatch)
     assert plan_rows(300, 4, BWD_VALUES, BWD_THREADS).rows == 8
@@ -170,7 +156,7 @@ def test_programs_that_walk_over_many_tiles(
 
 
 @pytest.mark.parametrize("used", ["y", "sum"])
-def test_an_output_that_is_not_used(used: str, device: torch.device) -> None:
+def test_an_output_that_is_not_used(used, device):
     given = inputs("rms_norm", 4, 30, dtype=HALF, residual=SINGLE, device=device)
     y, total = rms_norm.add_rms_norm(**given)
     if used == "sum":
@@ -188,13 +174,13 @@ def test_an_output_that_is_not_used(used: str, device: torch.device) -> None:
 @pytest.mark.parametrize(
     "scale", [0.0, 1e-20, 1e-4, 1e15], ids=["zero", "tiny", "as small as eps", "huge"]
 )
-def test_rows_of_any_size(scale: float, device: torch.device) -> None:
+def test_rows_of_any_size(scale, device):
     given = inputs("rms_norm", 4, 50, device=device)
     given["x"] = (given["x"].detach() * scale).requires_grad_()
     check("rms_norm", given)
 
 
-def test_float16_near_overflow(device: torch.device) -> None:
+def test_float16_near_overflow(device):
     """Squares far beyond float16: statistics are in float32."""
     given = inputs("rms_norm", 4, 50, dtype=HALF, device=device)
     given["x"] = (given["x"].detach().sign() * 60000).requires_grad_()
@@ -202,20 +188,20 @@ def test_float16_near_overflow(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("mean", [100.0, 1e4])
-def test_a_large_mean_costs_no_more_than_in_pytorch(mean: float, device: torch.device) -> None:
+def test_a_large_mean_costs_no_more_than_in_pytorch(mean, device):
     """The variance is that about the mean, not mean(x^2) - mean(x)^2, also past a row's end."""
     given = inputs("layer_norm", 4, 50, device=device)
     given["x"] = (given["x"].detach() + mean).requires_grad_()
     check("layer_norm", given)
 
 
-def test_constant_rows_give_the_bias(device: torch.device) -> None:
+def test_constant_rows_give_the_bias(device):
     x, bias = torch.full((3, 40), 7.0, device=device), randn(40, device=device)
     y = layer_norm.layer_norm(x, torch.ones(40, device=device), bias)
     torch.testing.assert_close(y, bias.expand(3, 40), rtol=0, atol=1e-3)
 
 
-def test_rows_do_not_touch(device: torch.device) -> None:
+def test_rows_do_not_touch(device):
     """A row of NaN spoils itself alone."""
     x, weight = inputs("rms_norm", 20, 30, device=device).values()
     before = rms_norm.rms_norm(x, weight)
@@ -233,13 +219,13 @@ def test_rows_do_not_touch(device: torch.device) -> None:
 @pytest.mark.parametrize(
     "lanes", [(FWD_VALUES, FWD_THREADS), (BWD_VALUES, BWD_THREADS)], ids=["forward", "backward"]
 )
-def test_few_lanes_idle_at_the_widths_of_gpt2(itemsize: int, lanes: tuple[int, int]) -> None:
+def test_few_lanes_idle_at_the_widths_of_gpt2(itemsize, lanes):
     for width in (768, 1024, 1280, 1600):
         assert sum(plan_rows(width, itemsize, *lanes).widths) <= 1.05 * width
 
 
 @pytest.mark.parametrize("itemsize", [2, 4])
-def test_pieces_cover_every_width(itemsize: int) -> None:
+def test_pieces_cover_every_width(itemsize):
     for width in (*range(1, 1700), 5000, 12345, MAX_WIDTH):
         plan = plan_rows(width, itemsize, BWD_VALUES, BWD_THREADS)
         ends = [start + piece for start, piece in zip(plan.starts, plan.widths, strict=True)]
@@ -256,7 +242,7 @@ def test_pieces_cover_every_width(itemsize: int) -> None:
     [("rms_norm", names.split()) for names in ("x", "weight", "residual", "x residual")]
     + [("layer_norm", names.split()) for names in ("x", "weight", "bias", "x bias", "residual")],
 )
-def test_frozen_inputs_get_no_gradient(op: str, trained: list[str], device: torch.device) -> None:
+def test_frozen_inputs_get_no_gradient(op, trained, device):
     given = inputs(op, 5, 30, residual=SINGLE, device=device)
     given = {name: x.detach().requires_grad_(name in trained) for name, x in given.items()}
     assert set(check(op, given)) == {"out0", "out1", *(f"d{name}" for name in trained)}
@@ -264,7 +250,7 @@ def test_frozen_inputs_get_no_gradient(op: str, trained: list[str], device: torc
 
 @pytest.mark.skipif(CUDA, reason="launches are counted in the interpreter")
 @pytest.mark.parametrize("trained", [True, False])
-def test_backward_is_two_launches_or_one(trained: bool, device: torch.device) -> None:
+def test_backward_is_two_launches_or_one(trained, device):
     given = inputs("rms_norm", 5, 30, device=device)
     given["weight"].requires_grad_(trained)
     y = rms_norm.rms_norm(**given)
@@ -276,9 +262,7 @@ def test_backward_is_two_launches_or_one(trained: bool, device: torch.device) ->
 
 @each_norm
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8)], ids=str)
-def test_empty_input_gives_zero_gradients_of_the_vectors(
-    op: str, shape: tuple[int, ...], device: torch.device
-) -> None:
+def test_empty_input_gives_zero_gradients_of_the_vectors(op, shape, device):
     x = torch.empty(shape, device=device, requires_grad=True)
     weight, *bias = (torch.ones(8, device=device, requires_grad=True) for _ in range(2))
     vectors = [weight, *bias] if op == "layer_norm" else [weight]
@@ -288,7 +272,7 @@ def test_empty_input_gives_zero_gradients_of_the_vectors(
     assert all(vector.grad is not None and not vector.grad.any() for vector in vectors)
 
 
-def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None:
+def test_compiled_code_is_reused_for_other_lengths(device):
     check_one_graph_for_every_length(
         rms_norm.rms_norm, lambda n: list(inputs("rms_norm", n, 24, device=device).values())
     )
@@ -297,9 +281,7 @@ def test_compiled_code_is_reused_for_other_lengths(device: torch.device) -> None
 @pytest.mark.parametrize(
     ("residual", "centred"), [(None, True), (SINGLE, False), (HALF, True)], ids=str
 )
-def test_operators_pass_opcheck(
-    residual: torch.dtype | None, centred: bool, device: torch.device
-) -> None:
+def test_operators_pass_opcheck(residual, centred, device):
     ops = torch.ops.gpt2_triton
     x, weight = randn(3, 20, device=device), randn(20, device=device)
     stream = None if residual is None else x.to(residual)
@@ -331,7 +313,7 @@ def test_operators_pass_opcheck(
     ],
 )
 @each_norm
-def test_refuses_what_it_cannot_take(op: str, message: str, make: Any, device: Any) -> None:
+def test_refuses_what_it_cannot_take(op, message, make, device):
     x, weight, *eps = make(lambda *shape: torch.zeros(shape, device=device))
     vectors = [weight] if op == "rms_norm" else [weight, None]
     with pytest.raises(ValueError, match=f"^{op}: .*{message}"):
@@ -348,7 +330,7 @@ def test_refuses_what_it_cannot_take(op: str, message: str, make: Any, device: A
         ("float64", torch.zeros(8).double()),
     ],
 )
-def test_refuses_a_bias_that_it_cannot_take(message: str, bias: Tensor, device: Any) -> None:
+def test_refuses_a_bias_that_it_cannot_take(message, bias, device):
     x, weight = torch.zeros(3, 8, device=device), torch.zeros(8, device=device)
     with pytest.raises(ValueError, match=message):
         layer_norm.layer_norm(x, weight, bias.to(device))
@@ -356,7 +338,7 @@ def test_refuses_a_bias_that_it_cannot_take(message: str, bias: Tensor, device: 
         layer_norm.add_layer_norm(x, x, weight, bias.to(device))
 
 
-def test_refuses_shapes_and_dtypes_of_the_sum(device: torch.device) -> None:
+def test_refuses_shapes_and_dtypes_of_the_sum(device):
     x, weight = torch.zeros(3, 8, device=device), torch.zeros(8, device=device)
     with pytest.raises(ValueError, match=r"one shape, got \(3, 8\) and \(1, 8\)"):
         rms_norm.add_rms_norm(x, x[:1], weight)
@@ -373,9 +355,7 @@ def test_refuses_shapes_and_dtypes_of_the_sum(device: torch.device) -> None:
 @each_norm
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("width", [768, 1024, 1280, 1600, 5000])
-def test_cuda_matches_reference_at_full_size(
-    op: str, width: int, dtype: torch.dtype, device: torch.device
-) -> None:
+def test_cuda_matches_reference_at_full_size(op, width, dtype, device):
     for residual in (None, SINGLE):
         given = inputs(
             op, 8191, width, dtype=dtype, residual=residual, vectors=SINGLE, device=device
@@ -384,7 +364,7 @@ def test_cuda_matches_reference_at_full_size(
 
 
 @pytest.mark.cuda
-def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
+def test_cuda_more_than_2_to_31_elements(device):
     rows = 2**31 // 1600 + 1000
     x = torch.zeros(rows, 1600, dtype=torch.bfloat16, device=device)
     x[-5:] = torch.randn(5, 1600, device=device)
@@ -402,7 +382,7 @@ def test_cuda_more_than_2_to_31_elements(device: torch.device) -> None:
 
 
 @pytest.mark.cuda
-def test_cuda_graph_captures_forward_and_backward(device: torch.device) -> None:
+def test_cuda_graph_captures_forward_and_backward(device):
     given = inputs("rms_norm", 300, 768, dtype=torch.bfloat16, residual=SINGLE, device=device)
 
     def step() -> tuple[Tensor, ...]:
@@ -417,7 +397,7 @@ def test_cuda_graph_captures_forward_and_backward(device: torch.device) -> None:
 
 @pytest.mark.cuda
 @every_layout
-def test_cuda_reads_any_layout_in_bfloat16(layout: Any, device: torch.device) -> None:
+def test_cuda_reads_any_layout_in_bfloat16(layout, device):
     given = inputs("rms_norm", 2, 50, 768, dtype=torch.bfloat16, device=device)
     given["x"] = layout(given["x"].detach()).requires_grad_()
     dy = layout(randn(2, 50, 768, dtype=torch.bfloat16, device=device))

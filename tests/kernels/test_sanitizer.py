@@ -89,7 +89,7 @@ def program() -> str:
     return found
 
 
-def test_the_stress_under_a_tool_runs() -> None:
+def test_the_stress_under_a_tool_runs():
     exec(STRESS.format("swiglu", 2))
 
 
@@ -97,7 +97,7 @@ def test_the_stress_under_a_tool_runs() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("tool", TOOLS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_cuda_a_tool_finds_nothing(operator: str, tool: str, program: str) -> None:
+def test_cuda_a_tool_finds_nothing(operator, tool, program):
     wrong = sanitize(program, tool, kernel_names(), ["-c", STRESS.format(operator, CASES)])
     assert wrong is None, wrong
 
@@ -116,7 +116,7 @@ torch.cuda.synchronize()
 
 @pytest.mark.cuda
 @pytest.mark.slow
-def test_cuda_a_planted_write_out_of_bounds_is_found(program: str, tmp_path: Path) -> None:
+def test_cuda_a_planted_write_out_of_bounds_is_found(program, tmp_path):
     """Else nothing found would mean nothing."""
     script = tmp_path / "planted.py"  # Triton reads a kernel's source from its file
     script.write_text(PLANTED)
@@ -148,14 +148,12 @@ def _stand_in(folder: Path, says: str, status: int = 0) -> str:
         ("racecheck", "ERROR SUMMARY: 0 errors", 0, False),
     ],
 )
-def test_a_summary_is_believed_with_the_status_only(
-    tool: str, says: str, status: int, clean: bool, tmp_path: Path
-) -> None:
+def test_a_summary_is_believed_with_the_status_only(tool, says, status, clean, tmp_path):
     wrong = sanitize(_stand_in(tmp_path, says, status), tool, ["norm_fwd_kernel"], ["-m", "x"])
     assert (wrong is None) == clean
 
 
-def test_the_tool_is_told_what_to_watch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tool_is_told_what_to_watch(tmp_path, monkeypatch):
     program = _stand_in(tmp_path, "nothing")
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert sanitizer() == program
@@ -167,7 +165,7 @@ def test_the_tool_is_told_what_to_watch(tmp_path: Path, monkeypatch: pytest.Monk
     assert "kernel_substring=_cross_entropy_kernel" in words
 
 
-def test_every_kernel_is_named() -> None:
+def test_every_kernel_is_named():
     names = kernel_names()
     assert len(names) == len(set(names))
     launched = set()
