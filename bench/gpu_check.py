@@ -30,7 +30,7 @@ TESTS = "-m pytest -m cuda -n 4 --timeout 60 --timeout-method thread -v"
 BENCH = "-m pytest bench --benchmark-only --bench-profile gpu -v"
 TRAIN = "train.py --preset gpt2 --attn triton --kernels triton --check-kernels 20 --steps 100"
 DRY_TESTS = f"{TESTS} -n 1 tests/kernels/test_gelu.py"
-DRY_BENCH = "-m pytest bench/bench_mlp.py -k eager --benchmark-only --bench-profile smoke -v"
+DRY_BENCH = "-m pytest bench/bench_pointwise.py -k eager --benchmark-only --bench-profile smoke -v"
 DRY_TRAIN = (
     "train.py --device cpu --no-compile --n-layer 1 --n-head 2 --n-embd 32 --seq-len 32 "
     "--vocab-size 300 --sample-tokens 8 --steps 2 --eval-tokens 64"

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from bench import bench_attention as attention
 from bench import bench_losses as losses
-from bench import bench_mlp as mlp
-from bench import bench_norms as norms
+from bench import bench_pointwise as pointwise
 from bench import bench_tokenizer as tokenizer
 from bench.conftest import setting_of
 from bench.harness.clocks import CpuClock, Work
@@ -153,7 +152,7 @@ def test_on_a_gpu_small_kernels_are_timed_three_ways(clock: FakeClock) -> None:
     assert set(rows[1].metrics) == {"gpu_us", "eager_us", "peak_memory_bytes"}
 
 
-@pytest.mark.parametrize("benchmark_of", [attention, losses, mlp, norms, tokenizer])
+@pytest.mark.parametrize("benchmark_of", [attention, losses, pointwise, tokenizer])
 @pytest.mark.parametrize(
     ("profile", "device"),
     [("smoke", "cpu"), ("full", "cpu"), ("smoke", "cuda"), ("full", "cuda"), ("gpu", "cuda")],
