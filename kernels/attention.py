@@ -161,15 +161,9 @@ def _is_seed(seed: object, device: torch.device) -> bool:
 
 
 def _check_options(
-    op: str,
-    q: Tensor,
-    scale: float | None,
-    window: int | None,
-    dropout_p: float,
-    dropout_seed: Tensor | None,
-    deterministic: bool | None,
-    allow_tf32: bool,
-) -> tuple[Tensor | None, _Settings]:
+    op: str, q: Tensor, scale: float | None, window: int | None, dropout_p: float,
+    dropout_seed: Tensor | None, deterministic: bool | None, allow_tf32: bool,
+) -> tuple[Tensor | None, _Settings]:  # fmt: skip
     """Check the options of a call, and return the seed of its dropout and its settings."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
@@ -197,34 +191,18 @@ def _check_options(
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = ...,
-    window: int | None = ...,
-    dropout_p: float = ...,
-    dropout_seed: Tensor | None = ...,
-    deterministic: bool | None = ...,
-    allow_tf32: bool = ...,
-    return_lse: Literal[False] = ...,
-) -> Tensor: ...
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = ..., window: int | None = ...,
+    dropout_p: float = ..., dropout_seed: Tensor | None = ..., deterministic: bool | None = ...,
+    allow_tf32: bool = ..., return_lse: Literal[False] = ...,
+) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    *,
-    scale: float | None = ...,
-    window: int | None = ...,
-    dropout_p: float = ...,
-    dropout_seed: Tensor | None = ...,
-    deterministic: bool | None = ...,
-    allow_tf32: bool = ...,
-    return_lse: Literal[True],
-) -> tuple[Tensor, Tensor]: ...
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = ..., window: int | None = ...,
+    dropout_p: float = ..., dropout_seed: Tensor | None = ..., deterministic: bool | None = ...,
+    allow_tf32: bool = ..., return_lse: Literal[True],
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
 def attention(

@@ -201,17 +201,9 @@ def _scale_kernel(x_ptr, factor_ptr, stride_x, N, V, BLOCK: tl.constexpr):
 
 
 def launch_cross_entropy(
-    logits: Tensor,
-    targets: Tensor,
-    count: Tensor,
-    losses: Tensor,
-    dlogits: Tensor | None,
-    vocab_size: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    mean: bool,
-) -> None:
+    logits: Tensor, targets: Tensor, count: Tensor, losses: Tensor, dlogits: Tensor | None,
+    vocab_size: int, ignore_index: int, label_smoothing: float, z_loss: float, mean: bool,
+) -> None:  # fmt: skip
     """Fill losses (N,) and dlogits (N, V) of N > 0 rows; dlogits may be the logits themselves.
 
     Each loss is divided by count, so that they sum to the mean; dlogits is the gradient of the
@@ -232,14 +224,9 @@ def launch_cross_entropy(
 
 
 def _fwd(
-    logits: Tensor,
-    targets: Tensor,
-    dlogits: Tensor | None,
-    vocab_size: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-) -> tuple[Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, dlogits: Tensor | None, vocab_size: int, ignore_index: int,
+    label_smoothing: float, z_loss: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return the loss and the count of rows, and fill dlogits if there is one."""
     count = count_targets(targets, ignore_index, vocab_size)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
@@ -267,14 +254,9 @@ def _out_of_place_fake(logits, *others):
 
 @register_op("cross_entropy_fwd", _out_of_place_fake)
 def _out_of_place(
-    logits: Tensor,
-    targets: Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    need_grad: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    logits: Tensor, targets: Tensor, vocab_size: int, ignore_index: int, label_smoothing: float,
+    z_loss: float, need_grad: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dlogits = logits.new_empty(logits.shape if need_grad else (0,))
     loss, count = _fwd(
         logits, targets, dlogits if need_grad else None,
@@ -285,13 +267,9 @@ def _out_of_place(
 
 @register_op("cross_entropy_fwd_", _in_place_fake, mutates=("logits",))
 def _in_place(
-    logits: Tensor,
-    targets: Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    label_smoothing: float,
+    logits: Tensor, targets: Tensor, vocab_size: int, ignore_index: int, label_smoothing: float,
     z_loss: float,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     return _fwd(logits, targets, logits, vocab_size, ignore_index, label_smoothing, z_loss)
 
 

@@ -60,17 +60,9 @@ def _fake(x, weight, *others):
 
 @register_op("linear_cross_entropy_fwd", _fake)
 def _fwd(
-    x: Tensor,
-    weight: Tensor,
-    targets: Tensor,
-    vocab_size: int,
-    ignore_index: int,
-    label_smoothing: float,
-    z_loss: float,
-    chunk_bytes: int,
-    need_dx: bool,
-    need_dw: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x: Tensor, weight: Tensor, targets: Tensor, vocab_size: int, ignore_index: int,
+    label_smoothing: float, z_loss: float, chunk_bytes: int, need_dx: bool, need_dw: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the loss, the count of rows, and the gradients of the sum of the rows' losses."""
     n, n_columns = len(x), len(weight)
     targets = targets.contiguous()

@@ -79,15 +79,9 @@ def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 @register_op("attention_fwd", _allocate_outputs)
 def attention_fwd(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    window: int | None,
-    dropout_p: float,
-    allow_tf32: bool,
-) -> tuple[Tensor, Tensor]:
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, scale: float, window: int | None,
+    dropout_p: float, allow_tf32: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     o, lse = _allocate_outputs(q)
     window = _narrow(window, q)
     tile = _tiles(q).fwd
@@ -103,22 +97,10 @@ def attention_fwd(
 
 
 def _launch_bwd(
-    dq: Tensor | None,
-    dk: Tensor | None,
-    dv: Tensor | None,
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    window: int | None,
-    dropout_p: float,
-    allow_tf32: bool,
-    deterministic: bool,
-) -> None:
+    dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, do: Tensor, q: Tensor, k: Tensor,
+    v: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None, scale: float, window: int | None,
+    dropout_p: float, allow_tf32: bool, deterministic: bool,
+) -> None:  # fmt: skip
     """Fill dq, and dk with dv: tensors that share their strides; None for what is not wanted."""
     if q.numel() == 0:
         return
@@ -159,21 +141,10 @@ def _allocate_gradients(q: Tensor, need_dq: bool, need_dkv: bool) -> tuple[Tenso
 
 @register_op("attention_bwd", lambda do, q, *others: _allocate_gradients(q, *others[-2:]))
 def attention_bwd(
-    do: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    window: int | None,
-    dropout_p: float,
-    allow_tf32: bool,
-    deterministic: bool,
-    need_dq: bool,
-    need_dkv: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None,
+    scale: float, window: int | None, dropout_p: float, allow_tf32: bool, deterministic: bool,
+    need_dq: bool, need_dkv: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv = _allocate_gradients(q, need_dq, need_dkv)
     _launch_bwd(
         dq if need_dq else None, dk if need_dkv else None, dv if need_dkv else None,
@@ -184,17 +155,9 @@ def attention_bwd(
 
 @register_op("attention_qkvpacked_bwd", lambda do, qkv, *_: qkv.new_empty(qkv.shape))
 def attention_qkvpacked_bwd(
-    do: Tensor,
-    qkv: Tensor,
-    o: Tensor,
-    lse: Tensor,
-    seed: Tensor | None,
-    scale: float,
-    window: int | None,
-    dropout_p: float,
-    allow_tf32: bool,
-    deterministic: bool,
-) -> Tensor:
+    do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None, scale: float,
+    window: int | None, dropout_p: float, allow_tf32: bool, deterministic: bool,
+) -> Tensor:  # fmt: skip
     dqkv = qkv.new_empty(qkv.shape)
     dq, dk, dv = dqkv.unbind(2)
     q, k, v = qkv.unbind(2)

@@ -84,14 +84,9 @@ def _allocate_outputs(x, residual, weight, bias, eps, centred, dtype):
 
 @register_op("norm_fwd", _allocate_outputs)
 def norm_fwd(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    centred: bool,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+    x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float,
+    centred: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return y, x + residual (empty without one), and 1/std and mean of each row (1 or 2, N)."""
     y, total, stats = _allocate_outputs(x, residual, weight, bias, eps, centred, dtype)
     n, width = stats.shape[1], x.shape[-1]
@@ -123,16 +118,9 @@ def _allocate_gradients(dy, dtotal, x, weight, stats, centred, dtype, need_dweig
 
 @register_op("norm_bwd", _allocate_gradients)
 def norm_bwd(
-    dy: Tensor,
-    dtotal: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    stats: Tensor,
-    centred: bool,
-    dtype: torch.dtype,
-    need_dweight: bool,
-    need_dbias: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dy: Tensor, dtotal: Tensor | None, x: Tensor, weight: Tensor, stats: Tensor, centred: bool,
+    dtype: torch.dtype, need_dweight: bool, need_dbias: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return dx in the dtype of x, dx in `dtype` if that is another, dweight and dbias."""
     dx, dbranch, dweight, dbias = _allocate_gradients(
         dy, dtotal, x, weight, stats, centred, dtype, need_dweight, need_dbias
@@ -194,15 +182,9 @@ class _Norm(torch.autograd.Function):
 
 
 def norm(
-    op: str,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor | None,
-    eps: float,
-    centred: bool,
-    dtype: torch.dtype | None,
-) -> Any:
+    op: str, x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None,
+    eps: float, centred: bool, dtype: torch.dtype | None,
+) -> Any:  # fmt: skip
     """Check the arguments of `op`; return y, or (y, x + residual) if there is a residual."""
     dtype = x.dtype if dtype is None else dtype
     vectors = [weight] if bias is None else [weight, bias]

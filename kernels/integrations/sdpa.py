@@ -56,16 +56,9 @@ class _Overrides:
 
 
 def _forward(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-    seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None, seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Compute the output and the log-sum-exp; PyTorch's CPU operator, with a seed besides."""
     op = "scaled_dot_product_attention"
     if not is_causal or attn_mask is not None:
@@ -84,19 +77,10 @@ def _forward(
 
 
 def _backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    dropout_p: float,
-    is_causal: bool,
-    *,
-    attn_mask: Tensor | None = None,
-    scale: float | None = None,
-    seed: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
+    dropout_p: float, is_causal: bool, *, attn_mask: Tensor | None = None,
+    scale: float | None = None, seed: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     do, q, k, v, o = (x.transpose(1, 2) for x in (grad_out, query, key, value, out))
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -108,15 +92,9 @@ def _backward(
 
 
 def _sdpa_cuda(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    return_debug_mask: bool = False,
-    *,
-    scale: float | None = None,
-) -> tuple[Tensor | int | None, ...]:
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
+    return_debug_mask: bool = False, *, scale: float | None = None,
+) -> tuple[Tensor | int | None, ...]:  # fmt: skip
     seed = draw_seed(query.device) if dropout_p > 0 else None
     out, lse = _forward(query, key, value, dropout_p, is_causal, scale=scale, seed=seed)
     # PyTorch's slot for the state of its generator, two 64-bit numbers, carries the seed.
@@ -130,23 +108,11 @@ def _sdpa_cuda(
 
 
 def _sdpa_cuda_backward(
-    grad_out: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    out: Tensor,
-    logsumexp: Tensor,
-    cum_seq_q: Tensor | None,
-    cum_seq_k: Tensor | None,
-    max_q: int,
-    max_k: int,
-    dropout_p: float,
-    is_causal: bool,
-    philox_seed: Tensor,
-    philox_offset: Tensor,
-    *,
+    grad_out: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, logsumexp: Tensor,
+    cum_seq_q: Tensor | None, cum_seq_k: Tensor | None, max_q: int, max_k: int,
+    dropout_p: float, is_causal: bool, philox_seed: Tensor, philox_offset: Tensor, *,
     scale: float | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     seed = philox_seed.view(torch.int64)[:1] if dropout_p > 0 else None
     return _backward(
         grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, scale=scale, seed=seed

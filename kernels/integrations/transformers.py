@@ -206,13 +206,9 @@ def _fused_loss(base: Any, kind: Any) -> type[nn.Module]:
 
 
 def _loss(
-    hidden: Tensor,
-    weight: Tensor,
-    labels: Tensor,
-    shift_labels: Tensor | None = None,
-    num_items_in_batch: Tensor | int | None = None,
-    ignore_index: int = -100,
-) -> Tensor:
+    hidden: Tensor, weight: Tensor, labels: Tensor, shift_labels: Tensor | None = None,
+    num_items_in_batch: Tensor | int | None = None, ignore_index: int = -100,
+) -> Tensor:  # fmt: skip
     """Compute the causal language model loss; the arguments are those of transformers' function."""
     if shift_labels is None:
         shift_labels = F.pad(labels, (0, 1), value=ignore_index)[..., 1:]
@@ -233,16 +229,10 @@ def _register_attention(kind: type[nn.Module]) -> None:
     sdpa, sdpa_mask = functions["sdpa"], masks["sdpa"]
 
     def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Tensor | None,
-        *,
-        scaling: float | None = None,
-        dropout: float = 0.0,
+        module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+        attention_mask: Tensor | None, *, scaling: float | None = None, dropout: float = 0.0,
         **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
+    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
         """query, key, value (B, H, T, D) -> (B, T, H, D), and no weights."""
         among_themselves = attention_mask is None and query.shape[2] == key.shape[2]
         if among_themselves and all(kwargs.get(name) is None for name in _ATTENTION_EXTRAS):
