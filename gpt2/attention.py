@@ -167,7 +167,7 @@ def describe(name: str, device: torch.device) -> str:
     if name == "triton":
         return "our Triton kernel" + _why_slow(device)
     named = {"naive": "masked matrix products", "sdpa": "PyTorch's scaled_dot_product_attention"}
-    return named[name]
+    return named.get(name, "a backend of your own")
 
 
 def _why_slow(device: torch.device) -> str:

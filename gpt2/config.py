@@ -17,7 +17,6 @@ Norm = Literal["layernorm", "quicknorm"]
 NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
-AttnChoice = Literal["auto", "naive", "sdpa", "flash", "triton"]
 Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
 Recompute = Literal["none", "block"]
@@ -239,10 +238,11 @@ class TrainConfig(ModelOptions, RunOptions):
     """demo, mini, gpt2, gpt2-medium, gpt2-large or gpt2-xl. None: demo on a CPU, mini on a GPU."""
     init_from: str | None = None
     """Begin from trained weights: gpt2, gpt2-medium, gpt2-large, gpt2-xl or owner/name on the
-    Hugging Face hub, a folder in its GPT-2 format, or a run folder (its best checkpoint). Shape and
-    tokenizer come from there."""
-    attn: AttnChoice = "auto"
-    """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2) or triton."""
+    Hugging Face hub, a folder in its GPT-2 format, a run folder (its best checkpoint), or demo, the
+    model that ships. Shape and tokenizer come from there."""
+    attn: str = "auto"
+    """Attention: auto, naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2), triton, or
+    another name in `gpt2.attention.BACKENDS`."""
     n_layer: int | None = None
     """Number of Transformer layers. None: the preset's."""
     n_head: int | None = None
@@ -282,10 +282,11 @@ class TrainConfig(ModelOptions, RunOptions):
     clip: float = 1.0
     """Largest norm of the gradient; 0 turns clipping off."""
     max_skipped: int = 10
-    """Stop after so many steps in a row with a non-finite loss or gradient (each is skipped)."""
+    """Stop after so many skipped steps in a row (a loss or gradient not finite, or a spike), or so
+    many rollbacks."""
     on_spike: Literal["warn", "skip", "rollback"] = "warn"
     """When the loss jumps: a warning, or the step skipped, or back to the last checkpoint and on
-    with the text after it."""
+    with the text after it (a skip, before the first checkpoint)."""
     spike_sigma: float = 6.0
     """A jump is so many standard deviations above the last 100 losses; 0: never."""
     check_kernels: int = 0

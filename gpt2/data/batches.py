@@ -2,9 +2,10 @@
 
 Training cuts the stream into windows of `seq_len` targets. Neighbours share one token, the last
 target of one being the first input of the next, so every token is a target once an epoch but for
-the fewer than `seq_len` left over. Epoch 0 cuts from the start of the stream; each later epoch cuts
-from a random place, so that contexts begin elsewhere and other tokens are left over, and runs on
-past the end of the stream into its beginning: a document ends there, and another begins.
+the first, and the fewer than `seq_len` left over. Epoch 0 cuts from the start of the stream; each
+later epoch cuts from a random place, so that contexts begin elsewhere and other tokens are left
+over, and runs on past the end of the stream into its beginning: a document ends there, and another
+begins.
 
 The order is one permutation per epoch, drawn from (seed, epoch). So the position is three integers,
 and going to any of them costs the drawing of one permutation: 4 bytes and some 50 ns a window (35

@@ -58,7 +58,8 @@ class TrainerState:
         metrics: what metrics.jsonl was.
         val_loss: at this step, in nats per token; None where it was not measured or not finite.
         best_val_loss: the lowest so far.
-        skipped: steps skipped in all; and `skipped_in_a_row`, up to this step.
+        skipped: steps skipped in all.
+        skipped_in_a_row: the last steps, if they were skipped.
         rollbacks: how often the run went back to a checkpoint.
         recent_losses: those that spikes are measured against.
         interval: the losses that the next line of metrics will average.

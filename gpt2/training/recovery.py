@@ -1,4 +1,4 @@
-"""What happens to a step that must not reach the weights: counted, skipped, or rolled back.
+"""Spikes of the loss and skipped steps: noticed and counted; `Trainer` skips and rolls back.
 
 A step's loss is a spike when it exceeds the mean of the last `WINDOW` losses by more than `sigma`
 of their standard deviations. What follows is `--on-spike`:

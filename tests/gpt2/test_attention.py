@@ -1,7 +1,10 @@
 """Attention backends agree with each other and with PyTorch."""
 
+import dataclasses
+
 import pytest
 import torch
+import tyro
 
 from gpt2.attention import (
     BACKENDS,
@@ -9,9 +12,12 @@ from gpt2.attention import (
     ScaledAttention,
     causal_mask,
     describe,
+    naive,
     unusable,
 )
-from gpt2.config import GPTConfig
+from gpt2.config import GPTConfig, TrainConfig
+from gpt2.model import GPT
+from gpt2.training.machine import choose_machine
 from kernels.testing import compare
 from tests.gpt2.stand_ins import run_python
 
@@ -151,3 +157,18 @@ def test_the_module_checks_itself(interpreted):
     assert said.count("naive") == said.count("sdpa") == said.count("triton") == 2
     refused = sum("set TRITON_INTERPRET=1" in line for line in lines if "triton:" in line)
     assert refused == (0 if interpreted else 2)
+
+
+def test_a_backend_of_ones_own_is_one_entry_in_the_table(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "mine", lambda qkv, **options: naive(qkv, **options))
+    config = tyro.cli(TrainConfig, args=["--attn", "mine", "--device", "cpu", "--dtype", "fp32"])
+    shape = GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=50, block_size=8)
+    machine, shape = choose_machine(torch.device("cpu"), config, shape)
+    assert "attention: mine (a backend of your own), as asked" in machine.notes
+    idx = torch.arange(8)[None]
+    torch.manual_seed(0)
+    expected = GPT(dataclasses.replace(shape, attn="naive"))(idx)[0]
+    torch.manual_seed(0)
+    assert torch.equal(GPT(shape)(idx)[0], expected)
+    with pytest.raises(ValueError, match="--attn yours: there is no such attention backend"):
+        choose_machine(torch.device("cpu"), TrainConfig(attn="yours"), shape)
