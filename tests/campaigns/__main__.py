@@ -52,24 +52,16 @@ def main(options: Options) -> None:
     }
     if options.out:
         write_json(options.out, result)
-    print(table(rows_of(result)))
-    if failures(result):
+    print(table(result["rows"]))
+    if failures(result["rows"]):
         sys.exit(1)
 
 
-def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of a result, which the soak calls its verdicts."""
-    rows: list[dict[str, Any]] = result.get("rows") or result["verdicts"]
-    return rows
-
-
-def failures(result: dict[str, Any]) -> int:
+def failures(rows: Sequence[dict[str, Any]]) -> int:
     """Count what was lost, broken, failed or not kept."""
     bad = ("lost", "broken", "failed")
-    rows = rows_of(result)
-    return sum(row.get(key, 0) for row in rows for key in bad) + sum(
-        not row.get("kept", True) for row in rows
-    )
+    count = sum(row.get(key, 0) for row in rows for key in bad)
+    return count + sum(not row.get("kept", True) for row in rows)
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
@@ -93,11 +85,11 @@ def with_tables(readme: str) -> str:
     """Return tests/README.md with the blocks between markers made from the committed results."""
     for path in sorted(RESULTS.glob("*.json")):
         result = json.loads(path.read_text(encoding="utf-8"))
-        name, rows = path.stem, rows_of(result)
+        name, rows = path.stem, result["rows"]
         if name == "fuzz":
             tried = sum(row["tried"] for row in rows)
             block = f"{tried:,} damaged files were given to {len(rows)} readers, and "
-            block += f"{failures(result) or 'none'} broke one."
+            block += f"{failures(rows) or 'none'} broke one."
         else:
             block = table(rows)
         block += f"\n\nFrom `{result['command']}`, in `tests/campaigns/results/{path.name}`."

@@ -8,13 +8,13 @@ resumed.
 import json
 import math
 import os
-import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import torch
 
@@ -80,7 +80,7 @@ def run(options: Options) -> dict[str, Any]:
     chosen = options.chosen(verdict.what for verdict in verdicts)
     return {
         "steps": steps,
-        "verdicts": [asdict(verdict) for verdict in verdicts if verdict.what in chosen],
+        "rows": [asdict(verdict) for verdict in verdicts if verdict.what in chosen],
         "samples": [asdict(sample) for sample in samples[:: math.ceil(len(samples) / 400)]],
     }
 
@@ -141,7 +141,8 @@ def judge(samples: Sequence[Sample]) -> list[Verdict]:
     third = len(samples) // 3
     settled, last = samples[third:-third], samples[-third:]
     watched = [*settled, *last]
-    slope, error = line_fit([s.step for s in watched], [s.rss for s in watched])
+    line = np.polyfit([s.step for s in watched], [s.rss for s in watched], 1, cov=True)
+    slope, error = line[0][0], math.sqrt(line[1][0, 0])
     long = steps[-1] - steps[third]
     bound = GROWTH_PER_1000 if long >= 10_000 else GROWTH * 1000 / long
     handles, threads = (
@@ -154,7 +155,7 @@ def judge(samples: Sequence[Sample]) -> list[Verdict]:
         ("resident memory, growth per 1,000 steps",
          f"{1000 * slope / 1024:+.1f} +- {1000 * error / 1024:.1f} KiB, "
          f"of {watched[-1].rss / (1 << 20):.0f} MiB",
-         f"at most {bound / 1024:.0f} KiB", 1000 * (slope + 2 * error) <= bound),
+         f"at most {bound / 1024:.0f} KiB", bool(1000 * (slope + 2 * error) <= bound)),
         ("open files", "{}, later {}".format(*handles), "no more later", handles[1] <= handles[0]),
         ("threads", "{}, later {}".format(*threads), "no more later", threads[1] <= threads[0]),
         ("files in the run folder", f"{files}", f"at most {FILES}", files <= FILES),
@@ -162,14 +163,6 @@ def judge(samples: Sequence[Sample]) -> list[Verdict]:
          f"at most {LINE * lines:,} bytes", metrics <= LINE * lines),
     ]  # fmt: skip
     return [Verdict(*row) for row in rows]
-
-
-def line_fit(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Return the slope of the least-squares line, and its standard error."""
-    slope, intercept = statistics.linear_regression(x, y)
-    residuals = (b - intercept - slope * a for a, b in zip(x, y, strict=True))
-    spread = sum((a - statistics.fmean(x)) ** 2 for a in x)
-    return slope, math.sqrt(sum(r * r for r in residuals) / max(1, len(x) - 2) / spread)
 
 
 def _cut_and_resumed(folder: Path, steps: int) -> Verdict:
@@ -187,9 +180,5 @@ def _cut_and_resumed(folder: Path, steps: int) -> Verdict:
         if "metrics.jsonl is not what it was" in said:  # the line was older than the checkpoint
             wanted.remove(cut)
         outcome = "every line once" if logged == wanted else f"lines of the steps {logged[-9:]}"
-    return Verdict(
-        f"killed in mid-line of metrics.jsonl, resumed to step {steps:,}",
-        outcome,
-        "every line once",
-        outcome == "every line once",
-    )
+    what = f"killed in mid-line of metrics.jsonl, resumed to step {steps:,}"
+    return Verdict(what, outcome, "every line once", outcome == "every line once")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.campaigns.soak import LINE, LOG_EVERY, Sample, judge, line_fit
+from tests.campaigns.soak import LINE, LOG_EVERY, Sample, judge
 
 
 def _samples(steps: int = 20_000) -> list[Sample]:
@@ -51,11 +51,3 @@ def test_a_short_soak_sees_a_step_that_is_kept():
     """A step of 100 KiB: its activations."""
     leaking = [replace(s, rss=s.rss + (100 << 10) * s.step) for s in _samples(1000)]
     assert _refused(leaking) == ["resident memory, growth per 1,000 steps"]
-
-
-def test_the_line_fit_has_a_standard_error():
-    slope, error = line_fit([0, 1, 2, 3], [1.0, 3.0, 5.0, 7.0])
-    assert (slope, error) == (2.0, 0.0)
-    slope, error = line_fit([0, 1, 2, 3], [0.0, 1.0, 0.0, 1.0])
-    assert slope == pytest.approx(0.2)
-    assert error == pytest.approx((0.8 / 2 / 5) ** 0.5)

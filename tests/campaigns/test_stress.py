@@ -1,7 +1,6 @@
 """The kernels under stress, in short: the same random cases every time, and planted faults."""
 
 import dataclasses
-import math
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -108,22 +107,15 @@ def test_places_hold_the_values_and_nan_elsewhere(device: torch.device) -> None:
     memory.check()
 
 
-@pytest.mark.parametrize("offset", [-1, 3, 7])
-def test_a_write_beside_a_view_is_seen(offset: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("offset", "kept"), [(-1, False), (3, False), (7, False), (6, True)])
+def test_a_write_beside_a_view_or_into_an_input_is_seen(offset, kept, device) -> None:
     memory = Memory(device)
-    view = memory.place(torch.zeros(2, 3), (4, 1), 0, "logits", kept=False)
-    view.fill_(1.0)
+    view = memory.place(torch.zeros(2, 3), (4, 1), 0, "logits", kept=kept)
+    if not kept:
+        view.fill_(1.0)
     memory.check()
-    view.as_strided((1,), (1,), view.storage_offset() + offset).fill_(2.0)
+    view.as_strided((1,), (1,), view.storage_offset() + offset).fill_(1 / 3)
     with pytest.raises(AssertionError, match=r"logits: 4 bytes .* not the kernel's"):
-        memory.check()
-
-
-def test_a_changed_input_is_seen(device: torch.device) -> None:
-    memory = Memory(device)
-    view = memory.place(torch.zeros(2, 3), (3, 1), 0, "x")
-    view[1, 2] = math.nan
-    with pytest.raises(AssertionError, match="x: 2 bytes were written"):
         memory.check()
 
 

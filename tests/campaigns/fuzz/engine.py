@@ -82,14 +82,8 @@ def run(options: Options) -> dict[str, Any]:
     """Fuzz the readers; return how many files each got and accepted, and how many ways it broke."""
     torch.set_num_threads(1)
     results = search_each(options, SHORT, LONG_SECONDS, fuzz)
-    return {
-        "rows": [
-            {
-                "target": name,
-                "tried": found.tried,
-                "accepted": found.accepted,
-                "broken": len(found.failures),
-            }
-            for name, found in results.items()
-        ]
-    }
+    rows = [
+        {"target": name, "tried": x.tried, "accepted": x.accepted, "broken": len(x.failures)}
+        for name, x in results.items()
+    ]
+    return {"rows": rows}

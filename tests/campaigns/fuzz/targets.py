@@ -219,12 +219,12 @@ def _reported() -> RunFacts:
         return read_run(Path(folder))
 
 
-@target("decoding", lambda: {"decoding.json": examples.written_by(test_report._decoding)})
+@target("decoding", lambda: {"decoding.json": examples.written_by(test_report.write_decoding)})
 def _decoding(folder: Path) -> None:
     gather([_reported()], decoding=read_decoding(folder / "decoding.json"))
 
 
-@target("sizes", lambda: {"sizes.json": examples.written_by(test_report._sizes)})
+@target("sizes", lambda: {"sizes.json": examples.written_by(test_report.write_sizes)})
 def _sizes(folder: Path) -> None:
     gather([_reported()], sizes=read_sizes(folder / "sizes.json"))
 

@@ -1,7 +1,6 @@
 """Stress cases of attention and attention_qkvpacked, for both backward passes."""
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
-from tests.campaigns.stress.case import Case, beyond, nothing_else, unspoilt
+from tests.campaigns.stress.case import Case, Check, Returning, beyond, nothing_else, unspoilt
 from tests.campaigns.stress.draw import Draw
 
 LOG2E = math.log2(math.e)  # which the kernels fold into the scale
@@ -19,17 +18,6 @@ LOG2E = math.log2(math.e)  # which the kernels fold into the scale
 # again, is no longer that of the forward in any digit.
 COARSE = 2.0**20
 WIDTHS = (1, 2, 3, 8, 15, 16, 16, 17, 20, 32, 32, 40, 64, 64, 80, 96, 128, 160, 256)
-
-
-def _small_tiles(block_m: int, block_n: int) -> Callable[..., Tiles]:
-    """Return a stand-in for `choose_tiles` with which short sequences have many tiles."""
-    tile = Tile(block_m, block_n, 4, 2)
-
-    def small(*_: Any) -> Tiles:
-        return Tiles(tile, tile, tile)
-
-    small.__name__ = f"{block_m} x {block_n}"
-    return small
 
 
 def _draw(packed: bool, draw: Draw) -> Case:
@@ -51,7 +39,7 @@ def _draw(packed: bool, draw: Draw) -> Case:
         inputs = qkv = {name: draw.ask(x) for name, x in parts}
     else:
         inputs = qkv = draw.inputs(values, unit_last=True)
-    options: dict[str, Any] = {
+    options = {
         "window": draw.choose(None, draw.size(max(1, t)), draw.size(max(1, t)), 2**40),
         "scale": draw.choose(None, None, 10 ** draw.number(-3, 1)),
         "dropout_p": 0.0,
@@ -76,12 +64,13 @@ def _draw(packed: bool, draw: Draw) -> Case:
         return o if packed else (o, lse)
 
     patches: dict[str, Any] = {}
-    if draw.chance(3 / 4):
+    if draw.chance(3 / 4):  # small tiles, so that short sequences have many
         sizes = [16, 32, 64]
         if draw.on_gpu:  # what fits the shared memory of any GPU
             sizes = [16, 32] if d * dtype.itemsize <= 256 else [16]
-        tiles = _small_tiles(draw.choose(*sizes), draw.choose(*sizes))
-        patches["kernels._attention.operators.choose_tiles"] = tiles
+        tile = Tile(draw.choose(*sizes), draw.choose(*sizes), 4, 2)
+        tiles = Tiles(tile, tile, tile)
+        patches["kernels._attention.operators.choose_tiles"] = Returning(tiles)
     if draw.chance(1 / 4):
         patches["kernels._attention.operators.L2_BUDGET"] = 1
     return Case(
@@ -157,7 +146,7 @@ def _cancelled(
     }  # fmt: skip
 
 
-def _also(draw: Draw, inputs: dict[str, Tensor], window: int | None) -> Callable[[Case], None]:
+def _also(draw: Draw, inputs: dict[str, Tensor], window: int | None) -> Check:
     """Return a check that no row depends, in any bit, on a position after it or before its window.
 
     One case in four has it.

@@ -36,22 +36,10 @@ def cases(draw: st.DrawFn, name: str, device: torch.device, guarded: bool = True
 
 
 def stress(
-    name: str,
-    budget: Budget,
-    seed: int = 0,
-    *,
-    guarded: bool = True,
+    name: str, budget: Budget, seed: int = 0, *, guarded: bool = True,
     phases: Collection[Phase] = ALL_PHASES,
-) -> Found:
-    """Search for a case in which an operator breaks its contract.
-
-    Args:
-        name: of the operator.
-        budget: how many cases, or how long.
-        seed: which cases.
-        guarded: watch the memory around tensors, see `Memory`.
-        phases: of the search, see `search`.
-    """
+) -> Found:  # fmt: skip
+    """Search for a case in which an operator breaks its contract; see `search` and `Memory`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = cases(name, device, guarded)
     return search(f"stress/{name}", examples, Case.check, budget, seed=seed, phases=phases)
@@ -61,9 +49,8 @@ def run(options: Options) -> dict[str, Any]:
     """Stress the operators; return how many cases of each were tried, and how many ways failed."""
     torch.set_num_threads(1)  # sums in the same order on every machine
     results = search_each(options, SHORT, LONG_SECONDS, stress)
-    return {
-        "rows": [
-            {"operator": name, "tried": found.tried, "failed": len(found.failures)}
-            for name, found in results.items()
-        ]
-    }
+    rows = [
+        {"operator": name, "tried": found.tried, "failed": len(found.failures)}
+        for name, found in results.items()
+    ]
+    return {"rows": rows}

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,16 +19,19 @@ from tests.campaigns.stress.memory import Memory
 SAMPLES = 16
 
 
-def one_multiprocessor(_: Any) -> int:
-    return 1
+@dataclass(frozen=True)
+class Returning:
+    """A stand-in for a function: it returns the value whatever it is given."""
+
+    value: Any
+
+    def __call__(self, *_: Any) -> Any:
+        return self.value
 
 
+nothing_else = Returning(None)  # the default of `Case.also`
 # So that each program walks over many tiles.
-FEW_PROGRAMS = {"kernels._common.launch._multiprocessors": one_multiprocessor}
-
-
-def nothing_else(case: "Case") -> None:
-    """Assert nothing: the default of `Case.also`."""
+FEW_PROGRAMS = {"kernels._common.launch._multiprocessors": Returning(1)}
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,6 @@ class Case:
     """Arguments that an operator must take, and what must come out."""
 
     memory: Memory
-    """The memory that its tensors lie in."""
     kernel: Function
     reference: Function
     inputs: dict[str, Any]
@@ -52,7 +54,7 @@ class Case:
         tensors = {name: x for name, x in self.inputs.items() if isinstance(x, Tensor)}
         tensors |= {f"upstream {i}": x for i, x in enumerate(self.upstream) if x is not None}
         words = [f"{name} {_words(x)}" for name, x in tensors.items()]
-        words += [f"{n} = {getattr(x, '__name__', x)}" for n, x in self.patches.items()]
+        words += [f"{name} = {x}" for name, x in self.patches.items()]
         return "; ".join(words)
 
     def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
@@ -101,10 +103,11 @@ def beyond(x: Tensor, limit: float = torch.finfo(torch.float32).max / 4) -> Tens
     return torch.where(x.amax(-1, keepdim=True) < limit, 0.0, math.inf)
 
 
-def unspoilt(
-    spoil: Callable[[dict[str, Any]], None],
-    kept: Callable[[str, Tensor, dict[str, Any]], Any],
-) -> Callable[[Case], None]:
+Check = Callable[[Case], None]
+Spoil = Callable[[dict[str, Any]], None]
+
+
+def unspoilt(spoil: Spoil, kept: Callable[[str, Tensor, dict[str, Any]], Any]) -> Check:
     """Return a check that other values in some places change no bit elsewhere.
 
     Args:
@@ -132,18 +135,11 @@ def differs(a: Tensor, b: Tensor) -> Tensor:
     return ~((a == b) | (a.isnan() & b.isnan()))
 
 
-def rows_do_not_touch(
-    draw: Draw, inputs: Mapping[str, Any], names: Sequence[str], per: str
-) -> Callable[[Case], None]:
+def rows_do_not_touch(draw: Draw, inputs: dict[str, Any], names: list[str], per: str) -> Check:
     """Return a check that NaN or infinity in some places changes no bit elsewhere.
 
-    One case in six has it; the others have none.
-
-    Args:
-        draw: chooses the places.
-        inputs: of the case.
-        names: the inputs that are spoilt, of one shape.
-        per: what is spoilt with an element: its "row", or the "element" alone.
+    One case in six has it. The named inputs, of one shape, are spoilt at random places; what may
+    change with an element is its "row", or the "element" alone, as `per` says.
     """
     shape = inputs[names[0]].shape
     if shape.numel() == 0 or not draw.chance(1 / 6):

@@ -22,12 +22,7 @@ _PARTS = 600  # of which a chance is a whole number
 
 
 class Draw:
-    """A source of random choices.
-
-    Args:
-        draw: of a composite strategy.
-        memory: where tensors are placed.
-    """
+    """A source of random choices: `draw` of a composite strategy, with memory for the tensors."""
 
     def __init__(self, draw: st.DrawFn, memory: Memory) -> None:
         self._draw = draw
@@ -163,11 +158,16 @@ def _signs(draw: Draw, shape: tuple[int, ...]) -> Tensor:
     return torch.where(draw.uniform(*shape) < 0.5, -1.0, 1.0).double()
 
 
+def _power(draw: Draw, low: int, high: int) -> float:
+    """Draw a power of ten."""
+    return 10.0 ** draw.number(low, high)
+
+
 def _one_outlier(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor:
     x = draw.normal(*shape)
     if x.numel():
         place = int(draw.integers(0, x.numel(), ()))
-        x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, 10 ** draw.number(2, 6))
+        x.view(-1)[place] = draw.choose(-1, 1) * min(info.max, _power(draw, 2, 6))
     return x
 
 
@@ -178,25 +178,18 @@ def _mixed_rows(draw: Draw, shape: tuple[int, ...], info: torch.finfo) -> Tensor
     return options.gather(0, which[None])[0]
 
 
+# By name; s is the shape.
 KINDS: dict[str, Kind] = {
-    "normal": lambda draw, shape, info: draw.normal(*shape),
-    "large": lambda draw, shape, info: draw.normal(*shape) * info.max ** draw.number(0, 1),
-    "small": lambda draw, shape, info: (
-        draw.normal(*shape) * info.smallest_normal ** draw.number(0, 1)
-    ),
-    "subnormal": lambda draw, shape, info: draw.normal(*shape) * info.smallest_normal / 4,
-    "huge": lambda draw, shape, info: (
-        _signs(draw, shape) * (1 - draw.uniform(*shape) / 2) * info.max
-    ),
-    "zeros": lambda draw, shape, info: _signs(draw, shape) * 0.0,
-    "constant rows": lambda draw, shape, info: (
-        draw.normal(*_rows(shape)).expand(shape) * 10.0 ** draw.number(-2, 3)
-    ),
+    "normal": lambda draw, s, info: draw.normal(*s),
+    "large": lambda draw, s, info: draw.normal(*s) * info.max ** draw.number(0, 1),
+    "small": lambda draw, s, info: draw.normal(*s) * info.smallest_normal ** draw.number(0, 1),
+    "subnormal": lambda draw, s, info: draw.normal(*s) * info.smallest_normal / 4,
+    "huge": lambda draw, s, info: _signs(draw, s) * (1 - draw.uniform(*s) / 2) * info.max,
+    "zeros": lambda draw, s, info: _signs(draw, s) * 0.0,
+    "constant rows": lambda draw, s, info: _power(draw, -2, 3) * draw.normal(*_rows(s)).expand(s),
     "one outlier": _one_outlier,
-    "offset": lambda draw, shape, info: (
-        draw.normal(*shape) + draw.choose(-1, 1) * 10.0 ** draw.number(0, 4)
-    ),
-    "whole numbers": lambda draw, shape, info: draw.integers(-3, 4, shape).double(),
-    "sparse": lambda draw, shape, info: draw.normal(*shape) * (draw.uniform(*shape) < 0.1),
+    "offset": lambda draw, s, info: draw.normal(*s) + draw.choose(-1, 1) * _power(draw, 0, 4),
+    "whole numbers": lambda draw, s, info: draw.integers(-3, 4, s).double(),
+    "sparse": lambda draw, s, info: draw.normal(*s) * (draw.uniform(*s) < 0.1),
     "mixed rows": _mixed_rows,
 }

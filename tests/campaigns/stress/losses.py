@@ -15,9 +15,10 @@ from tests.campaigns.stress.draw import Draw
 # From logits of this size on, log-sum-exp loses digits of log V in float64 too, and its derivative
 # in PyTorch with them: the reference is not exact any more.
 INEXACT = 2.0**40
+Values = dict[str, Any]
 
 
-def _options(draw: Draw, width: int) -> dict[str, Any]:
+def _options(draw: Draw, width: int) -> Values:
     """Draw keyword arguments that both losses take."""
     vocab_size = draw.size(width) if draw.chance(1 / 2) else width
     return {
@@ -28,7 +29,7 @@ def _options(draw: Draw, width: int) -> dict[str, Any]:
     }
 
 
-def _targets(draw: Draw, shape: tuple[int, ...], options: dict[str, Any]) -> Tensor:
+def _targets(draw: Draw, shape: tuple[int, ...], options: Values) -> Tensor:
     targets = draw.integers(0, options["vocab_size"], shape)
     share = 1.0 if draw.chance(1 / 20) else draw.choose(0.0, 0.25)
     ignored = draw.uniform(*shape) < share
@@ -63,9 +64,8 @@ def _cross_entropy(draw: Draw) -> Case:
 
     def kernel(logits: Tensor, targets: Tensor) -> Tensor:
         if inplace:
-            room = draw.memory.place(
-                torch.zeros_like(logits), strides, offset, "logits", kept=False
-            )
+            zeros = torch.zeros_like(logits)
+            room = draw.memory.place(zeros, strides, offset, "logits", kept=False)
             logits = room.copy_(logits)
         return cross_entropy(logits, targets, **options, inplace=inplace)
 
@@ -85,14 +85,11 @@ def _cross_entropy(draw: Draw) -> Case:
     )  # fmt: skip
 
 
-def _sizes(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    """Compute the magnitudes of what is added up, for rows that count.
+def _sizes(logits: Tensor, targets: Tensor, options: Values) -> tuple[Tensor, Tensor]:
+    """Compute the size of the loss of rows that count, and of the factor of each row's p.
 
     The loss: log sum exp(x - max), max - x_t, z-loss and, with smoothing, max and mean logit. Each
     of n rows has about 4 roundings of that size, and their sum, whose order is free, up to n.
-
-    Returns:
-        the size of the loss, and what p of each row is multiplied by: 1 + 2 z |lse|.
     """
     x, smoothing, z_loss = logits, options["label_smoothing"], options["z_loss"]
     lse, top = x.logsumexp(-1), x.amax(-1)
@@ -103,9 +100,7 @@ def _sizes(logits: Tensor, targets: Tensor, options: dict[str, Any]) -> tuple[Te
     return (4 + len(x)) * loss.sum() / max(1, len(x)), 1 + 2 * z_loss * lse.abs()
 
 
-def _cancelled(
-    inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
-) -> dict[str, Tensor]:
+def _cancelled(inputs: Values, upstream: Tensor, options: Values) -> dict[str, Tensor]:
     """Compute the magnitudes of what cancels.
 
     p - onehot is a difference of numbers up to 1, times the factor of its row. The gradient that is
@@ -140,9 +135,7 @@ def _linear_cross_entropy(draw: Draw) -> Case:
     )  # fmt: skip
 
 
-def _linear_cancelled(
-    inputs: dict[str, Any], upstream: Tensor, options: dict[str, Any]
-) -> dict[str, Tensor]:
+def _linear_cancelled(inputs: Values, upstream: Tensor, options: Values) -> dict[str, Tensor]:
     """Compute the magnitudes of what cancels, as for given logits.
 
     The logits here have errors of the size of |x| |W|^T, which p inherits.

@@ -32,13 +32,10 @@ class _Block:
 
 
 class Memory:
-    """The guarded memory of one case.
+    """The guarded memory of one case, filled with a byte until it is written.
 
-    Args:
-        device: where it is.
-        guarded: without guards, tensors take the room that they need and nothing is compared: for
-            a tool that watches the memory itself.
-        fill: the byte in all memory that is not written yet.
+    Without guards, tensors take the room that they need and nothing is compared: for a tool that
+    watches the memory itself.
     """
 
     def __init__(self, device: torch.device, guarded: bool = True, fill: int = FILL) -> None:
@@ -115,9 +112,7 @@ class Memory:
 
     def _allocate(self, size: int, device: Any) -> tuple[Tensor, int]:
         """Return `size` bytes between guards, and where they begin."""
-        margin = 0
-        if self.guarded:
-            margin = min(-(-size // LEAST_MARGIN) * LEAST_MARGIN, LARGEST_MARGIN)
+        margin = min(-(-size // LEAST_MARGIN) * LEAST_MARGIN, LARGEST_MARGIN) * self.guarded
         length = margin + size + margin
         return torch.full((length,), self.fill, dtype=torch.uint8, device=device), margin
 

@@ -6,28 +6,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.layer_norm import (
-    add_layer_norm,
-    add_layer_norm_reference,
-    layer_norm,
-    layer_norm_reference,
-)
-from kernels.rms_norm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
-from kernels.testing import Function
+from kernels import layer_norm, rms_norm
 from tests.campaigns.stress.case import FEW_PROGRAMS, Case, beyond, rows_do_not_touch
 from tests.campaigns.stress.draw import Draw
 
-FUNCTIONS: dict[str, tuple[Function, Function]] = {
-    "rms_norm": (rms_norm, rms_norm_reference),
-    "add_rms_norm": (add_rms_norm, add_rms_norm_reference),
-    "layer_norm": (layer_norm, layer_norm_reference),
-    "add_layer_norm": (add_layer_norm, add_layer_norm_reference),
-}
-
 
 def _draw(name: str, draw: Draw) -> Case:
-    kernel, plain = FUNCTIONS[name]
     centred, added = "layer" in name, "add" in name
+    module = layer_norm if centred else rms_norm
+    kernel, plain = getattr(module, name), getattr(module, f"{name}_reference")
     width = draw.choose(9001, 32769, 65536) if draw.chance(1 / 200) else draw.size(5000)
     shape = (*draw.rows(10000, width), width)
     dtypes = {"x": draw.dtype(), "weight": draw.dtype()}
@@ -102,4 +89,7 @@ def _cancelled(
     }
 
 
-OPERATORS = {name: partial(_draw, name) for name in FUNCTIONS}
+OPERATORS = {
+    name: partial(_draw, name)
+    for name in ("rms_norm", "add_rms_norm", "layer_norm", "add_layer_norm")
+}

@@ -59,7 +59,7 @@ def _swiglu(draw: Draw) -> Case:
     else:
         inputs = draw.inputs(values)
     upstream = draw.upstream(shape, dtype)
-    cancelled = _swiglu_cancelled(inputs["gate"], inputs["up"], upstream)
+    cancelled = {"dgate": _dgate(inputs["gate"], inputs["up"], upstream)}
     return Case(
         draw.memory, swiglu, swiglu_reference, inputs, [upstream], cancelled,
         also=rows_do_not_touch(draw, inputs, names, "element"),
@@ -73,22 +73,21 @@ def _swiglu_packed(draw: Draw) -> Case:
     inputs = draw.inputs({"gate_up": torch.cat(halves, -1)})
     upstream = draw.upstream((*leading, width), dtype)
     gate, up = inputs["gate_up"].chunk(2, -1)
-    dgate = _swiglu_cancelled(gate, up, upstream)["dgate"]
+    dgate = _dgate(gate, up, upstream)
     return Case(
         draw.memory, swiglu_packed, lambda gate_up: swiglu_reference(*gate_up.chunk(2, -1)),
         inputs, [upstream], {"dgate_up": torch.cat([dgate, torch.zeros_like(dgate)], -1)},
     )  # fmt: skip
 
 
-def _swiglu_cancelled(gate: Tensor, up: Tensor, dy: Tensor) -> dict[str, Tensor]:
+def _dgate(gate: Tensor, up: Tensor, dy: Tensor) -> Tensor:
     """Compute the magnitudes of what cancels in dgate.
 
     1 + gate (1 - s) vanishes near gate = -1.28, and 1 - s is itself a difference.
     """
     gate, up = gate.detach().double(), up.detach().double()
     s = torch.sigmoid(gate)
-    dgate = (dy.double() * up * s).abs() * (1 + gate.abs() * (1 - s))
-    return {"dgate": dgate}
+    return (dy.double() * up * s).abs() * (1 + gate.abs() * (1 - s))
 
 
 OPERATORS = {"gelu_tanh": _gelu, "swiglu": _swiglu, "swiglu_packed": _swiglu_packed}

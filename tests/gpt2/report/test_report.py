@@ -168,7 +168,7 @@ def _json(path: Path, content: object) -> Path:
     return path
 
 
-def _decoding(path: Path) -> Path:
+def write_decoding(path: Path) -> Path:
     rows = [
         {"name": "human", **MEASURES, "perplexity": 61.25, "distinct_2": 0.8},
         {"name": "greedy", **MEASURES, "distinct_2": 0.1, "repetition_4": 0.5},
@@ -180,7 +180,7 @@ def _decoding(path: Path) -> Path:
     return _json(path, about | {"rows": rows, "findings": ["Fluency: so and so."], "texts": texts})
 
 
-def _sizes(path: Path) -> Path:
+def write_sizes(path: Path) -> Path:
     rows = [
         {
             "name": name, "parameters": parameters, "tokens": 1000, "seconds": 10.0 * parameters,
@@ -214,8 +214,11 @@ def _bench(path: Path) -> Path:
 def test_the_other_tools_files_are_reported(tmp_path):
     pytest.importorskip("typst", reason="the extra `report`")
     folder = _run(tmp_path / "run")
-    _decoding(folder / "decoding/decoding.json")
-    files = {"sizes": str(_sizes(tmp_path / "s.json")), "bench": str(_bench(tmp_path / "b.json"))}
+    write_decoding(folder / "decoding/decoding.json")
+    files = {
+        "sizes": str(write_sizes(tmp_path / "s.json")),
+        "bench": str(_bench(tmp_path / "b.json")),
+    }
     main(Arguments((str(folder), str(_run(tmp_path / "other", n_embd=64))), **files))
     text = _text((folder / "report.pdf").read_bytes())
     for words in (
@@ -235,7 +238,7 @@ def test_the_other_tools_files_are_reported(tmp_path):
 
 @pytest.mark.parametrize("reader", [read_decoding, read_sizes, read_bench])
 def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path, reader):
-    make = {read_decoding: _decoding, read_sizes: _sizes, read_bench: _bench}[reader]
+    make = {read_decoding: write_decoding, read_sizes: write_sizes, read_bench: _bench}[reader]
     content = json.loads(make(tmp_path / "file.json").read_text())
     reader(tmp_path / "file.json")
     del content["rows"][0][{read_bench: "seconds"}.get(reader, "name")]
