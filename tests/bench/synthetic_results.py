@@ -1,5 +1,6 @@
 """A result file with every kind of row, of invented figures: for tests, in a temporary folder."""
 
+import itertools
 from typing import Any
 
 from gpt2.config import PRESETS
@@ -15,19 +16,15 @@ OURS, OURS_PLAIN = "attn triton, kernels triton", "attn sdpa, kernels torch"
 def results(**changes: Any) -> dict[str, Any]:
     """The whole file."""
     header = {
-        "device": "Synthetic GPU",
-        "slug": "synthetic",
-        "date": "2000-01-01",
-        "started": "2000-01-01T00:00:00",
-        "commit": "0000000",
-        "profile": "gpu",
+        "device": "Synthetic GPU", "slug": "synthetic", "date": "2000-01-01",
+        "started": "2000-01-01T00:00:00", "commit": "0000000", "profile": "gpu",
         "versions": {"python": "3.12.3", "torch": "2.11.0", "triton": "3.6.0", "cuda": "13.0"},
         "limits": {
             "matmul_tflops": MATMUL_TFLOPS, "matmul_dtype": "bfloat16", "copy_gbps": COPY_GBPS,
             "launch_us": 3.0,
         },
     }  # fmt: skip
-    rows = [*_training(), *_ladder(), *_attention(), *_norms(), *_losses()]
+    rows = [*_training(), *_ladder(), *_attention(), *_memory_bound(), *_loss_memory()]
     return {**header, "rows": rows, **changes}
 
 
@@ -53,26 +50,34 @@ def not_timed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     return {**row, "status": status, "reason": reason, "seconds": None, "metrics": {}}
 
 
+def _rows(
+    bench: str, case: dict[str, Any], metric: str, values: dict[str, float]
+) -> list[dict[str, Any]]:
+    """One row per variant, with its value of the metric."""
+    return [
+        row(bench, {**case, "dtype": "bfloat16"}, name, ours=name == "triton", **{metric: value})
+        for name, value in values.items()
+    ]
+
+
 def _training() -> list[dict[str, Any]]:
     shares = {OURS: 0.62, OURS_PLAIN: 0.5, "nanoGPT": 0.41, "transformers": 0.3}
-    found, bf16 = [], {"dtype": "bfloat16"}
-    for model, B in SIZES.items():
-        for compiled in (False, True):
-            case = {**bf16, "model": model, "T": 1024, "B": B, "compile": compiled}
-            limit = MATMUL_TFLOPS * 1e12 / flops_per_token(PRESETS[model], 1024)
-            parameters = PARAMETERS[model]
-            for i, (name, share) in enumerate(shares.items()):
-                rate = limit * share * (1.15 if compiled else 1)
-                memory = 16 * parameters + (i + 1) * B * 1.6e8 * (parameters / 1.2e8) ** 0.7
-                measured = {"tokens_per_s": rate, "peak_memory_bytes": memory}
-                found.append(row("training", case, name, B * 1024 / rate, ours=i < 2, **measured))
-    small = {**bf16, "model": "gpt2", "compile": False}
+    small = {"dtype": "bfloat16", "model": "gpt2", "compile": False}
     short, largest = {**small, "T": 128, "B": 256}, {**small, "T": 1024, "largest_batch": True}
-    return [
-        *found,
+    found = [
         row("training", short, OURS, ours=True, tokens_per_s=7e5, peak_memory_bytes=2e10),
         row("training", largest, OURS, ours=True, tokens_per_s=6e5, largest_batch=192),
     ]
+    for (model, B), compiled in itertools.product(SIZES.items(), (False, True)):
+        case = {**small, "model": model, "T": 1024, "B": B, "compile": compiled}
+        limit = MATMUL_TFLOPS * 1e12 / flops_per_token(PRESETS[model], 1024)
+        parameters = PARAMETERS[model]
+        for i, (name, share) in enumerate(shares.items()):
+            rate = limit * share * (1.15 if compiled else 1)
+            memory = 16 * parameters + (i + 1) * B * 1.6e8 * (parameters / 1.2e8) ** 0.7
+            measured = {"tokens_per_s": rate, "peak_memory_bytes": memory}
+            found.append(row("training", case, name, B * 1024 / rate, ours=i < 2, **measured))
+    return found
 
 
 def _ladder() -> list[dict[str, Any]]:
@@ -91,51 +96,34 @@ def _ladder() -> list[dict[str, Any]]:
 
 
 def _attention() -> list[dict[str, Any]]:
-    peak = {
-        "triton": 430, "naive": 60, "sdpa": 400, "sdpa-flash": 390, "sdpa-cudnn": 520,
-        "sdpa-efficient": 230, "sdpa-math": 40, "flex": 330,
-    }  # fmt: skip
+    peak = {"triton": 430, "naive": 60, "sdpa": 400, "sdpa-cudnn": 520, "flex": 330}
+    case = {"B": 16, "H": 12, "window": None, "packed": True}
     found = []
-    for D, lengths in ((64, (128, 256, 512, 1024, 2048, 4096, 16384)), (128, (1024, 4096))):
-        for T in lengths:
-            for which, factor in (("forward", 1.0), ("backward", 0.8)):
-                case = {
-                    "T": T, "B": 16384 // T, "H": 768 // D, "D": D, "pass": which,
-                    "dtype": "bfloat16", "window": None, "packed": True,
-                }  # fmt: skip
-                for name, top in peak.items():
-                    rate = top * factor * T / (T + 600) * D / 64 / (1 + (D == 128) * 0.6)
-                    found.append(row("attention", case, name, ours=name == "triton", tflops=rate))
+    for T, D, which in itertools.product((128, 1024, 4096), (64, 128), ("forward", "backward")):
+        rates = {name: top * T / (T + 600) for name, top in peak.items()}
+        found += _rows("attention", {**case, "T": T, "D": D, "pass": which}, "tflops", rates)
     return found
 
 
-def _norms() -> list[dict[str, Any]]:
-    operators = {
-        "add_layer_norm": ("norms", {"C": 768}), "layer_norm": ("norms", {"C": 768}),
-        "rms_norm": ("norms", {"C": 768}), "gelu_tanh": ("mlp", {"F": 3072}),
-        "swiglu": ("mlp", {"F": 2048}),
-    }  # fmt: skip
+def _memory_bound() -> list[dict[str, Any]]:
+    norm, activation = ("norms", {"C": 768}), ("mlp", {"F": 3072})
+    operators = {"add_layer_norm": norm, "rms_norm": norm, "gelu_tanh": activation}
     shares = {"triton": 0.9, "eager": 0.35, "torch.compile": 0.8, "liger": 0.7}
-    found = []
-    for op, (bench, width) in operators.items():
-        for which, factor in (("forward", 1.0), ("backward", 0.9)):
-            case = {"op": op, "N": 16384, **width, "pass": which, "dtype": "bfloat16"}
-            for name, share in shares.items():
-                rate = COPY_GBPS * share * factor
-                found.append(row(bench, case, name, ours=name == "triton", gbps=rate))
+    rates = {name: COPY_GBPS * share for name, share in shares.items()}
+    case = {"op": "cross_entropy", "N": 8192, "V": 50304, "pass": "both"}
+    found = _rows("losses", case, "gbps", {"triton in place": 4000, **rates})
+    for (op, (bench, width)), which in itertools.product(
+        operators.items(), ("forward", "backward")
+    ):
+        found += _rows(bench, {"op": op, "N": 16384, **width, "pass": which}, "gbps", rates)
     return found
 
 
-def _losses() -> list[dict[str, Any]]:
-    both = {"pass": "both", "dtype": "bfloat16"}
+def _loss_memory() -> list[dict[str, Any]]:
     slopes = {"triton": 3e3, "torch-chunked": 4e3, "eager": 7e5, "torch.compile": 3e5, "liger": 9e3}
+    case = {"op": "linear_cross_entropy", "C": 768, "V": 50304, "pass": "both"}
     found = []
     for N in (8192, 32768, 65536):
-        case = {"op": "linear_cross_entropy", "N": N, "C": 768, "V": 50304, **both}
-        for name, slope in slopes.items():
-            memory = 4e8 + slope * N
-            found.append(row("losses", case, name, ours=name == "triton", peak_memory_bytes=memory))
-    case = {"op": "cross_entropy", "N": 8192, "V": 50304, **both}
-    for name, share in (("triton", 0.85), ("triton in place", 0.95), ("eager", 0.2)):
-        found.append(row("losses", case, name, ours=True, gbps=COPY_GBPS * share))
+        memory = {name: 4e8 + slope * N for name, slope in slopes.items()}
+        found += _rows("losses", {**case, "N": N}, "peak_memory_bytes", memory)
     return found

@@ -40,18 +40,12 @@ LIMITS = Limits(matmul_tflops=1.0, matmul_dtype="float32", copy_gbps=1.0, launch
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=200)
 OURS = Recipe("ours", "triton", "triton", "triton", "triton")
 PEER = """
-from dataclasses import dataclass
+from dataclasses import make_dataclass
 import torch
 
-@dataclass
-class GPTConfig:
-    block_size: int
-    vocab_size: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    dropout: float
-    bias: bool
+GPTConfig = make_dataclass(
+    "GPTConfig", "block_size vocab_size n_layer n_head n_embd dropout bias".split()
+)
 
 class GPT(torch.nn.Module):
     def __init__(self, config):
