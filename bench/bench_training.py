@@ -147,20 +147,16 @@ def _steps(
     priority: int = 1,
 ) -> Case:
     recipes = [replace(recipe, compile=compile) for recipe in recipes]
+    what = {"B": problem.B, "compile": compile}
     memory_of = resident_memory if memory else None
     return _case(
-        problem,
-        lambda: step_variants(problem, recipes, memory_of=memory_of),
-        {"B": problem.B, "compile": compile},
-        priority,
+        problem, lambda: step_variants(problem, recipes, memory_of=memory_of), what, priority
     )
 
 
 def _ladder(problem: Problem, setting: Setting) -> Case:
-    def variants() -> list[Variant]:
-        return step_variants(problem, ladder(problem, setting))
-
-    return _case(problem, variants, {"B": problem.B, "ladder": True}, priority=0)
+    what = {"B": problem.B, "ladder": True}
+    return _case(problem, lambda: step_variants(problem, ladder(problem, setting)), what, 0)
 
 
 def ladder(problem: Problem, setting: Setting) -> list[Recipe]:
@@ -194,10 +190,8 @@ def ladder(problem: Problem, setting: Setting) -> list[Recipe]:
 
 
 def _largest_batch(problem: Problem, recipe: Recipe) -> Case:
-    def variants() -> list[Variant]:
-        return [largest_batch_variant(problem, recipe)]
-
-    return _case(problem, variants, {"compile": False, "largest_batch": True}, priority=2)
+    what = {"compile": False, "largest_batch": True}
+    return _case(problem, lambda: [largest_batch_variant(problem, recipe)], what, 2)
 
 
 def _case(

@@ -60,7 +60,7 @@ def training(results: Found) -> list[str]:
         return f"{case['model']}, {case['B']} x {case['T']}, {_brief(case['dtype'])}"
 
     def variant(row: ResultRow) -> str:
-        return label(row["variant"]) + (", compiled" if row["case"]["compile"] else "")
+        return _variant(row) + (", compiled" if row["case"]["compile"] else "")
 
     return _pivot("tokens/s, peak memory", rows, variant, problem, _rate_and_memory)
 
@@ -86,7 +86,7 @@ def largest_batch(results: Found) -> list[str]:
     return _pivot(
         "largest batch, tokens/s",
         [row for row in timed(results, "training") if row["case"].get("largest_batch")],
-        lambda row: label(row["variant"]),
+        _variant,
         lambda row: f"{row['case']['model']}, T = {row['case']['T']}",
         lambda rows: "{largest_batch:.0f}, {tokens_per_s:,.0f}".format_map(rows[0]["metrics"]),
     )
@@ -106,7 +106,7 @@ def attention(results: Found) -> list[str]:
     return _pivot(
         "TFLOP/s, forward / backward",
         sorted(rows, key=lambda row: (row["case"]["D"], row["case"]["T"])),
-        lambda row: label(row["variant"]),
+        _variant,
         lambda row: f"T = {row['case']['T']}, D = {row['case']['D']}",
         cell,
     )
@@ -125,7 +125,7 @@ def kernels(results: Found) -> list[str]:
         rate = chosen[0]["metrics"]["gbps"]
         return f"{rate:,.0f} ({rate / results['limits']['copy_gbps']:.0%})"
 
-    return _pivot("GB/s (of a copy)", rows, operator, lambda row: label(row["variant"]), cell)
+    return _pivot("GB/s (of a copy)", rows, operator, _variant, cell)
 
 
 def losses(results: Found) -> list[str]:
@@ -136,27 +136,20 @@ def losses(results: Found) -> list[str]:
         milliseconds = f"{1e3 * chosen[0]['seconds']['median']:.3g} ms"
         return ", ".join(filter(None, (milliseconds, _memory(chosen[0]))))
 
-    return _pivot(
-        "head and loss, with gradients",
-        rows,
-        lambda row: label(row["variant"]),
-        lambda row: f"{row['case']['N']} x {row['case']['V']}",
-        cell,
-    )
+    def size(row: ResultRow) -> str:
+        return f"{row['case']['N']} x {row['case']['V']}"
+
+    return _pivot("head and loss, with gradients", rows, _variant, size, cell)
 
 
 def generate(results: Found) -> list[str]:
     """Rows are contexts, columns variants; a cell is tokens per second."""
-    return _pivot(
-        "tokens/s",
-        timed(results, "generate"),
-        lambda row: (
-            "{model}, {B} x context {context}, ".format_map(row["case"])
-            + _brief(row["case"]["dtype"])
-        ),
-        lambda row: label(row["variant"]),
-        lambda rows: f"{rows[0]['metrics']['tokens_per_s']:,.0f}",
-    )
+
+    def problem(row: ResultRow) -> str:
+        case = row["case"]
+        return f"{case['model']}, {case['B']} x context {case['context']}, {_brief(case['dtype'])}"
+
+    return _pivot("tokens/s", timed(results, "generate"), problem, _variant, _rate)
 
 
 def tokenizer(results: Found) -> list[str]:
@@ -165,7 +158,7 @@ def tokenizer(results: Found) -> list[str]:
         "MB/s",
         timed(results, "tokenizer"),
         lambda row: ", ".join(str(value) for value in row["case"].values()) + " cores",
-        lambda row: label(row["variant"]),
+        _variant,
         lambda rows: f"{rows[0]['metrics']['mb_per_s']:.3g}",
     )
 
@@ -272,9 +265,16 @@ def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)]
 
 
+def _variant(row: ResultRow) -> str:
+    return label(row["variant"])
+
+
+def _rate(rows: Sequence[ResultRow]) -> str:
+    return f"{rows[0]['metrics']['tokens_per_s']:,.0f}"
+
+
 def _rate_and_memory(rows: Sequence[ResultRow]) -> str:
-    rate = f"{rows[0]['metrics']['tokens_per_s']:,.0f}"
-    return ", ".join(filter(None, (rate, _memory(rows[0]))))
+    return ", ".join(filter(None, (_rate(rows), _memory(rows[0]))))
 
 
 def _memory(row: ResultRow) -> str:

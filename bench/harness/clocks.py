@@ -154,6 +154,14 @@ def clock_for(device: torch.device) -> Clock:
     return CudaClock(device) if device.type == "cuda" else CpuClock()
 
 
+def warm(call: Callable[[], float], seconds: float) -> None:
+    """Call at least once, and again until the seconds have passed."""
+    end = time.perf_counter() + seconds
+    call()
+    while time.perf_counter() < end:
+        call()
+
+
 def _last_level_cache() -> int:
     """Bytes of the CPU's last-level cache, as Linux reports them."""
     sizes = []

@@ -8,12 +8,11 @@ Data are random: on zeros a GPU draws less power and runs faster than on real da
 round counts, after a warm-up that takes a GPU past its short boost.
 """
 
-import time
 from dataclasses import dataclass
 
 import torch
 
-from bench.harness.clocks import Clock, Work
+from bench.harness.clocks import Clock, Work, warm
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,5 @@ def _copy(numel: int, device: torch.device) -> Work:
 
 def _fastest(clock: Clock, work: Work, quick: bool) -> float:
     rounds, warm_up = (3, 0.05) if quick else (10, 0.5)
-    end = time.perf_counter() + warm_up
-    clock.once(work)
-    while time.perf_counter() < end:
-        clock.once(work)
+    warm(lambda: clock.once(work), warm_up)
     return min(clock.once(work) for _ in range(rounds))

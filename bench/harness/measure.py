@@ -21,7 +21,7 @@ from functools import partial
 
 import torch
 
-from bench.harness.clocks import Clock, Work
+from bench.harness.clocks import Clock, Work, warm
 from bench.harness.limits import Limits
 from bench.harness.results import Row, Scalar, describe, summarise
 from kernels.testing import Quantity
@@ -233,7 +233,7 @@ class _Entry:
                     compiled = self.variant.build_compiled()
                     tracks.append(_Track("compiled_us", lambda: clock.wall(compiled)))
             for track in tracks:
-                _warm_up(track.time, budget.warm_up)
+                warm(track.time, budget.warm_up)
             peak = clock.peak_memory(work)
             if peak is not None:
                 self.metrics["peak_memory_bytes"] = peak
@@ -327,10 +327,3 @@ def _wants_more(track: _Track, budget: Budget) -> bool:
     if rounds == 0 or (rounds < budget.min_rounds and track.spent < budget.patience):
         return True
     return track.spent < budget.seconds and rounds < budget.max_rounds
-
-
-def _warm_up(call: Callable[[], float], seconds: float) -> None:
-    end = time.perf_counter() + seconds
-    call()
-    while time.perf_counter() < end:
-        call()

@@ -50,10 +50,12 @@ def computed_tiles(length: int, window: int | None, block_m: int, block_n: int) 
             yield Box(row, col, block_m, block_n, WHOLE if whole <= col < diagonal else CUT)
 
 
-def useful_share(length: int, block_m: int, block_n: int) -> float:
-    """Visible scores over computed scores, without a window."""
-    computed = sum(box.height * box.width for box in computed_tiles(length, None, block_m, block_n))
-    return length * (length + 1) / 2 / computed
+def useful_share(length: int, block_m: int, block_n: int, window: int | None = None) -> float:
+    """Visible scores over computed scores."""
+    boxes = computed_tiles(length, window, block_m, block_n)
+    hidden = 0 if window is None else max(0, length - window)  # rows that the window cuts
+    visible = (length * (length + 1) - hidden * (hidden + 1)) / 2
+    return visible / sum(box.height * box.width for box in boxes)
 
 
 def _draw_tiles(ax: Axes, length: int, window: int | None, block_m: int, block_n: int) -> None:
@@ -67,10 +69,7 @@ def _draw_tiles(ax: Axes, length: int, window: int | None, block_m: int, block_n
     ax.plot([0, length], [0, length], color="black", lw=1)
     if window is not None:
         ax.plot([0, length - window], [window, length], color="black", lw=1)
-    visible = length * (length + 1) // 2
-    if window is not None:
-        visible -= (length - window) * (length - window + 1) // 2
-    share = visible / sum(box.height * box.width for box in boxes)
+    share = useful_share(length, block_m, block_n, window)
     masked = sum(box.kind == CUT for box in boxes) / len(boxes)
     what = "causal" if window is None else f"window {window}"
     ax.set_title(f"{what}: {share:.0%} useful, {masked:.0%} of the tiles masked", fontsize=10)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,10 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench import bench_attention as attention
-from bench import bench_losses as losses
-from bench import bench_pointwise as pointwise
-from bench import bench_tokenizer as tokenizer
+from bench import bench_attention, bench_losses, bench_pointwise, bench_tokenizer
 from bench.conftest import setting_of
 from bench.harness.clocks import CpuClock, Work
 from bench.harness.limits import Limits
@@ -152,7 +150,9 @@ def test_on_a_gpu_small_kernels_are_timed_three_ways(clock: FakeClock) -> None:
     assert set(rows[1].metrics) == {"gpu_us", "eager_us", "peak_memory_bytes"}
 
 
-@pytest.mark.parametrize("benchmark_of", [attention, losses, pointwise, tokenizer])
+@pytest.mark.parametrize(
+    "benchmark_of", [bench_attention, bench_losses, bench_pointwise, bench_tokenizer]
+)
 @pytest.mark.parametrize(
     ("profile", "device"),
     [("smoke", "cpu"), ("full", "cpu"), ("smoke", "cuda"), ("full", "cuda"), ("gpu", "cuda")],
@@ -237,24 +237,24 @@ def test_a_backward_pass_is_timed_without_its_forward(clock: FakeClock) -> None:
 def test_a_contender_that_writes_over_its_inputs_spoils_them_for_nobody(clock: FakeClock) -> None:
     seen = set()
 
-    def tidy(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        seen.add(float(x.detach().sum()))
-        return plain(x, weight, bias)
-
-    def untidy(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def function(x: Tensor, weight: Tensor, bias: Tensor, *, untidy: bool) -> Tensor:
         seen.add(float(x.detach().sum()))
         y = plain(x.clone(), weight, bias)
-        x.detach().zero_()
+        if untidy:
+            x.detach().zero_()
         return y
 
-    contenders = Contender("untidy", untidy, overwrites=("x",)), Contender("tidy", tidy)
+    contenders = (
+        Contender("untidy", partial(function, untidy=True), overwrites=("x",)),
+        Contender("tidy", partial(function, untidy=False)),
+    )
     results = measure(layer_norm_case("forward", *contenders), clock, LIMITS, FEW)
     assert [result.row.status for result in results] == ["ok", "ok"]
     assert len(seen) == 1
 
 
 def test_useful_flops_of_attention() -> None:
-    shape, useful_flops = (2, 1024, 12, 64), attention.useful_flops
+    shape, useful_flops = (2, 1024, 12, 64), bench_attention.useful_flops
     assert useful_flops(*shape, None, "forward") == 4 * 2 * 12 * 64 * 1024**2 / 2
     assert useful_flops(*shape, 1024, "forward") == useful_flops(*shape, None, "forward")
     assert useful_flops(*shape, 256, "forward") == 4 * 2 * 12 * 64 * (256 * 1024 - 256**2 / 2)
