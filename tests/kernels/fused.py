@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounter
 
 CUDA = torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
@@ -146,14 +145,3 @@ def check_compiles(function: Callable[..., Tensor], inputs: Sequence[Tensor]) ->
     got = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
     torch.testing.assert_close(got, expected)
     torch.testing.assert_close(torch.autograd.grad(got, leaves, upstream), want)
-
-
-def check_one_graph_for_every_length(
-    function: Callable[..., Tensor], make: Callable[[int], Sequence[Tensor]]
-) -> None:
-    counter = CompileCounter()
-    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
-    for n in (5, 9, 6):
-        inputs = make(n)
-        torch.testing.assert_close(compiled(*inputs), function(*inputs))
-    assert counter.frame_count == 1

@@ -37,142 +37,113 @@ KERNELS = [
     Mutation("a row does not see itself", "seen = cols <= rows", "seen = cols < rows", *TILES),
     Mutation(
         "a row sees one key of the future",
-        "seen = cols <= rows",
-        "seen = cols <= rows + 1",
-        checks.test_nothing_leaks_from_the_future,
+        "seen = cols <= rows", "seen = cols <= rows + 1", checks.test_nothing_leaks_from_the_future,
     ),
     Mutation("the window is one too wide", "cols > rows - window", "cols >= rows - window", *BAND),
     Mutation(
         "the walk over keys starts one tile late",
-        "tl.maximum(m - window + 1, 0)",
-        "tl.maximum(m - window + 1 + BLOCK_N, 0)",
-        *BAND,
+        "tl.maximum(m - window + 1, 0)", "tl.maximum(m - window + 1 + BLOCK_N, 0)", *BAND,
     ),
     Mutation(
         "the walk over rows ends before the window of the last key does",
-        "n + BLOCK_N - 1 + window",
-        "n + window",
-        *BAND,
+        "n + BLOCK_N - 1 + window", "n + window", *BAND,
     ),
     Mutation(
         "tiles on the diagonal count as whole",
-        "    diagonal = m // BLOCK_N * BLOCK_N",
-        "    diagonal = m + BLOCK_M",
-        *TWO_PASS_TILES,
+        "    diagonal = m // BLOCK_N * BLOCK_N", "    diagonal = m + BLOCK_M", *TWO_PASS_TILES,
     ),
     Mutation(
-        "the output is not rescaled when the maximum grows", "acc * rescale[:, None]", "acc", *TILES
+        "the output is not rescaled when the maximum grows",
+        "acc * rescale[:, None]", "acc", *TILES,
     ),
     Mutation(
-        "the sum is not rescaled when the maximum grows", "row_sum * rescale +", "row_sum +", *TILES
+        "the sum is not rescaled when the maximum grows",
+        "row_sum * rescale +", "row_sum +", *TILES,
     ),
     Mutation(
         "a row that has seen nothing yet makes a NaN",
-        'tl.where(new_max == float("-inf"), 0.0, new_max)',
-        "new_max",
-        *BAND,
+        'tl.where(new_max == float("-inf"), 0.0, new_max)', "new_max", *BAND,
     ),
     Mutation(
         "the log-sum-exp mixes its bases",
-        "row_max + tl.log2(row_sum)",
-        "row_max + tl.log(row_sum)",
-        checks.test_log_sum_exp,
+        "row_max + tl.log2(row_sum)", "row_max + tl.log(row_sum)", checks.test_log_sum_exp,
         {"dtype": torch.float32, "window": None},
     ),
     Mutation(
         "probabilities pass through float16 on their way to the second product",
-        "p.to(v.dtype)",
-        "p.to(tl.float16).to(v.dtype)",
-        *SHAPE,
+        "p.to(v.dtype)", "p.to(tl.float16).to(v.dtype)", *SHAPE,
     ),
     Mutation("delta is left out of dq", "p * (dp - delta[:, None])", "p * dp", *TWO_PASS_TILES),
     Mutation("delta is left out of dk", "p * (dp - delta[None, :])", "p * dp", *TILES),
     Mutation(
-        "dk is not scaled", "(dk * scale)", "dk", checks.test_scale, {"scale": 3.0} | ONE_PASS
+        "dk is not scaled",
+        "(dk * scale)", "dk", checks.test_scale, {"scale": 3.0} | ONE_PASS,
     ),
     Mutation(
         "keys off the diagonal add no share of dq",
         "            if dq_sum_ptr is not None:\n                dq =",
-        "            if dq_sum_ptr is not None and part == DIAGONAL:\n                dq =",
-        *TILES,
+        "            if dq_sum_ptr is not None and part == DIAGONAL:\n                dq =", *TILES,
     ),
     Mutation(
         "the buffer of dq does not start at zero",
         "tl.zeros((BLOCK_M, BLOCK_D), tl.float32),",
-        "tl.full((BLOCK_M, BLOCK_D), 1e-3, tl.float32),",
-        *SHAPE,
+        "tl.full((BLOCK_M, BLOCK_D), 1e-3, tl.float32),", *SHAPE,
     ),
     Mutation(
         "one row past the end is read",
-        "mask=_inside(start, T, D,",
-        "mask=_inside(start, T + 1, D,",
-        *layout(checks._in_nan),
+        "mask=_inside(start, T, D,", "mask=_inside(start, T + 1, D,", *layout(checks._in_nan),
     ),
     Mutation(
         "one column past the head width is read",
-        "mask=_inside(start, T, D,",
-        "mask=_inside(start, T, D + 1,",
-        *layout(checks._packed),
+        "mask=_inside(start, T, D,", "mask=_inside(start, T, D + 1,", *layout(checks._packed),
     ),
     Mutation(
         "values are read with the strides of keys",
         "v_ptr + b * stride_vb + h * stride_vh, n, stride_vt",
-        "v_ptr + b * stride_kb + h * stride_kh, n, stride_kt",
-        *layout(checks._mixed),
+        "v_ptr + b * stride_kb + h * stride_kh, n, stride_kt", *layout(checks._mixed),
     ),
     Mutation(
         "a group of heads computes its first one only",
-        "first + place % width",
-        "first",
-        checks.test_every_head_is_computed_whatever_the_grouping,
+        "first + place % width", "first", checks.test_every_head_is_computed_whatever_the_grouping,
         {"heads": 5, "group": 3},
     ),
     Mutation("the dropout seed is ignored", "tl.philox(seed,", "tl.philox(0,", *MASK),
     Mutation("heads share one dropout mask", "head, 0)", "0, 0)", *MASK),
     Mutation(
         "the backward draws another dropout mask than the forward",
-        "tl.trans(_keep(seed,",
-        "tl.trans(_keep(seed + 1,",
-        *DROPOUT,
+        "tl.trans(_keep(seed,", "tl.trans(_keep(seed + 1,", *DROPOUT,
         {"dropout_p": 0.5, "window": 21} | ONE_PASS,
     ),
     Mutation(
         "kept probabilities are not scaled up",
-        "acc /= 1.0 - dropout_p",
-        "acc *= 1.0",
-        *DROPOUT,
+        "acc /= 1.0 - dropout_p", "acc *= 1.0", *DROPOUT,
         {"dropout_p": 0.1, "window": None} | ONE_PASS,
     ),
-]
+]  # fmt: skip
 
 PACKED = {"dtype": torch.float32, "shape": (2, 20, 3, 2, 32)}
 
 OPERATORS = [
     Mutation(
         "the packed gradient has dk and dv in each other's place",
-        "dq, dk, dv = dqkv.unbind(2)",
-        "dq, dv, dk = dqkv.unbind(2)",
-        checks.test_packed_matches_reference,
-        PACKED | ONE_PASS,
+        "dq, dk, dv = dqkv.unbind(2)", "dq, dv, dk = dqkv.unbind(2)",
+        checks.test_packed_matches_reference, PACKED | ONE_PASS,
     ),
     Mutation(
         "the gradient's layout is not looked at",
         "*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3]",
         "*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3]",
-        checks.test_takes_any_upstream_gradient,
-        {"layout": "sliced"} | ONE_PASS,
+        checks.test_takes_any_upstream_gradient, {"layout": "sliced"} | ONE_PASS,
     ),
-]
+]  # fmt: skip
 
 FUNCTIONS = [
     Mutation(
         "the window is lost on the way to the backward",
-        "ctx.settings = settings",
-        "ctx.settings = settings._replace(window=None)",
-        checks.test_packed_reads_a_slice_of_a_wider_projection,
-        count=2,
+        "ctx.settings = settings", "ctx.settings = settings._replace(window=None)",
+        checks.test_packed_reads_a_slice_of_a_wider_projection, count=2,
     )
-]
+]  # fmt: skip
 
 
 CASES: Cases = [

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from kernels.attention import attention, attention_qkvpacked
 from kernels.cross_entropy import cross_entropy
@@ -29,10 +30,10 @@ REPETITIONS = 100 if CUDA else 6
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
-def problem(name: str, large: bool, device: torch.device) -> tuple[Function, dict[str, Any]]:
+def problem(name, large, device, n=12):
     """An operator with its options, and its arguments: small ones, or those of a training step."""
-    b, t, h, d = (2, 1024, 12, 64) if large else (1, 20, 1, 16)
-    n, c, v = (8191, 1600, 50257) if large else (12, 70, 90)
+    b, t, h, d = (2, 1024, 12, 64) if large else (n // 12, n + 8, 1, 16)
+    n, c, v = (8191, 1600, 50257) if large else (n, 70, 90)
     dtype = torch.bfloat16 if large else torch.float32
 
     def random(*shape: int) -> Tensor:
@@ -63,7 +64,7 @@ def problem(name: str, large: bool, device: torch.device) -> tuple[Function, dic
             {"logits": random(n // 4, v), "targets": targets},
         ),
         "linear_cross_entropy": (
-            partial(linear_cross_entropy, chunk_bytes=(n // 10) * v * dtype.itemsize),
+            partial(linear_cross_entropy, chunk_bytes=(819 if large else 1) * v * dtype.itemsize),
             {"x": random(n // 4, 64), "weight": random(v, 64), "targets": targets},
         ),
     }  # fmt: skip
@@ -110,6 +111,17 @@ def test_compiles_without_a_graph_break(name, device):
         return outputs[0] + outputs[1] if isinstance(outputs, tuple) else outputs
 
     check_compiles(model, list(inputs.values()))
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_compiled_code_is_reused_for_other_lengths(name, device):
+    function = problem(name, False, device)[0]
+    counter = CompileCounter()
+    compiled = torch.compile(function, fullgraph=True, backend=counter, dynamic=True)
+    for n in (24, 48, 36):
+        inputs = problem(name, False, device, n)[1]
+        torch.testing.assert_close(compiled(**inputs), function(**inputs))
+    assert counter.frame_count == 1
 
 
 @pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")

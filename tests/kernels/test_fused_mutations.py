@@ -57,239 +57,183 @@ def loss_options(name: str) -> tuple[Any, dict[str, Any]]:
 NORM_KERNELS = [
     Mutation(
         "eps is dropped",
-        "_multiply(x, x), C) + eps)",
-        "_multiply(x, x), C))",
-        test_norms.test_rows_of_any_size,
+        "_multiply(x, x), C) + eps)", "_multiply(x, x), C))", test_norms.test_rows_of_any_size,
         {"scale": 1e-4},
     ),
     Mutation(
         "the variance is taken about zero",
-        "x = _centre(x, mean, C, STARTS, WIDTHS)",
-        "x = x",
-        *LAYER,
+        "x = _centre(x, mean, C, STARTS, WIDTHS)", "x = x", *LAYER,
     ),
     Mutation(
         "the variance counts the lanes past the end",
-        "if STARTS[i] + WIDTHS[i] > C:",
-        "if False:",
-        test_norms.test_a_large_mean_costs_no_more_than_in_pytorch,
-        {"mean": 100.0},
+        "if STARTS[i] + WIDTHS[i] > C:", "if False:",
+        test_norms.test_a_large_mean_costs_no_more_than_in_pytorch, {"mean": 100.0},
     ),
     Mutation(
-        "the mean is over one column too many", "return total / C", "return total / (C + 1)", *RMS
+        "the mean is over one column too many",
+        "return total / C", "return total / (C + 1)", *RMS,
     ),
     Mutation(
         "a piece is left out of the sums",
-        "tl.static_range(1, len(pieces))",
-        "tl.static_range(2, len(pieces))",
-        *RMS,
-        count=2,
+        "tl.static_range(1, len(pieces))", "tl.static_range(2, len(pieces))", *RMS, count=2,
     ),
     Mutation(
-        "the last row is not computed", "exists = rows < N", "exists = rows < N - 1", *RMS, count=2
+        "the last row is not computed",
+        "exists = rows < N", "exists = rows < N - 1", *RMS, count=2,
     ),
     Mutation("dx lacks the mean of g", " - shift) * rstd", ") * rstd", *LAYER),
     Mutation("dx lacks the mean of g n", " - normed[i] * slope", "", *RMS),
     Mutation(
         "the weight gradient keeps the last tile only",
-        "dweight = _add(dweight, _multiply(dy, normed))",
-        "dweight = _multiply(dy, normed)",
-        *WALK,
+        "dweight = _add(dweight, _multiply(dy, normed))", "dweight = _multiply(dy, normed)", *WALK,
     ),
     Mutation(
         "the bias gradient keeps the last tile only",
-        "dbias = _add(dbias, dy)",
-        "dbias = dy",
-        test_norms.test_programs_that_walk_over_many_tiles,
+        "dbias = _add(dbias, dy)", "dbias = dy", test_norms.test_programs_that_walk_over_many_tiles,
         {"op": "layer_norm", "rows": 100},
     ),
     Mutation(
         "the gradient around the norm is forgotten",
-        "if dtotal_ptr is not None:",
-        "if False:",
-        test_norms.test_add_takes_two_dtypes,
+        "if dtotal_ptr is not None:", "if False:", test_norms.test_add_takes_two_dtypes,
         SINGLE | {"op": "rms_norm", "residual": torch.float32},
     ),
     Mutation(
         "the sum is not returned as it was normed",
-        "_store(total_ptr + rows * C, x,",
-        "_store(total_ptr + rows * C, residual,",
+        "_store(total_ptr + rows * C, x,", "_store(total_ptr + rows * C, residual,",
         test_norms.test_add_takes_two_dtypes,
         SINGLE | {"op": "rms_norm", "residual": torch.float32},
     ),
     Mutation(
         "the upstream gradient is taken for contiguous",
-        "dy_ptr + rows * stride_dy",
-        "dy_ptr + rows * C",
-        test_norms.test_reads_any_layout,
+        "dy_ptr + rows * stride_dy", "dy_ptr + rows * C", test_norms.test_reads_any_layout,
         {"op": "rms_norm", "name": "upstream", "layout": fused.LAYOUTS["in nan"]},
     ),
     Mutation(
         "the walk skips every second tile",
-        "tl.num_programs(0), num_stages",
-        "2 * tl.num_programs(0), num_stages",
-        *WALK,
+        "tl.num_programs(0), num_stages", "2 * tl.num_programs(0), num_stages", *WALK,
     ),
-]
+]  # fmt: skip
 NORM_OPERATORS = [
     Mutation(
         "partial sums in float16",
         "stats.new_empty((len(sums), programs, width))",
-        "stats.new_empty((len(sums), programs, width), dtype=torch.float16)",
-        *WALK,
+        "stats.new_empty((len(sums), programs, width), dtype=torch.float16)", *WALK,
     ),
     Mutation(
         "statistics in float16",
         "stats = x.new_empty((2 if centred else 1, n), dtype=torch.float32)",
-        "stats = x.new_empty((2 if centred else 1, n), dtype=torch.float16)",
-        *RMS,
+        "stats = x.new_empty((2 if centred else 1, n), dtype=torch.float16)", *RMS,
     ),
     Mutation(
         "dbias goes where dweight belongs",
-        "sum_partials(partials, *sums)",
-        "sum_partials(partials, *sums[::-1])",
-        *LAYER,
+        "sum_partials(partials, *sums)", "sum_partials(partials, *sums[::-1])", *LAYER,
     ),
-]
+]  # fmt: skip
 PARTIALS = [
     Mutation("one program's sums are left out", "mask=(rows < P)", "mask=(rows < P - 1)", *WALK)
-]
+]  # fmt: skip
 GELU_FAULTS = [
     Mutation("another cubic coefficient", "tl.constexpr(0.044715)", "tl.constexpr(0.0447)", *GELU),
     Mutation("the derivative of the cube lacks its 3", "(3 * CUBIC)", "CUBIC", *GELU),
     Mutation("the bias gradient keeps the last tile only", "dbias += dx", "dbias = dx", *GELU_WALK),
     Mutation(
         "large negative inputs meet the bound on exp",
-        "tl.where(t < -80.0, 0.0, 1 / (1 + e))",
-        "1 / (1 + e)",
-        test_gelu.test_every_size_of_input,
+        "tl.where(t < -80.0, 0.0, 1 / (1 + e))", "1 / (1 + e)", test_gelu.test_every_size_of_input,
         SINGLE,
     ),
-]
+]  # fmt: skip
 SWIGLU_FAULTS = [
     Mutation("silu's derivative lacks a term", "(1 + gate * (1 - s))", "1", *GATED),
     Mutation(
         "the gradient overwrites the projection",
-        "dgate_up = gate_up.new_empty(gate_up.shape)",
-        "dgate_up = gate_up",
-        test_every_operator.test_use_of_the_graph,
-        {"name": "swiglu_packed"},
+        "dgate_up = gate_up.new_empty(gate_up.shape)", "dgate_up = gate_up",
+        test_every_operator.test_use_of_the_graph, {"name": "swiglu_packed"},
     ),
     Mutation(
         "up is read with the stride of y",
-        "up_ptr + rows * stride_up",
-        "up_ptr + rows * C",
-        test_swiglu.test_reads_views_of_one_projection_in_place,
-        count=2,
+        "up_ptr + rows * stride_up", "up_ptr + rows * C",
+        test_swiglu.test_reads_views_of_one_projection_in_place, count=2,
     ),
-]
+]  # fmt: skip
 LOSS_FAULTS = [
     Mutation(
         "padding takes part in the softmax",
-        'x = tl.where(cols < vocab_size, x, float("-inf"))',
-        "x = x",
-        test_cross_entropy.test_padding_takes_no_part,
-        {"vocab_size": 1111, "options": "plain"},
+        'x = tl.where(cols < vocab_size, x, float("-inf"))', "x = x",
+        test_cross_entropy.test_padding_takes_no_part, {"vocab_size": 1111, "options": "plain"},
     ),
     Mutation(
         "padding gets a gradient",
-        "dx = tl.where(cols < vocab_size, dx, 0.0)",
-        "dx = dx",
-        test_cross_entropy.test_padding_takes_no_part,
-        {"vocab_size": 1111, "options": "all"},
+        "dx = tl.where(cols < vocab_size, dx, 0.0)", "dx = dx",
+        test_cross_entropy.test_padding_takes_no_part, {"vocab_size": 1111, "options": "all"},
     ),
     Mutation(
         "the sum is not rescaled when the maximum grows",
-        "total * tl.exp2((top - shift) * LOG2E)",
-        "total",
-        *LOSS,
+        "total * tl.exp2((top - shift) * LOG2E)", "total", *LOSS,
     ),
     Mutation(
         "the tail of the row is left out",
-        "tl.range(whole, V, TAIL_BLOCK)",
-        "tl.range(whole, whole, TAIL_BLOCK)",
-        *LOSS,
+        "tl.range(whole, V, TAIL_BLOCK)", "tl.range(whole, whole, TAIL_BLOCK)", *LOSS,
     ),
     Mutation(
         "one block of the gradient is not written",
-        "tl.range(0, whole // BLOCK)",
-        "tl.range(1, whole // BLOCK)",
-        *LOSS,
+        "tl.range(0, whole // BLOCK)", "tl.range(1, whole // BLOCK)", *LOSS,
     ),
     Mutation(
         "the gradient lacks the target",
-        "dx = tl.where(cols == target, dx - hit, dx)",
-        "dx = dx",
-        *LOSS,
+        "dx = tl.where(cols == target, dx - hit, dx)", "dx = dx", *LOSS,
     ),
     Mutation(
         "ignored rows keep what their gradient's memory held",
-        "zeros, mask=cols < V",
-        "zeros, mask=cols < 0",
-        *LOSS,
+        "zeros, mask=cols < V", "zeros, mask=cols < 0", *LOSS,
     ),
     Mutation(
         "z-loss has half its gradient",
-        "2.0 * z_loss * lse",
-        "z_loss * lse",
-        *loss_options("z-loss"),
+        "2.0 * z_loss * lse", "z_loss * lse", *loss_options("z-loss"),
     ),
     Mutation(
         "smoothing does not reach the gradient",
-        "* slope - spread",
-        "* slope",
-        *loss_options("smoothing"),
+        "* slope - spread", "* slope", *loss_options("smoothing"),
     ),
     Mutation(
         "lanes that saw only -inf",
-        'shift = tl.where(new_top == float("-inf"), 0.0, new_top)',
-        "shift = new_top",
+        'shift = tl.where(new_top == float("-inf"), 0.0, new_top)', "shift = new_top",
         test_cross_entropy.test_classes_that_are_ruled_out,
     ),
     Mutation(
         "the loss is a difference of large numbers",
-        "loss = log_total + (1.0 - smoothing) * (row_top - x_target)",
-        "loss = lse - x_target",
-        test_cross_entropy.test_an_offset_changes_nothing,
-        {"offset": 1e4},
+        "loss = log_total + (1.0 - smoothing) * (row_top - x_target)", "loss = lse - x_target",
+        test_cross_entropy.test_an_offset_changes_nothing, {"offset": 1e4},
     ),
     Mutation(
         "small upstream gradients are taken for 1",
-        "factor != 1.0",
-        "factor > 1.0",
-        test_cross_entropy.test_the_upstream_gradient_scales,
+        "factor != 1.0", "factor > 1.0", test_cross_entropy.test_the_upstream_gradient_scales,
         SINGLE | {"factor": 0.25},
     ),
     Mutation(
         "float16 holds the gradient of the mean",
-        "return dtype != torch.float16",
-        "return True",
+        "return dtype != torch.float16", "return True",
         test_cross_entropy.test_float16_gradients_survive_the_mean_until_the_loss_is_scaled,
     ),
-]
+]  # fmt: skip
 HEAD_FAULTS = [
     Mutation("1/n is forgotten", "scale = dloss / count", "scale = dloss", *HEAD),
     Mutation(
         "chunks exceed the budget",
-        "most = max(1, chunk_bytes // row_bytes)",
-        "most = max(1, 2 * chunk_bytes // row_bytes)",
+        "most = max(1, chunk_bytes // row_bytes)", "most = max(1, 2 * chunk_bytes // row_bytes)",
         test_linear_cross_entropy.test_chunks_fit_the_budget_and_are_even,
     ),
     Mutation(
         "ignored rows count in the mean",
-        "counted.sum(dtype",
-        "torch.ones_like(counted).sum(dtype",
-        *LOSS,
+        "counted.sum(dtype", "torch.ones_like(counted).sum(dtype", *LOSS,
     ),
-]
+]  # fmt: skip
 OPERATOR_FAULTS = [
     Mutation("every chunk overwrites dW", "first=start == 0", "first=True", *HEAD),
     Mutation(
         "a frozen head pays for its gradient",
         "needs = [with_grad and need for need in ctx.needs_input_grad[:2]]",
         "needs = [with_grad, with_grad]",
-        test_linear_cross_entropy.test_one_product_and_one_more_for_each_gradient,
-        {"trained": "x"},
+        test_linear_cross_entropy.test_one_product_and_one_more_for_each_gradient, {"trained": "x"},
     ),
     Mutation(
         "float16 sums of dW over chunks",
@@ -297,7 +241,7 @@ OPERATOR_FAULTS = [
         "total.copy_((a @ b if first else total + a @ b).half()); return",
         test_linear_cross_entropy.test_dw_over_many_chunks_is_as_exact_as_over_one,
     ),
-]
+]  # fmt: skip
 
 CASES: Cases = [
     (kernels._norm.kernels, [kernels._norm.operators], NORM_KERNELS),

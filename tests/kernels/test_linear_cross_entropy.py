@@ -21,7 +21,6 @@ from tests.kernels.fused import (
     LAYOUTS,
     MARKS,
     check_never_waits,
-    check_one_graph_for_every_length,
     randn,
 )
 
@@ -235,13 +234,6 @@ def test_peak_memory_is_a_chunk_and_the_gradients(chunks, device):
 
 
 # ---- autograd, operators, compilation
-
-
-def test_compiled_code_is_reused_for_other_lengths(device):
-    def make(n: int) -> list[Tensor]:
-        return list(inputs(n, 24, 8, device=device).values())
-
-    check_one_graph_for_every_length(linear_cross_entropy, make)
 
 
 @pytest.mark.parametrize("needed", [(True, True), (False, False)])

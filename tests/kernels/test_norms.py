@@ -24,7 +24,6 @@ from tests.kernels.fused import (
     DTYPES,
     MARKS,
     capture,
-    check_one_graph_for_every_length,
     every_layout,
     one_multiprocessor,
     randn,
@@ -270,12 +269,6 @@ def test_empty_input_gives_zero_gradients_of_the_vectors(op, shape, device):
     (y.sum() + total.sum()).backward()
     assert y.shape == total.shape == x.shape
     assert all(vector.grad is not None and not vector.grad.any() for vector in vectors)
-
-
-def test_compiled_code_is_reused_for_other_lengths(device):
-    check_one_graph_for_every_length(
-        rms_norm.rms_norm, lambda n: list(inputs("rms_norm", n, 24, device=device).values())
-    )
 
 
 @pytest.mark.parametrize(

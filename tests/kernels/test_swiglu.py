@@ -12,7 +12,6 @@ from kernels.testing import compare
 from tests.kernels.fused import (
     DTYPES,
     MARKS,
-    check_one_graph_for_every_length,
     check_tail,
     every_layout,
     randn,
@@ -109,12 +108,6 @@ def test_frozen_inputs_get_no_gradient(trained, device):
 def test_empty_input(shape, device):
     check(inputs(*shape, device=device))
     check(packed(*shape, device=device))
-
-
-def test_compiled_code_is_reused_for_other_lengths(device):
-    check_one_graph_for_every_length(
-        swiglu_packed, lambda n: [packed(n, 24, device=device)["gate_up"]]
-    )
 
 
 def test_operators_pass_opcheck(device):
