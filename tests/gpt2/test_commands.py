@@ -187,6 +187,7 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
             (TRAIN, "--data", "stories.txt", *SMALL, "--seq-len", "50000"),
             "the training text is too short",
         ),
+        (("-m", "gpt2.report", "."), "is not a run folder"),
         (("-m", "gpt2.evaluate", "."), "has no config.json: give a folder of a run"),
         (("-m", "gpt2.generate", "run", "--checkpoint", "77"), "no checkpoint '77'"),
         (("-m", "gpt2.generate", "run", "--top-p", "2"), "top-p must be in (0, 1]"),

@@ -23,7 +23,7 @@ from gpt2.compare_decoding.text_metrics import CopySearch
 from gpt2.generate.sampling import Sampling
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.data.streams import ArrayStream
+from tests.gpt2.data.streams import document_stream
 from tests.gpt2.stand_ins import write_run
 
 SENTENCE = "the cat saw a red bird and it ran home with her old friend by the sea"
@@ -51,14 +51,9 @@ def workplace(tmp_path_factory, tokenizer):
     return folder, load_run(folder / "run", device="cpu")
 
 
-def _stream(tokenizer, documents) -> ArrayStream:
-    ids = [i for text in documents for i in [*tokenizer.encode(text), tokenizer.eot_id]]
-    return ArrayStream(np.array(ids))
-
-
 def test_prompts_are_beginnings_of_documents_in_whole_words(tokenizer):
     documents = [_story(i) for i in range(20)]
-    stream = _stream(tokenizer, [*documents, "Too short."])
+    stream = document_stream(tokenizer, [*documents, "Too short."])
     prompts = choose_prompts(stream, tokenizer, count=10, prompt_tokens=12, max_tokens=9)
     assert len(prompts) == 10
     starts = set()
@@ -78,7 +73,7 @@ def test_prompts_are_beginnings_of_documents_in_whole_words(tokenizer):
 def test_the_human_text_ends_where_its_document_does(tokenizer):
     document = _story(0, sentences=1)
     size = len(tokenizer.encode(document))
-    stream = _stream(tokenizer, [document, _story(1)])
+    stream = document_stream(tokenizer, [document, _story(1)])
     [prompt] = choose_prompts(stream, tokenizer, count=1, prompt_tokens=size - 8, max_tokens=100)
     assert prompt.human[-1] == tokenizer.eot_id
     assert tokenizer.decode([*prompt.ids[1:], *prompt.human[:-1]]) == document
@@ -86,7 +81,7 @@ def test_the_human_text_ends_where_its_document_does(tokenizer):
 
 def test_one_long_document_gives_beginnings_of_lines(tokenizer):
     book = _story(0, sentences=60)
-    stream, size = _stream(tokenizer, [book]), {"prompt_tokens": 10, "max_tokens": 5}
+    stream, size = document_stream(tokenizer, [book]), {"prompt_tokens": 10, "max_tokens": 5}
     prompts = choose_prompts(stream, tokenizer, count=12, **size)
     for prompt in prompts[1:]:
         assert f"\n{tokenizer.decode(prompt.ids)}" in book

@@ -14,7 +14,7 @@ from gpt2.compare_decoding.text_metrics import (
     words,
 )
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.data.streams import ArrayStream
+from tests.gpt2.data.streams import document_stream
 
 
 def test_words_are_lower_case_and_without_punctuation():
@@ -70,17 +70,13 @@ def tokenizer() -> Tokenizer:
     return Tokenizer.train(["the cat sat on the mat and the dog ran"] * 3, 270)
 
 
-def _stream(tokenizer, documents) -> ArrayStream:
-    return ArrayStream([i for d in documents for i in [*tokenizer.encode(d), tokenizer.eot_id]])
-
-
 @pytest.mark.parametrize("block", [1, 7, 50, 1 << 19])
 def test_copies_are_found_wherever_blocks_of_the_training_text_end(tokenizer, monkeypatch, block):
     monkeypatch.setattr("gpt2.compare_decoding.text_metrics._BLOCK_TOKENS", block)
     rng = random.Random(0)
     made_up = ["".join(rng.choices("abc\u00e9", k=rng.randint(1, 5))) for _ in range(400)]
     documents = [" ".join(made_up[i : i + 50]) for i in range(0, 400, 50)]
-    stream = _stream(tokenizer, documents)
+    stream = document_stream(tokenizer, documents)
     copied, across, changed = made_up[60:75], made_up[40:60], [*made_up[100:107], "never"]
     search = CopySearch([copied, across, changed], n=8)
     assert search.read(stream, tokenizer, 10**9) == len(stream)
@@ -93,7 +89,7 @@ def test_copies_are_found_wherever_blocks_of_the_training_text_end(tokenizer, mo
 
 def test_only_the_part_asked_for_is_searched(tokenizer):
     text = words("the cat sat on the mat and the dog ran home again")
-    stream = _stream(tokenizer, [" ".join(text)])
+    stream = document_stream(tokenizer, [" ".join(text)])
     search = CopySearch([text], n=8)
     assert search.read(stream, tokenizer, 5) == 5
     assert search.share([text]) == 0

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.model import GPT
+from gpt2.tokenizer import Tokenizer
 from gpt2.training.machine import Machine
 from gpt2.training.trainer import Trainer
 
@@ -16,15 +17,20 @@ from gpt2.training.trainer import Trainer
 class ArrayStream:
     """A TokenStream over an array in memory."""
 
-    def __init__(self, ids: NDArray[Any], n_bytes: int | None = None) -> None:
+    def __init__(self, ids: ArrayLike, n_bytes: int | None = None) -> None:
         self.ids = np.asarray(ids, dtype=np.int64)
-        self.n_bytes = len(ids) if n_bytes is None else n_bytes
+        self.n_bytes = len(self.ids) if n_bytes is None else n_bytes
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
         return self.ids[start:stop]
+
+
+def document_stream(tokenizer: Tokenizer, documents: list[str]) -> ArrayStream:
+    """The ids of documents, each with its end-of-text."""
+    return ArrayStream([i for d in documents for i in [*tokenizer.encode(d), tokenizer.eot_id]])
 
 
 def text_stream(tokens: int, vocab_size: int = 32, seed: int = 0) -> ArrayStream:

@@ -25,8 +25,8 @@ from gpt2.demo.model import Chance, facts, next_tokens, side_by_side, strategies
 from gpt2.generate.sampling import Sampling
 from gpt2.runs.run import Run, load_run
 from gpt2.training.run_training import run_training
+from tests.gpt2.stand_ins import ROOT, STORIES
 
-ROOT = Path(__file__).resolve().parents[3]
 PROMPT = "Story 7. The <b>&amp; ${1 + 1} {{x}}"
 
 
@@ -34,25 +34,12 @@ PROMPT = "Story 7. The <b>&amp; ${1 + 1} {{x}}"
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A model trained for a moment."""
     folder = tmp_path_factory.mktemp("demo")
-    documents = [
-        f"Story {i}. The cat saw {i} birds, and then it ran home.\n" * 6 for i in range(60)
-    ]
-    (folder / "stories.txt").write_text("<|endoftext|>\n".join(documents), encoding="utf-8")
+    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
     config = TrainConfig(
-        data=str(folder / "stories.txt"),
-        out=str(folder / "run"),
-        cache_dir=str(folder / "data"),
-        vocab_size=300,
-        n_layer=1,
-        n_head=2,
-        n_embd=32,
-        seq_len=64,
-        batch_size=4,
-        steps=40,
-        eval_every=40,
-        device="cpu",
-        dtype="fp32",
-    )
+        data=str(folder / "stories.txt"), out=str(folder / "run"), cache_dir=str(folder / "data"),
+        vocab_size=300, n_layer=1, n_head=2, n_embd=32, seq_len=64,
+        batch_size=4, steps=40, eval_every=40, device="cpu", dtype="fp32",
+    )  # fmt: skip
     assert run_training(config) is None
     return load_run(folder / "run", device="cpu")
 

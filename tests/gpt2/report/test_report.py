@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import re
-import subprocess
 import sys
 from io import BytesIO
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import pytest
 from pypdf import PdfReader
 
-from gpt2.config import GPTConfig, TrainConfig, settle
+from gpt2.config import TrainConfig, model_config, settle
 from gpt2.report.__main__ import Arguments, main
 from gpt2.report.facts import gather
 from gpt2.report.figures import draw
@@ -22,7 +21,6 @@ from gpt2.report.sources import Data, Split, read_run
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 
-ROOT = Path(__file__).resolve().parents[3]
 TEXT = "the cat sat on the mat and the dog ran over the hill to see the cat. " * 20
 HOSTILE = (
     '#panic("evaluated") #import "x" $ *bold* _it_ = Heading\n= Heading\n</script> <b> @ref <lab>'
@@ -31,44 +29,49 @@ HOSTILE = (
 )
 
 
-def _run(folder: Path, *, steps: int = 100, result: dict | None = None, **options) -> Path:
-    """A finished run folder; options are those of its training and of its model."""
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
-    settings = {k: v for k, v in options.items() if k in names}
-    train = settle(TrainConfig(**{"data": "tinystories", "steps": steps, **settings}), "demo")
-    shape = {f.name for f in dataclasses.fields(GPTConfig)}
-    model = GPTConfig(
-        **{"n_layer": 2, "n_head": 2, "n_embd": 32, "vocab_size": 300, "block_size": 128}
-        | {k: v for k, v in options.items() if k in shape}
-    )
+RESULT = {
+    "step": 100, "val_loss": 4.1, "prompt": "The cat saw", "finished": "2025-03-04T05:06:07+00:00",
+    "test": {
+        "loss": 4.25, "perplexity": 70.1054, "bits_per_byte": 1.5432, "tokens": 12345,
+        "bytes": 49382, "context": 128, "stride": 128,
+    },
+    "samples": {
+        "greedy": " the dog and the dog and the dog and the dog ran home.",
+        "nucleus (p = 0.9)": " a bird in the big tree, and then it ran home to its mother.",
+    },
+    "data": {
+        "name": "tinystories", "held_out": "test: one in 20 documents",
+        "splits": {
+            name: {"tokens": n, "documents": 7, "bytes": 4 * n}
+            for name, n in (("train", 1_000_000), ("valid", 50_000), ("test", 12345))
+        },
+    },
+    "machine": {"device": "Some CPU, 2 cores", "dtype": "float32", "compile": True},
+}  # fmt: skip
+
+
+def _run(folder: Path, result: dict | None = None, **options) -> Path:
+    """A finished run folder; options as for TrainConfig."""
+    shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "seq_len": 128, "attn": "sdpa"}
+    settings = settle(TrainConfig(**{"data": "tinystories", "steps": 100} | shape | options))
     folder.mkdir()
-    write_config(folder, train, model)
+    model = dataclasses.replace(model_config(settings, 300), attn=settings.attn)
+    write_config(folder, settings, model)
     Tokenizer.train([TEXT], 280, progress=False).save(folder / "tokenizer.json")
     lines = []
-    for step in range(10, steps + 1, 10):
-        line = {"step": step, "loss": 5 - step / steps, "lr": 0.01, "grad_norm": 0.5}
+    for step in range(10, 101, 10):
+        line = {"step": step, "loss": 5 - step / 100, "lr": 0.01, "grad_norm": 0.5}
         line |= {"tokens": step * 2048, "tokens_per_s": 4096.0, "skipped": 0}
-        lines.append(json.dumps(line | ({} if step % 20 else {"val_loss": 5.1 - step / steps})))
+        lines.append(json.dumps(line | ({} if step % 20 else {"val_loss": 5.1 - step / 100})))
     (folder / "metrics.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    test = {"loss": 4.25, "perplexity": 70.1054, "bits_per_byte": 1.5432, "tokens": 12345}
-    test |= {"bytes": 49382, "context": 128, "stride": 128}
-    tokens = {"train": 1_000_000, "valid": 50_000, "test": 12345}
-    splits = {k: {"tokens": n, "documents": 7, "bytes": 4 * n} for k, n in tokens.items()}
-    content = {
-        "step": steps,
-        "val_loss": 4.1,
-        "test": test,
-        "prompt": "The cat saw",
-        "samples": {
-            "greedy": " the dog and the dog and the dog and the dog ran home.",
-            "nucleus (p = 0.9)": " a bird in the big tree, and then it ran home to its mother.",
-        },
-        "data": {"name": "tinystories", "held_out": "test: one in 20 documents", "splits": splits},
-        "machine": {"device": "Some CPU, 2 cores", "dtype": "float32", "compile": True},
-        "finished": "2025-03-04T05:06:07+00:00",
-    }
-    (folder / "result.json").write_text(json.dumps(content | (result or {})), encoding="utf-8")
+    _json(folder / "result.json", RESULT | (result or {}))
     return folder
+
+
+def _json(path: Path, content: object) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
 def _typeset(folder: Path, **options) -> tuple[bytes, str]:
@@ -160,12 +163,6 @@ MEASURES = {
     "perplexity": 20.0, "distinct_1": 0.3, "distinct_2": 0.7, "distinct_3": 0.9,
     "repetition_4": 0.01, "self_bleu_4": 0.1, "mean_words": 75.0, "ended": 0.05, "copied_8": None,
 }  # fmt: skip
-
-
-def _json(path: Path, content: object) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(content), encoding="utf-8")
-    return path
 
 
 def write_decoding(path: Path) -> Path:
@@ -291,9 +288,8 @@ def test_time_is_that_of_the_steps_taken(tmp_path):
 
 def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
     folder = _run(tmp_path / "run", cache_dir=str(tmp_path / "cache"))
-    result = json.loads((folder / "result.json").read_text())
-    del result["data"], result["machine"], result["finished"]
-    (folder / "result.json").write_text(json.dumps(result))
+    unsaid = ("data", "machine", "finished")
+    _json(folder / "result.json", {k: v for k, v in RESULT.items() if k not in unsaid})
     _, text = _typeset(folder)
     assert "does not record the sizes of its splits" in text
     assert "device not recorded" in text
@@ -302,19 +298,18 @@ def test_a_run_that_does_not_say_what_its_data_are_says_so(tmp_path):
     split = {"tokens": 12345, "documents": 3, "text_bytes": 49382}
     manifest = {"source": {"name": "from-cache"}, "held_out": "test: some"}
     manifest |= {"splits": dict.fromkeys(("train", "valid", "test"), split)}
-    cache = tmp_path / f"cache/from-cache-{run.tokenizer_hash[:8]}"
-    cache.mkdir(parents=True)
-    _json(cache / "manifest.json", manifest)
+    (tmp_path / "cache").mkdir()
+    path = tmp_path / f"cache/from-cache-{run.tokenizer_hash[:8]}/manifest.json"
+    _json(path, manifest)
     data = gather([read_run(folder)])["data"]
     assert (data["name"], data["own"], data["how"]) == ("from-cache", ["validation"], "some")
     split["text_bytes"] += 1  # not the text that was scored
-    _json(cache / "manifest.json", manifest)
+    _json(path, manifest)
     assert read_run(folder).data is None
 
 
 def test_records_that_lack_what_is_needed_are_refused(tmp_path):
     folder = _run(tmp_path / "run")
-    result = json.loads((folder / "result.json").read_text())
     for change, message in (
         ({"data": {"name": "x", "held_out": "y", "splits": {}}}, "its splits must be train"),
         ({"step": "4"}, "step: '4' is no int"),
@@ -323,10 +318,10 @@ def test_records_that_lack_what_is_needed_are_refused(tmp_path):
         ({"test": {}}, "test: no entry 'loss'"),
         ({"finished": "yesterday"}, "Invalid isoformat string"),
     ):
-        _json(folder / "result.json", result | change)
+        _json(folder / "result.json", RESULT | change)
         with pytest.raises(ValueError, match=rf"result\.json does not hold .*{message}"):
             read_run(folder)
-    _json(folder / "result.json", result)
+    _json(folder / "result.json", RESULT)
     line = {"step": 110, "loss": 4.0, "lr": 0.1, "tokens": 1, "skipped": 0}
     for speed in ({}, {"tokens_per_s": 0}, {"tokens_per_s": None}):
         _json(folder / "metrics.jsonl", line | speed)
@@ -354,11 +349,3 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"pip install -e '\.\[report\]'"):
         main(Arguments((str(folder),)))
     assert not (folder / "report.pdf").exists()
-
-
-def test_the_command_ends_with_status_2(tmp_path):
-    command = [sys.executable, "-m", "gpt2.report", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
