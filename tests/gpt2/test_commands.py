@@ -187,6 +187,7 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
             (TRAIN, "--data", "stories.txt", *SMALL, "--seq-len", "50000"),
             "the training text is too short",
         ),
+        (("-m", "gpt2.data.prepare", "--data", "none.txt"), "error: --data none.txt: no such file"),
         (("-m", "gpt2.report", "."), "is not a run folder"),
         (("-m", "gpt2.evaluate", "."), "has no config.json: give a folder of a run"),
         (("-m", "gpt2.generate", "run", "--checkpoint", "77"), "no checkpoint '77'"),

@@ -2,12 +2,10 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 from gpt2.tokenizer.bpe import END_OF_TEXT
-
-ROOT = Path(__file__).parents[3]
+from tests.gpt2.stand_ins import start_python
 
 _KILLED = """
 import os, signal, sys
@@ -67,8 +65,7 @@ def start(
     """Start a process that makes the "whole", part 1 or 2 of 2, or a "merge", and kills itself when
     it renames or deletes its n-th file, those of the tokenizer and of checksums aside."""
     words = map(str, (what, at, data, tokenizer, cache_dir, shard_bytes))
-    command = [sys.executable, "-c", _KILLED, *words]
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    return start_python("-c", _KILLED, *words)
 
 
 def kill(*words: object) -> None:

@@ -3,13 +3,10 @@
 import importlib.util
 import io
 import json
-import os
 import socket
-import subprocess
 import sys
 import time
 import types
-from pathlib import Path
 
 import pytest
 
@@ -17,8 +14,8 @@ from gpt2.data.documents import SPLITS
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import read_header
 from tests.gpt2.data.hub_stand_in import COMMIT, hub
+from tests.gpt2.stand_ins import run_python
 
-ROOT = Path(__file__).parents[3]
 WIKITEXT = " \n = Title {} = \n \n The game ran in {} . \n \n = = Section = = \n \n It ended . \n"
 
 
@@ -83,14 +80,8 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
         },
     }
     with hub(repositories) as (address, _):
-        done = subprocess.run(
-            [sys.executable, "-c", PREPARE, str(tmp_path), *DOCUMENTS],
-            cwd=ROOT,
-            env={**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
+        done = run_python("-c", PREPARE, str(tmp_path), *DOCUMENTS, **places)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"revision {COMMIT[:8]}") == 3
     for name, documents in DOCUMENTS.items():

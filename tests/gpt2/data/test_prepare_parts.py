@@ -7,8 +7,6 @@ import re
 import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +22,8 @@ from gpt2.data.job import Job, Part
 from gpt2.data.prepare import Arguments, main, merge, prepare, prepare_part
 from gpt2.data.shards import HEADER_BYTES, Counts, ShardError
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.data.corpora import ROOT, all_files, flip, kill, stories, write_stories
+from tests.gpt2.data.corpora import all_files, flip, kill, stories, write_stories
+from tests.gpt2.stand_ins import start_python
 
 SHARD_BYTES = 1500
 
@@ -149,10 +148,9 @@ def test_parts_of_two_machines_are_merged_when_copied_together(tmp_path, place):
 def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place):
     """As a user starts them: at once, with no tokenizer."""
     own = {"cache_dir": place.cache_dir, "vocab_size": 300, "progress": False}
-    command = [sys.executable, "-m", "gpt2.data.prepare", "--data", str(place.data)]
-    command += ["--vocab-size", "300", "--cache-dir", str(place.cache_dir), "--shard"]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    processes = [subprocess.Popen([*command, f"{i}/2"], cwd=ROOT, **pipes) for i in (1, 2)]
+    words = ["-m", "gpt2.data.prepare", "--data", str(place.data), "--vocab-size", "300"]
+    words += ["--cache-dir", str(place.cache_dir), "--shard"]
+    processes = [start_python(*words, f"{i}/2") for i in (1, 2)]
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert sum("trained in" in output for output, _ in said) == 1

@@ -1,7 +1,6 @@
 """gpt2.tokenizer.bpe and pretokens: merges, ties, word counts."""
 
 import itertools
-import json
 import subprocess
 import sys
 import tracemalloc
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from gpt2.tokenizer import pretokens
 from gpt2.tokenizer.bpe import BYTE_ORDER, train_bpe
 from gpt2.tokenizer.pretokens import SPLIT_PATTERN, count_pretokens, cut
-from tests.gpt2.tokenizer.conftest import read_text
 
 # As published with GPT-2.
 PUBLISHED_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -55,44 +53,6 @@ def test_merges_are_those_of_recounting_all_pairs(documents, n_merges):
         documents = ["a"]
     words = Counter(word for text in documents for word in regex.findall(PUBLISHED_PATTERN, text))
     assert train_bpe(documents, 257 + n_merges) == merge_naively(words, n_merges)
-
-
-def hugging_face_merges(documents: list[str], vocab_size: int) -> list[tuple[bytes, bytes]]:
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(documents, trainer)
-    # Their spelling of bytes: in order of code point, the characters are our BYTE_ORDER.
-    spelling = dict(zip(sorted(pre_tokenizers.ByteLevel.alphabet()), BYTE_ORDER, strict=True))
-    return [
-        (bytes(spelling[c] for c in left), bytes(spelling[c] for c in right))
-        for left, right in json.loads(tokenizer.to_str())["model"]["merges"]
-    ]
-
-
-def test_merges_equal_hugging_face_on_the_python_docs(documents):
-    assert train_bpe(documents, 4096) == hugging_face_merges(documents, 4096)
-
-
-@pytest.mark.parametrize(
-    ("file", "vocab_size"),
-    [
-        ("wikitext-2/wiki.test.raw.gz", 8_000),
-        ("tinyshakespeare/input.txt", 50_000),  # all but down to the last pair
-    ],
-)
-@pytest.mark.filterwarnings("ignore:the text has no pairs left")
-def test_merges_equal_hugging_face_on_real_text(real_data, file, vocab_size):
-    text = read_text(real_data / file)
-    theirs = hugging_face_merges(list(cut(text, 1 << 16)), vocab_size)
-    assert train_bpe([text], vocab_size) == theirs
 
 
 @pytest.fixture

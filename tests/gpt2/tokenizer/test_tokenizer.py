@@ -47,14 +47,28 @@ def gpt2_tokenizer(real_data):
 # Ids
 
 
-def test_ids_are_those_of_hugging_faces_trainer(tokenizer, documents, hugging_face):
-    """The same text gives the same vocabulary, id for id."""
+@pytest.mark.parametrize(
+    ("file", "size"),
+    [
+        (None, 4096),
+        ("wikitext-2/wiki.test.raw.gz", 8_000),
+        ("tinyshakespeare/input.txt", 50_000),  # all but down to the last pair
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the text has no pairs left")
+def test_training_gives_hugging_faces_ids_and_merges(request, documents, tmp_path, file, size):
+    if file:
+        documents = [read_text(request.getfixturevalue("real_data") / file)]
+    trained = Tokenizer.train(documents, size)
+    trained.save(tmp_path)
+    ours = json.loads((tmp_path / "tokenizer.json").read_text(encoding="utf-8"))["model"]
     theirs = tokenizers.ByteLevelBPETokenizer()
-    theirs.train_from_iterator(
-        documents, 1024, special_tokens=["<|endoftext|>"], show_progress=False
-    )
-    assert hugging_face.get_vocab() == theirs.get_vocab()
-    assert (tokenizer.vocab_size, tokenizer.eot_id) == (1024, 0)
+    parts = [part for text in documents for part in cut(text, 1 << 16)]
+    theirs.train_from_iterator(parts, size, 0, False, ["<|endoftext|>"])
+    expected = json.loads(theirs.to_str())["model"]
+    assert ours["vocab"] == expected["vocab"]
+    assert ours["merges"] == expected["merges"]
+    assert (trained.vocab_size, trained.eot_id) == (len(expected["vocab"]), 0)
 
 
 @given(texts)
