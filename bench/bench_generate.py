@@ -36,11 +36,7 @@ def cases(setting: Setting) -> list[Case]:
     if setting.smoke:
         return [_case(setting, "demo", context=16, batch=1)]
     preset, contexts = ("gpt2", (16, 64, 512, 1024)) if setting.on_gpu else ("demo", (16, 64, 512))
-    return [
-        _case(setting, preset, context=context, batch=batch)
-        for context in contexts
-        for batch in (1, 16)
-    ]
+    return [_case(setting, preset, context=T, batch=B) for T in contexts for B in (1, 16)]
 
 
 def bench_generate(case: Case, variant: str, measure: Measure) -> None:

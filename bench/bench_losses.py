@@ -133,10 +133,10 @@ def _head_case(setting: Setting, rows: int, V: int, priority: int, C: int = 768)
             liger(setting, _liger_head),
         ]
 
-    what = "linear_cross_entropy"
+    op = "linear_cross_entropy"
     return operator_case(
         "losses",
-        {"op": what, "N": rows, "C": C, "V": V, "pass": "both", "dtype": setting.dtype_name},
+        {"op": op, "N": rows, "C": C, "V": V, "pass": "both", "dtype": setting.dtype_name},
         contenders,
         reference=linear_cross_entropy_reference,
         inputs=inputs,

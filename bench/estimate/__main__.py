@@ -70,11 +70,8 @@ def plan(arguments: Arguments) -> tuple[Step, str]:
         raise ValueError("--attn flash: FlashAttention takes fp16 and bf16, got --dtype fp32")
     preset = PRESETS[arguments.preset]
     seq_len = preset.block_size if arguments.seq_len is None else arguments.seq_len
-    for option, value in (
-        ("batch-size", arguments.batch_size),
-        ("seq-len", seq_len),
-        ("grad-accum", arguments.grad_accum),
-    ):
+    counts = {"batch-size": arguments.batch_size, "grad-accum": arguments.grad_accum}
+    for option, value in {**counts, "seq-len": seq_len}.items():
         if value < 1:
             raise ValueError(f"--{option} must be at least 1, got {value}")
     given = dataclasses.asdict(arguments)
@@ -142,12 +139,9 @@ def table(result: dict[str, Any]) -> str:
     items += [("logits", memory["logits"]), ("peak", memory["peak"])]
     lines += [f"  {name:<28}{human_bytes(size):>12}" for name, size in items]
     lines[-1] += f"  in the {memory['moment']}; the device has {device['memory']} GiB"
-    largest = result["largest_batch"]
-    lines.append(
-        f"  the largest micro-batch that fits: {largest}"
-        if largest
-        else f"  not even one sequence fits a {device['name']}"
-    )
+    fits = f"  the largest micro-batch that fits: {result['largest_batch']}"
+    none_fits = f"  not even one sequence fits a {device['name']}"
+    lines.append(fits if result["largest_batch"] else none_fits)
     return "\n".join(lines)
 
 

@@ -120,15 +120,10 @@ def loss_memory(results: Found) -> Figure:
 
 def _largest_cases(rows: Sequence[ResultRow]) -> dict[str, list[ResultRow]]:
     """For each operator and pass, the case with the least width and then the most rows."""
-    best: dict[tuple[str, str], Mapping[str, Any]] = {}
-    for row in rows:
-        case = row["case"]
-        key = case["op"], case["pass"]
-        kept = best.get(key)
-        if kept is None or (-_width(case), case["N"]) > (-_width(kept), kept["N"]):
-            best[key] = case
     found = {}
-    for (op, which), case in best.items():
+    for op, which in in_order([(row["case"]["op"], row["case"]["pass"]) for row in rows]):
+        cases = [r["case"] for r in rows if (r["case"]["op"], r["case"]["pass"]) == (op, which)]
+        case = max(cases, key=lambda case: (-_width(case), case["N"]))
         name = f"{op} {which}" if which != "both" else op
         title = f"{name}  {case['N']:,} x {_width(case):,}"
         found[title] = [row for row in rows if row["case"] == case]

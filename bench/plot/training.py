@@ -189,12 +189,11 @@ def _problem_of_each_size(cases: Sequence[Mapping[str, Any]]) -> list[Mapping[st
         case["dtype"]: {c["model"] for c in cases if c["dtype"] == case["dtype"]} for case in cases
     }
     dtype = max(models, key=lambda name: (len(models[name]), name == "bfloat16"))
-    best: dict[str, Mapping[str, Any]] = {}
-    for case in cases:
-        kept = best.get(case["model"])
-        if case["dtype"] == dtype and (kept is None or case["T"] > kept["T"]):
-            best[case["model"]] = case
-    return sorted(best.values(), key=lambda case: _parameters(case["model"]))
+    found = []
+    for model in sorted(models[dtype], key=_parameters):
+        its_cases = [c for c in cases if (c["model"], c["dtype"]) == (model, dtype)]
+        found.append(max(its_cases, key=lambda case: case["T"]))
+    return found
 
 
 @functools.cache

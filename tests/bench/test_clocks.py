@@ -53,12 +53,8 @@ def gpu() -> SimulatedGpu:
 
 @pytest.fixture
 def cuda_clock(gpu: SimulatedGpu) -> CudaClock:
-    return CudaClock(
-        torch.device("cpu"),
-        cuda=gpu,
-        now=lambda: gpu.host,
-        evict=lambda: gpu.launch(3e-6, 80e-6),
-    )
+    device, evict = torch.device("cpu"), lambda: gpu.launch(3e-6, 80e-6)
+    return CudaClock(device, cuda=gpu, now=lambda: gpu.host, evict=evict)
 
 
 @pytest.mark.parametrize("host", [1e-6, 100e-6, 2e-3])

@@ -59,20 +59,16 @@ def case_of(*variants: Variant, **options: Any) -> Case:
 def test_variants_take_turns_after_the_warm_up(clock: FakeClock) -> None:
     calls: list[str] = []
 
-    def variant(name: str) -> Variant:
-        return Variant(name, lambda: clock.takes(1.0, lambda: calls.append(name)))
-
-    measure(case_of(variant("a"), variant("b")), clock, LIMITS, FEW)
+    variants = (
+        Variant(name, partial(clock.takes, 1.0, partial(calls.append, name))) for name in "ab"
+    )
+    measure(case_of(*variants), clock, LIMITS, FEW)
     assert calls == ["a", "b", *["a", "b"] * 3]
 
 
 def test_each_variant_gets_its_time(clock: FakeClock) -> None:
-    case = case_of(
-        Variant("glacial", lambda: clock.takes(70.0)),
-        Variant("slow", lambda: clock.takes(5.0)),
-        Variant("fast", lambda: clock.takes(0.5)),
-        Variant("instant", lambda: clock.takes(0.001)),
-    )
+    seconds = {"glacial": 70.0, "slow": 5.0, "fast": 0.5, "instant": 0.001}
+    case = case_of(*(Variant(name, partial(clock.takes, s)) for name, s in seconds.items()))
     budget = Budget(seconds=4.0, min_rounds=3, max_rounds=50, patience=60.0, warm_up=0.0)
     rounds = [len(result.rounds) for result in measure(case, clock, LIMITS, budget)]
     assert rounds == [1, 3, 8, 50]
@@ -206,23 +202,18 @@ def test_ours_is_held_to_the_budget_and_peers_to_four_times_it(clock: FakeClock)
         return plain(x, weight, bias) * (1 + 1e-6)
 
     contenders = (Contender("ours", careless, ours=True), Contender("theirs", careless))
-    ours, theirs = (
-        result.row
-        for result in measure(layer_norm_case("forward", *contenders), clock, LIMITS, FEW)
-    )
+    case = layer_norm_case("forward", *contenders)
+    ours, theirs = (result.row for result in measure(case, clock, LIMITS, FEW))
     assert ours.status == "failed"
     assert theirs.status == "ok"
     assert theirs.metrics["error_share"] > 1
 
 
 def test_a_backward_pass_is_timed_without_its_forward(clock: FakeClock) -> None:
-    def takes(seconds: float) -> None:
-        clock.seconds += seconds
-
     def slow(**inputs: Tensor) -> Tensor:
-        takes(1.0)
+        clock.takes(1.0).run()
         y = plain(**inputs)
-        y.register_hook(lambda dy: takes(10.0))
+        y.register_hook(lambda dy: clock.takes(10.0).run())
         return y
 
     def timed(which: str) -> Any:
