@@ -23,12 +23,9 @@ ALL_PHASES = (Phase.reuse, Phase.generate, Phase.shrink)
 
 @dataclass
 class Found:
-    """The outcome of a search.
+    """The outcome of a search: how many examples were tried, and for how many the check was True.
 
-    Attributes:
-        tried: examples, with those that were tried to make a failing one smaller.
-        accepted: those for which the check returned True.
-        failures: one message for each cause, with the smallest example that hypothesis found.
+    Each cause of a failure has one message, with the smallest example that hypothesis found.
     """
 
     tried: int = 0
@@ -37,14 +34,9 @@ class Found:
 
 
 def search(
-    name: str,
-    examples: SearchStrategy[Any],
-    check: Callable[[Any], object],
-    budget: Budget,
-    *,
-    seed: int = 0,
-    phases: Collection[Phase] = ALL_PHASES,
-) -> Found:
+    name: str, examples: SearchStrategy[Any], check: Callable[[Any], object], budget: Budget, *,
+    seed: int = 0, phases: Collection[Phase] = ALL_PHASES,
+) -> Found:  # fmt: skip
     """Try examples until one fails or the budget is spent.
 
     Failing examples are kept in .hypothesis/, under the name, and tried first the next time.
@@ -63,11 +55,9 @@ def search(
     for number in itertools.count(seed << 32):
         configured = hypothesis.settings(
             max_examples=min(_ROUND, (budget.tries or sys.maxsize) - found.tried),
-            deadline=None,
-            database=database,
-            phases=phases,
+            deadline=None, database=database, phases=phases,
             suppress_health_check=list(HealthCheck),
-        )
+        )  # fmt: skip
 
         def holds(example: Any) -> None:
             found.tried += 1
@@ -84,16 +74,14 @@ def search(
 
 
 def search_each(
-    options: Options,
-    short: Mapping[str, int],
-    seconds: float,
+    options: Options, short: Mapping[str, int], seconds: float,
     search_one: Callable[[str, Budget, int], Found],
-) -> dict[str, Found]:
-    """Search for failures of each property in turn, and print them.
+) -> dict[str, Found]:  # fmt: skip
+    """Search for failures of each property in turn with `search_one`, and print them.
 
     Args:
         options: say how long, and which of the properties.
-        short: names of the properties, and how many examples of each the short form tries.
+        short: by name, how many examples of each property the short form tries.
         seconds: duration of the long form.
         search_one: takes a name, its budget and the seed.
     """

@@ -121,15 +121,11 @@ def _last_step(metrics: Path) -> int:
 
 
 def _sample(process: psutil.Process, folder: Path, step: int) -> Sample:
+    files = sum(len(files) for _, _, files in os.walk(folder))
+    metrics = (folder / "metrics.jsonl").stat().st_size
     with process.oneshot():
-        return Sample(
-            step=step,
-            rss=process.memory_info().rss,
-            handles=process.num_fds(),
-            threads=process.num_threads(),
-            files=sum(len(files) for _, _, files in os.walk(folder)),
-            metrics=(folder / "metrics.jsonl").stat().st_size,
-        )
+        rss, handles = process.memory_info().rss, process.num_fds()
+        return Sample(step, rss, handles, process.num_threads(), files, metrics)
 
 
 def judge(samples: Sequence[Sample]) -> list[Verdict]:

@@ -55,19 +55,16 @@ HEAD: Place = (linear_cross_entropy, [losses], fused_faults.OPERATOR_FAULTS)
 @pytest.mark.parametrize(
     ("name", "place", "fault"),
     [
-        pytest.param(name, place, fault, id=f"{name}: {fault}")
-        for name, place, fault in (
-            ("attention", ATTENTION, "one row past the end is read"),
-            ("attention", ATTENTION, "the dropout seed is ignored"),
-            ("attention", LAUNCHER, "the gradient's layout is not looked at"),
-            ("layer_norm", NORM, "the last row is not computed"),
-            ("add_rms_norm", NORM, "eps is dropped"),
-            ("rms_norm", PARTIALS, "one program's sums are left out"),
-            ("gelu_tanh", GELU, "another cubic coefficient"),
-            ("swiglu_packed", SWIGLU, "the gradient overwrites the projection"),
-            ("cross_entropy", LOSS, "ignored rows keep what their gradient's memory held"),
-            ("linear_cross_entropy", HEAD, "every chunk overwrites dW"),
-        )
+        ("attention", ATTENTION, "one row past the end is read"),
+        ("attention", ATTENTION, "the dropout seed is ignored"),
+        ("attention", LAUNCHER, "the gradient's layout is not looked at"),
+        ("layer_norm", NORM, "the last row is not computed"),
+        ("add_rms_norm", NORM, "eps is dropped"),
+        ("rms_norm", PARTIALS, "one program's sums are left out"),
+        ("gelu_tanh", GELU, "another cubic coefficient"),
+        ("swiglu_packed", SWIGLU, "the gradient overwrites the projection"),
+        ("cross_entropy", LOSS, "ignored rows keep what their gradient's memory held"),
+        ("linear_cross_entropy", HEAD, "every chunk overwrites dW"),
     ],
 )
 def test_a_planted_fault_is_found(name: str, place: Place, fault: str, tmp_path: Path) -> None:

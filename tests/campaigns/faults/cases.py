@@ -19,17 +19,11 @@ from tests.campaigns.options import Options
 
 @dataclass(frozen=True)
 class Case:
-    """Something that is done to a run.
-
-    Attributes:
-        attempts: yields None each time that nothing was lost, else a sentence that says what was.
-        outcome: what must come out.
-        short, long: how many attempts each form of the campaign makes.
-    """
+    """Something that is done to a run, and what must come out."""
 
     attempts: Callable[[Workplace], Iterator[Attempt]]
     outcome: str
-    short: int
+    short: int  # attempts in each form of the campaign
     long: int
 
 

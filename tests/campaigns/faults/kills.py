@@ -22,7 +22,7 @@ from tests.campaigns.faults.processes import (
     start,
     stop,
     wait_for,
-)
+)  # fmt: skip
 from tests.campaigns.faults.workplace import (
     MODEL,
     Attempt,
@@ -30,16 +30,13 @@ from tests.campaigns.faults.workplace import (
     data_sums,
     losses_differ,
     succeeds,
-)
+)  # fmt: skip
 
 SAVING = [*MODEL[:-2], "--checkpoint-every", "1"]
 _PREPARE = ["-m", "gpt2.data.prepare", "--data"]
 _ENDS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # Without dropout, whose masks depend on the number of processes.
-_DISTRIBUTED = [
-    *MODEL,
-    *("--dropout", "0", "--optimizer", "adamw", "--steps", "20", "--checkpoint-every", "1"),
-]
+_DISTRIBUTED = [*SAVING, "--dropout", "0", "--optimizer", "adamw", "--steps", "20"]
 _RANKS_END = 60.0  # seconds until all processes must have ended: torchrun gives them 30
 
 
@@ -53,7 +50,7 @@ def interrupted(
         words = [*options, "--out", name]
         for _ in range(4):
             process = start(place.folder, "train.py", *words)
-            time.sleep(place.moment())
+            time.sleep(place.random.uniform(0, place.seconds))
             stop(process, number)
             finish(process)
             begun = list((place.folder / name / "checkpoints").glob("step-*"))
@@ -165,14 +162,10 @@ def _kill_one(place: Workplace, mode: str) -> Attempt:
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [str(ROOT / "train.py"), *_DISTRIBUTED, "--out", mode, "--parallel", mode]
     until = place.folder / mode / f"checkpoints/step-{place.random.randint(1, 17):06d}"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *launcher, *words]
     with open(place.folder / LOG, "wb") as log:
-        agent = psutil.Popen(
-            [sys.executable, *launcher, *words],
-            cwd=place.folder,
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-        )
+        agent = psutil.Popen(command, cwd=place.folder, env=environment, stdout=log, stderr=log)
     started: list[psutil.Process] = []
     try:
         wait_for(agent, until.exists)

@@ -14,7 +14,7 @@ from tests.campaigns.faults.workplace import (
     losses_differ,
     refused,
     succeeds,
-)
+)  # fmt: skip
 
 # Activations of 90 MiB, so that it is they that do not fit. Without dropout, whose masks depend on
 # the size of the micro-batches.

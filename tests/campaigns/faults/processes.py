@@ -29,14 +29,10 @@ def preload() -> None:
     import matplotlib
 
     matplotlib.use("Agg")
-    for name in (
-        "gpt2.training.run_training",
-        "gpt2.data.prepare",
-        "matplotlib.backends.backend_agg",
-        "matplotlib.pyplot",
-        "torch._dynamo",
-    ):
+    for name in ("gpt2.training.run_training", "gpt2.data.prepare", "torch._dynamo"):
         importlib.import_module(name)
+    for name in ("backends.backend_agg", "pyplot"):
+        importlib.import_module(f"matplotlib.{name}")
 
 
 def limit_file_size(size: int) -> None:
@@ -64,13 +60,7 @@ def obey_permissions() -> None:
 def start(folder: Path, *words: str, first: Callable[[], object] = nothing) -> psutil.Process:
     """Run `train.py ...` or `-m module ...` in `folder`; its output goes to `folder`/log.txt.
 
-    Args:
-        folder: working folder.
-        words: the command line after `python`.
-        first: called in the new process before the command.
-
-    Returns:
-        The process, which leads a group of its own.
+    The process leads a group of its own, and calls `first` before the command.
     """
     pid = os.fork()
     if pid:

@@ -20,7 +20,7 @@ from tests.campaigns.faults.processes import (
     run,
     start,
     wait_for,
-)
+)  # fmt: skip
 from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, curve, refused, weights
 
 

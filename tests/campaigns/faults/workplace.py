@@ -27,32 +27,19 @@ _LAST = "checkpoints/step-000040"
 
 @dataclass(frozen=True)
 class Workplace:
-    """A folder in which processes are disturbed, and what an undisturbed run gave.
+    """A folder in which processes are disturbed, and what an undisturbed run gave."""
 
-    Attributes:
-        folder: holds stories.txt and its prepared data.
-        random: chooses the moments, the files and the damage.
-        seconds: duration of the undisturbed run.
-        curve: its metrics, see `curve`.
-        weights: SHA-256 of its last weights.
-        data: SHA-256 of each file of the prepared data.
-    """
-
-    folder: Path
-    random: random.Random
-    seconds: float
-    curve: list[tuple[float, ...]]
-    weights: str
-    data: dict[str, str]
+    folder: Path  # holds stories.txt and its prepared data
+    random: random.Random  # chooses the moments, the files and the damage
+    seconds: float  # duration of the undisturbed run
+    curve: list[tuple[float, ...]]  # its metrics, see `curve`
+    weights: str  # SHA-256 of its last weights
+    data: dict[str, str]  # SHA-256 of each file of the prepared data
 
     def copy(self, folder: Path, seed: str) -> "Workplace":
         """Return the same in another folder, with other random choices."""
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return dataclasses.replace(self, folder=folder, random=random.Random(seed))
-
-    def moment(self) -> float:
-        """Return a random time within a run, in seconds."""
-        return self.random.uniform(0, self.seconds)
 
     def trained(self, name: str) -> Attempt:
         """Compare a finished run with the undisturbed one, bit for bit."""
@@ -92,14 +79,9 @@ def undisturbed(folder: Path) -> Workplace:
     began = time.monotonic()
     wrong = succeeds(folder, "train.py", *MODEL, "--out", "undisturbed")
     assert wrong is None, wrong
-    return Workplace(
-        folder,
-        random.Random(0),
-        time.monotonic() - began,
-        curve(folder / "undisturbed"),
-        weights(folder / "undisturbed"),
-        data_sums(folder / "data"),
-    )
+    seconds, run_folder = time.monotonic() - began, folder / "undisturbed"
+    losses, last = curve(run_folder), weights(run_folder)
+    return Workplace(folder, random.Random(0), seconds, losses, last, data_sums(folder / "data"))
 
 
 def curve(folder: Path) -> list[tuple[float, ...]]:

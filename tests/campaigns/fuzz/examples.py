@@ -45,6 +45,12 @@ def quietly_in(folder: Path) -> Iterator[None]:
         os.chdir(before)
 
 
+@contextlib.contextmanager
+def _in_new_folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as name, quietly_in(Path(name)):
+        yield Path(name)
+
+
 def stories() -> bytes:
     documents = [f"Story {i}. The cat saw {i % 9} birds.\n\nIt ran home.\n" for i in range(60)]
     return f"\n{END_OF_TEXT}\n".join(documents).encode()
@@ -53,8 +59,7 @@ def stories() -> bytes:
 @cache
 def trained() -> dict[str, bytes]:
     """Train a run in `run` with its data in `data`; export it to `exported`."""
-    with tempfile.TemporaryDirectory() as name, quietly_in(Path(name)):
-        folder = Path(name)
+    with _in_new_folder() as folder:
         (folder / "stories.txt").write_bytes(stories())
         assert run_training(CONFIG) is None
         run = load_run("run", device="cpu")
@@ -90,12 +95,10 @@ def prepared(*names: str) -> dict[str, bytes]:
 @cache
 def parts() -> dict[str, bytes]:
     """Prepare data in two parts, still to be merged; return it with its text."""
-    with tempfile.TemporaryDirectory() as name, quietly_in(Path(name)):
-        folder = Path(name)
+    with _in_new_folder() as folder:
         (folder / "stories.txt").write_bytes(stories())
         for number in (1, 2):
-            job = Job("stories.txt", vocab_size=264, progress=False)
-            prepare_part(job, Part(number, 2))
+            prepare_part(Job("stories.txt", vocab_size=264, progress=False), Part(number, 2))
         return _contents(folder)
 
 
@@ -113,21 +116,16 @@ def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes
 
 @cache
 def tokenizer() -> Tokenizer:
-    with _tokenizer_folder() as folder:
+    with _in_new_folder() as folder:
+        (folder / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
         return Tokenizer.load(folder)
-
-
-@contextlib.contextmanager
-def _tokenizer_folder() -> Iterator[str]:
-    with tempfile.TemporaryDirectory() as name:
-        (Path(name) / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
-        yield name
 
 
 @cache
 def vocabulary_pair() -> dict[str, bytes]:
     """Return the tokenizer as GPT-2's own two files."""
-    with _tokenizer_folder() as folder:
+    with _in_new_folder() as folder:
+        (folder / "tokenizer.json").write_bytes(part("run/")["tokenizer.json"])
         ids, merges, special = read_vocabulary(folder)
     encoder = {_spell(token): number for token, number in ids.items()} | special
     lines = ["#version: 0.2", *(f"{_spell(left)} {_spell(right)}" for left, right in merges), ""]
@@ -153,10 +151,9 @@ def parquet() -> bytes:
 @cache
 def written_by(write: Callable[[Path], object]) -> bytes:
     """Return the content of the file that a function writes."""
-    with tempfile.TemporaryDirectory() as name:
-        path = Path(name) / "file"
-        write(path)
-        return path.read_bytes()
+    with _in_new_folder() as folder:
+        write(folder / "file")
+        return (folder / "file").read_bytes()
 
 
 @cache
@@ -178,16 +175,17 @@ def reseal_checkpoint(files: Files) -> None:
     """Write the manifest again, with the checksums that the files have now."""
     for path in [path for path in files if path.endswith("state.json")]:
         prefix = path.removesuffix("state.json")
-        sums = {
-            name.removeprefix(prefix): {
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-            }
-            for name, content in files.items()
-            if name.startswith(prefix) and isinstance(content, bytes)
-        }
-        sums.pop("manifest.json", None)
+        files.pop(prefix + "manifest.json", None)
+        sums = {}
+        for name, content in files.items():
+            if name.startswith(prefix) and isinstance(content, bytes):
+                digest = hashlib.sha256(content).hexdigest()
+                sums[name.removeprefix(prefix)] = {"bytes": len(content), "sha256": digest}
         files[prefix + "manifest.json"] = json.dumps({"format": 1, "files": sums}).encode()
+
+
+# What is raised where an earlier change has left no manifest to put right.
+_OTHER_SHAPE = (ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
 def reseal_shards(files: Files) -> None:
@@ -201,9 +199,7 @@ def reseal_shards(files: Files) -> None:
             shards[name.rpartition("/")[2]] = digest.hexdigest()
     for name in [name for name in files if name.endswith("manifest.json")]:
         content = files[name]
-        with contextlib.suppress(
-            ValueError, LookupError, TypeError, AttributeError, RecursionError
-        ):
+        with contextlib.suppress(*_OTHER_SHAPE):
             manifest = json.loads(content) if isinstance(content, bytes) else {}
             for entry in manifest["splits"].values():
                 for shard in entry["shards"]:

@@ -24,22 +24,13 @@ class Link:
     to: str
 
 
-@dataclass(frozen=True)
-class Folder:
-    """A folder in place of a file."""
-
-
-Entry = bytes | Link | Folder
+Entry = bytes | Link | None  # None: a folder in place of a file
 Files = dict[str, Entry]
 """The content of a folder, by path in it."""
 
 
 class Damaged(Files):
-    """Files of which some were made wrong; only these are printed.
-
-    Args:
-        valid: the files as they were.
-    """
+    """Files of which some were made wrong; only these are printed."""
 
     def __init__(self, valid: dict[str, bytes]) -> None:
         super().__init__(valid)
@@ -48,7 +39,9 @@ class Damaged(Files):
     def __repr__(self) -> str:
         words = [f"{name} is missing" for name in self.valid if name not in self]
         for name, entry in self.items():
-            if entry != self.valid.get(name):
+            if entry is None:
+                words.append(f"{name}: a folder")
+            elif entry != self.valid.get(name):
                 rest = f" ({len(entry):,} bytes)" if isinstance(entry, bytes) else ""
                 words.append(f"{name}: {entry!r:.300}{rest}")
         return "\n".join(["files", *words])
@@ -92,13 +85,7 @@ _SHARD_FIELDS = (8, 12, 16, 24, 32, 40, 48, 56, 120, 256)
 def hostile(
     draw: Draw, files: dict[str, bytes], *, reseal: Callable[[Files], None] | None = None
 ) -> Files:
-    """Draw the files with one or two of them made wrong.
-
-    Args:
-        files: valid.
-        reseal: puts checksums right, as an attacker would; done to some of the examples.
-    """
-
+    """Draw valid files with one or two of them made wrong, and in some examples resealed."""
     result = Damaged(files)
     for _ in range(draw(st.sampled_from([1, 1, 2]))):
         _change_entry(draw, result, draw(st.sampled_from(sorted(files))), files)
@@ -119,7 +106,7 @@ def _change_entry(draw: Draw, result: Files, name: str, files: dict[str, bytes])
     elif how == "link":
         result[name] = Link(draw(st.sampled_from(["/dev/null", "..", "nowhere", "itself"])))
     else:
-        result[name] = Folder()
+        result[name] = None
 
 
 def changed_content(draw: Draw, name: str, content: bytes) -> bytes:

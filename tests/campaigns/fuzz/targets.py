@@ -47,17 +47,11 @@ Reseal = Callable[[Files], None]
 
 @dataclass(frozen=True)
 class Target:
-    """A reader under test.
+    """A reader under test."""
 
-    Attributes:
-        make: returns valid files by their path in a folder.
-        parse: reads that folder.
-        reseal: puts checksums right after a change, as an attacker would.
-    """
-
-    make: Make
-    parse: Parse
-    reseal: Reseal | None = None
+    make: Make  # returns valid files by their path in a folder
+    parse: Parse  # reads that folder
+    reseal: Reseal | None = None  # puts checksums right after a change, as an attacker would
 
 
 TARGETS: dict[str, Target] = {}

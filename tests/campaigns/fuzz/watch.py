@@ -48,7 +48,8 @@ def watched(
 
     faulthandler.dump_traceback_later(_STUCK, exit=True, file=sys.__stderr__)
     before = psutil.Process().memory_info()
-    _forget_peak()
+    if sys.platform == "linux":  # the peak of the resident memory begins at what is resident now
+        Path("/proc/self/clear_refs").write_text("5")
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     handler = signal.signal(signal.SIGPROF, hang)
     try:
@@ -66,19 +67,6 @@ def watched(
         # Not the default, which would end the process if the last signal came late.
         signal.signal(signal.SIGPROF, signal.SIG_IGN if handler == signal.SIG_DFL else handler)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-    grown = _peak() - before.rss
-    if grown > memory:
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10) - before.rss
+    if sys.platform == "linux" and grown > memory:
         raise Exceeded(f"used {grown >> 20} MiB of memory, more than {memory >> 20}")
-
-
-def _forget_peak() -> None:
-    """Let the peak of the resident memory begin at what is resident now."""
-    if sys.platform == "linux":
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> int:
-    """Return the peak of the resident memory in bytes; 0 where it cannot be forgotten."""
-    if sys.platform != "linux":
-        return 0
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
