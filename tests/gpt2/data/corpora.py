@@ -2,8 +2,13 @@
 
 import signal
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+from gpt2.data.job import Job, Part
+from gpt2.data.prepare import merge, prepare, prepare_part
+from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
 from tests.gpt2.stand_ins import start_python
 
@@ -34,7 +39,7 @@ elif what == "merge":
 else:
     prepare_part(Job(data, **options), Part(int(what), 2))
 """
-NEVER = 1 << 30
+SHARD_BYTES = 1500
 
 
 def stories(n: int) -> list[str]:
@@ -59,17 +64,55 @@ def flip(path: Path, offset: int) -> None:
     path.write_bytes(content)
 
 
-def start(
-    what: object, at: int, data: Path, tokenizer: Path, cache_dir: Path, shard_bytes: int
-) -> subprocess.Popen[str]:
-    """Start a process that makes the "whole", part 1 or 2 of 2, or a "merge", and kills itself when
-    it renames or deletes its n-th file, those of the tokenizer and of checksums aside."""
-    words = map(str, (what, at, data, tokenizer, cache_dir, shard_bytes))
-    return start_python("-c", _KILLED, *words)
+@dataclass(frozen=True)
+class Place:
+    """A corpus, a tokenizer and a cache folder."""
 
+    data: Path
+    tokenizer: Path
+    cache_dir: Path
+    shard_bytes: int = SHARD_BYTES
 
-def kill(*words: object) -> None:
-    """`start` a process and wait for its death."""
-    process = start(*words)  # type: ignore[arg-type]
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == -signal.SIGKILL, errors
+    @property
+    def options(self) -> dict[str, Any]:
+        options = {"tokenizer": str(self.tokenizer), "cache_dir": self.cache_dir}
+        return {**options, "progress": False, "shard_bytes": self.shard_bytes}
+
+    @property
+    def job(self) -> Job:
+        return Job(str(self.data), **self.options)
+
+    @property
+    def folder(self) -> Path:
+        """The folder at work, or finished."""
+        hash8 = Tokenizer.load(self.tokenizer).hash[:8]
+        (folder,) = self.cache_dir.glob(f"{self.data.stem}-*-{hash8}")
+        return folder
+
+    def make(self, number: int, of: int) -> tuple[str, ...]:
+        return prepare_part(self.job, Part(number, of))
+
+    def merge(self) -> dict[str, bytes]:
+        return all_files(merge(self.job).folder)
+
+    def prepare(self) -> dict[str, bytes]:
+        return all_files(prepare(str(self.data), **self.options).folder)
+
+    def alone(self) -> dict[str, bytes]:
+        """What one process makes, elsewhere."""
+        return replace(self, cache_dir=self.cache_dir.with_name("alone")).prepare()
+
+    def start(self, what: object, at: int = 1 << 30) -> subprocess.Popen[str]:
+        """Start a process that makes the "whole", part 1 or 2 of 2, or a "merge", and kills itself
+        when it renames or deletes its n-th file, those of the tokenizer and of checksums aside."""
+        places = (self.data, self.tokenizer, self.cache_dir, self.shard_bytes)
+        return start_python("-c", _KILLED, *map(str, (what, at, *places)))
+
+    def kill(self, what: object, at: int) -> None:
+        """`start` a process and wait for its death."""
+        process = self.start(what, at)
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGKILL, errors
+
+    def times(self) -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}

@@ -18,15 +18,7 @@ from gpt2.data.documents import END_OF_TEXT
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.data.shards import HEADER_BYTES, ShardError, TokenStream
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.data.corpora import (
-    NEVER,
-    all_files,
-    flip,
-    kill,
-    start,
-    stories,
-    write_stories,
-)
+from tests.gpt2.data.corpora import Place, all_files, flip, stories, write_stories
 from tests.gpt2.stand_ins import run_python
 
 
@@ -142,38 +134,33 @@ def test_too_little_text_for_three_splits_is_said(corpus, options):
 # Interruption
 
 
+@pytest.fixture
+def place(tmp_path, corpus, tokenizer_file):
+    return Place(corpus, tokenizer_file, tmp_path / "cache", shard_bytes=700)
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
-def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(
-    tmp_path, corpus, tokenizer_file, options
-):
-    options["shard_bytes"] = 700
-    whole = prepare(str(corpus), **options | {"cache_dir": tmp_path / "whole"})
-    kept: dict[Path, int] = {}
+def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(place):
+    kept: dict[str, int] = {}
     for at in (2, 3, 6):  # the second and third delete first what the one before left
-        kill("whole", at, corpus, tokenizer_file, tmp_path / "cache", 700)
-        (folder,) = (tmp_path / "cache").glob("stories-*")
-        assert not (folder / "manifest.json").exists()
-        assert list(folder.glob(".*.tmp"))  # the shard at work
-        shards = {path: path.stat().st_mtime_ns for path in folder.glob("*.bin")}
-        assert kept.items() < shards.items()
-        kept = shards
+        place.kill("whole", at)
+        assert not (place.folder / "manifest.json").exists()
+        assert list(place.folder.glob(".*.tmp"))  # the shard at work
+        assert kept.items() < place.times().items()
+        kept = place.times()
     assert len(kept) == 1 + 1 + 4
-    flip(damaged := kept.popitem()[0], -1)
-    resumed = prepare(str(corpus), **options)
-    assert damaged.stat().st_mtime_ns > max(kept.values())
-    assert all_files(resumed.folder) == all_files(whole.folder)
-    assert kept == {path: path.stat().st_mtime_ns for path in kept}
+    damaged = kept.popitem()[0]
+    flip(place.folder / damaged, -1)
+    assert place.prepare() == place.alone()
+    assert place.times()[damaged] > max(kept.values())
+    assert kept.items() < place.times().items()
 
 
-def test_two_at_once_do_the_work_once(tmp_path, corpus, tokenizer_file, options):
-    words = ("whole", NEVER, corpus, tokenizer_file, tmp_path / "cache", 700)
-    both = [start(*words), start(*words)]
-    for process in both:
+def test_two_at_once_do_the_work_once(place):
+    for process in [place.start("whole"), place.start("whole")]:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    alone = prepare(str(corpus), **options | {"cache_dir": tmp_path / "alone", "shard_bytes": 700})
-    (folder,) = (tmp_path / "cache").glob("stories-*")
-    assert all_files(folder) == all_files(alone.folder)
+    assert all_files(place.folder) == place.alone()
 
 
 # Damage to what is prepared

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import signal
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,12 @@ import tyro
 from gpt2.data import documents
 from gpt2.data import prepare as prepare_module
 from gpt2.data.documents import SPLITS
-from gpt2.data.job import Job, Part
-from gpt2.data.prepare import Arguments, main, merge, prepare, prepare_part
+from gpt2.data.job import Job
+from gpt2.data.prepare import Arguments, main, merge, prepare
 from gpt2.data.shards import HEADER_BYTES, Counts, ShardError
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.data.corpora import all_files, flip, kill, stories, write_stories
+from tests.gpt2.data.corpora import SHARD_BYTES, Place, all_files, flip, stories, write_stories
 from tests.gpt2.stand_ins import start_python
-
-SHARD_BYTES = 1500
 
 
 def by_document(folder: Path) -> Path:
@@ -49,51 +47,6 @@ def by_name(folder: Path) -> Path:
     for i, name in enumerate(("train-1", "train-2", "valid", "test")):
         write_stories(folder / f"{name}.txt", 3 * i + 1)
     return folder
-
-
-@dataclass(frozen=True)
-class Place:
-    """A corpus, a tokenizer and a cache folder."""
-
-    data: Path
-    tokenizer: Path
-    cache_dir: Path
-    shard_bytes: int = SHARD_BYTES
-
-    @property
-    def options(self) -> dict[str, Any]:
-        options = {"tokenizer": str(self.tokenizer), "cache_dir": self.cache_dir}
-        return {**options, "progress": False, "shard_bytes": self.shard_bytes}
-
-    @property
-    def job(self) -> Job:
-        return Job(str(self.data), **self.options)
-
-    @property
-    def folder(self) -> Path:
-        """The folder at work, or finished."""
-        hash8 = Tokenizer.load(self.tokenizer).hash[:8]
-        (folder,) = self.cache_dir.glob(f"{self.data.name}-*-{hash8}")
-        return folder
-
-    def make(self, number: int, of: int) -> tuple[str, ...]:
-        return prepare_part(self.job, Part(number, of))
-
-    def merge(self) -> dict[str, bytes]:
-        return all_files(merge(self.job).folder)
-
-    def prepare(self) -> dict[str, bytes]:
-        return all_files(prepare(str(self.data), **self.options).folder)
-
-    def alone(self) -> dict[str, bytes]:
-        """What one process makes, elsewhere."""
-        return replace(self, cache_dir=self.cache_dir.with_name("alone")).prepare()
-
-    def kill(self, what: object, at: int) -> None:
-        kill(what, at, self.data, self.tokenizer, self.cache_dir, self.shard_bytes)
-
-    def times(self) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}
 
 
 @pytest.fixture
