@@ -203,10 +203,9 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
         (lambda t: t.pop("model"), "it is not a tokenizer.json"),
     ],
 )
-def test_a_foreign_tokenizer_json_is_refused_with_the_reason(tokenizer, tmp_path, change, reason):
+def test_a_foreign_tokenizer_json_is_refused_with_the_reason(saved, tmp_path, change, reason):
     path = tmp_path / "tokenizer.json"
-    tokenizer.save(path)
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(saved.read_text(encoding="utf-8"))
     change(content)
     path.write_text(json.dumps(content), encoding="utf-8")
     with pytest.raises(ValueError, match=reason.replace("|", r"\|")) as error:
