@@ -30,26 +30,15 @@ from filelock import FileLock
 ROOT = Path(__file__).parents[2]
 
 SHARED_LIMIT = {
-    "sm_75": 64 << 10,
-    "sm_80": 163 << 10,
-    "sm_86": 99 << 10,
-    "sm_89": 99 << 10,
-    "sm_90": 227 << 10,
-    "sm_100": 227 << 10,
-    "sm_120": 99 << 10,
-    "gfx942": 64 << 10,
-}
+    "sm_75": 64 << 10, "sm_80": 163 << 10, "sm_86": 99 << 10, "sm_89": 99 << 10,
+    "sm_90": 227 << 10, "sm_100": 227 << 10, "sm_120": 99 << 10, "gfx942": 64 << 10,
+}  # fmt: skip
 """Shared memory that one program may have, in bytes; the keys are the targets we compile for."""
 
 TENSOR_CORE = {
-    "sm_80": "HMMA",
-    "sm_86": "HMMA",
-    "sm_89": "HMMA",
-    "sm_90": "HGMMA",
-    "sm_100": "tcgen05.mma",
-    "sm_120": "HMMA",
-    "gfx942": "MFMA",
-}
+    "sm_80": "HMMA", "sm_86": "HMMA", "sm_89": "HMMA", "sm_90": "HGMMA",
+    "sm_100": "tcgen05.mma", "sm_120": "HMMA", "gfx942": "MFMA",
+}  # fmt: skip
 """The matrix instruction that a good kernel uses on each target, as named in `Code.matrix`."""
 
 

@@ -222,10 +222,17 @@ def test_packed_reads_a_slice_of_a_wider_projection(device):
 # ---- inputs that break attention kernels
 
 
-@pytest.mark.parametrize("length", [64, 192])
-def test_very_negative_logits(length, deterministic, device):
+@pytest.mark.parametrize(
+    ("length", "dtype"),
+    [
+        (64, torch.float32),
+        (192, torch.float32),
+        *(pytest.param(n, torch.bfloat16, marks=pytest.mark.cuda) for n in (192, 1088)),
+    ],
+)
+def test_very_negative_logits(length, dtype, deterministic, device):
     """Logits near -120, lse below -88, a length of 128k + 64: exp(-lse) overflows past the end."""
-    inputs = qkv((1, length, 1, 64), torch.float32, device, grad=False)
+    inputs = qkv((1, length, 1, 64), dtype, device, grad=False)
     inputs["q"][..., 0] = 31
     inputs["k"][..., 0] = -31
     inputs = {name: x.requires_grad_() for name, x in inputs.items()}
@@ -325,11 +332,8 @@ def test_the_graph_of_the_one_pass_backward_can_be_used_twice(device):
 
 @pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
 def test_empty_input_gives_empty_output_and_gradients(shape, deterministic, device):
-    compare(
-        partial(attention, deterministic=deterministic),
-        reference,
-        qkv(shape, torch.float32, device),
-    )
+    function = partial(attention, deterministic=deterministic)
+    compare(function, reference, qkv(shape, torch.float32, device))
 
 
 @pytest.mark.parametrize(

@@ -55,19 +55,15 @@ def test_forward_executes_little_more_than_the_useful_work(length, bound):
 
 def test_one_pass_backward_executes_five_products():
     work = backward(1024, deterministic=False)
-    assert [launch.kernel for launch in work.launches] == [
-        "attention_bwd_delta_kernel",
-        "attention_bwd_dkv_kernel",
-    ]
+    expected = ["attention_bwd_delta_kernel", "attention_bwd_dkv_kernel"]
+    assert [launch.kernel for launch in work.launches] == expected
     assert work.flops <= 1.13 * 10 * WIDTH * visible(1024)
 
 
 def test_two_pass_backward_executes_seven_products_in_two_launches():
     work = backward(1024, deterministic=True)
-    assert [launch.kernel for launch in work.launches] == [
-        "attention_bwd_dq_kernel",
-        "attention_bwd_dkv_kernel",
-    ]
+    expected = ["attention_bwd_dq_kernel", "attention_bwd_dkv_kernel"]
+    assert [launch.kernel for launch in work.launches] == expected
     assert work.added == 0
     assert work.flops <= 1.13 * 14 * WIDTH * visible(1024)
 

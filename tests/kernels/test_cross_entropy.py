@@ -271,12 +271,8 @@ def test_inplace_refuses_what_has_to_be_copied(device):
 @pytest.mark.parametrize("factor", [1.0, 0.25, -3.0, 0.0])
 def test_the_upstream_gradient_scales(factor, dtype, device):
     given = inputs(6, 300, dtype=dtype, device=device)
-    compare(
-        cross_entropy,
-        cross_entropy_reference,
-        given,
-        upstream=[torch.tensor(factor, device=device)],
-    )
+    upstream = [torch.tensor(factor, device=device)]
+    compare(cross_entropy, cross_entropy_reference, given, upstream=upstream)
 
 
 @pytest.mark.parametrize("inplace", [False, True])

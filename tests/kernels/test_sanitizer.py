@@ -55,14 +55,7 @@ def kernel_names() -> list[str]:
 
 
 def sanitize(program: str, tool: str, names: Sequence[str], command: Sequence[str]) -> str | None:
-    """Run a command of Python under a tool; return the end of its output if anything is wrong.
-
-    Args:
-        program: compute-sanitizer.
-        tool: one of TOOLS.
-        names: the kernels that are watched: PyTorch's own are none of our business.
-        command: what follows `python`.
-    """
+    """Run a Python command under a tool that watches these kernels; return what is wrong."""
     watched = [word for name in names for word in ("--kernel-name", f"kernel_substring={name}")]
     done = subprocess.run(
         [
