@@ -67,9 +67,7 @@ def cases(setting: Setting) -> list[Case]:
         tokens, lengths, passes = 16384, (*lengths, 8192, 16384), PASSES
 
     make = functools.partial(_case, setting, tokens)
-    found = [
-        make(T, which, priority=0 if T == long else 1) for T in lengths for which in passes
-    ]  # fmt: skip
+    found = [make(T, which, priority=int(T != long)) for T in lengths for which in passes]
     if passes != PASSES:
         found.append(make(long, "both"))
     wide = (long,) if not setting.on_gpu or setting.smoke else (1024, 4096)
@@ -112,6 +110,7 @@ def _case(
 
     most_checked = MOST_CHECKED if setting.on_gpu else MOST_CHECKED_CPU
     shape = {"T": T, "B": B, "H": H, "D": D}
+    flops = useful_flops(B, T, H, D, window, which)
     return operator_case(
         "attention",
         {
@@ -121,10 +120,7 @@ def _case(
         reference=_from_packed(reference) if packed else reference,
         inputs=inputs,
         check_inputs=lambda: inputs(1, min(T, most_checked), 2),
-        per_second={
-            "tflops": useful_flops(B, T, H, D, window, which) / 1e12,
-            "tokens_per_s": B * T,
-        },
+        per_second={"tflops": flops / 1e12, "tokens_per_s": B * T},
         three_ways=T <= HOST_BOUND,
         priority=priority,
     )  # fmt: skip

@@ -115,11 +115,8 @@ def _head_case(setting: Setting, rows: int, V: int, priority: int, C: int = 768)
     def inputs(rows: int = rows) -> Inputs:
         x = torch.randn(rows, C, device=setting.device, dtype=setting.dtype)
         weight = torch.randn(V, C, device=setting.device, dtype=setting.dtype) * C**-0.5
-        return {
-            "x": x.requires_grad_(),
-            "weight": weight.requires_grad_(),
-            "targets": _targets(setting, rows),
-        }
+        leaves = {"x": x.requires_grad_(), "weight": weight.requires_grad_()}
+        return {**leaves, "targets": _targets(setting, rows)}
 
     def contenders() -> Sequence[Contender]:
         no_chunked = None

@@ -134,18 +134,17 @@ def largest_batch_variant(problem: Problem, recipe: Recipe) -> Variant:
 
     def metrics(seconds: float) -> dict[str, float]:
         done = replace(problem, B=int(found["largest_batch"]))
-        return {
-            **utilisation(done, seconds), **found,
-            "tokens_per_s": done.tokens / seconds, "tflops": done.tflops / seconds,
-        }  # fmt: skip
+        rates = {"tokens_per_s": done.tokens / seconds, "tflops": done.tflops / seconds}
+        return {**utilisation(done, seconds), **found, **rates}
 
-    skip = recipe.unavailable(problem)
-    check = None
-    if skip is None:
-        one = replace(problem, B=1)
-        check = lambda: Referee(one).judge(Step(one, recipe))  # noqa: E731
+    skip, one = recipe.unavailable(problem), replace(problem, B=1)
     return Variant(
-        recipe.name, build, ours=recipe.peer is None, skip=skip, check=check, metrics=metrics
+        recipe.name,
+        build,
+        ours=recipe.peer is None,
+        skip=skip,
+        check=None if skip else lambda: Referee(one).judge(Step(one, recipe)),
+        metrics=metrics,
     )
 
 
