@@ -76,11 +76,8 @@ class Options:
     def budget(self, short: int, long: int | None, *, shares: int, seconds: float = 0) -> Budget:
         """Return the budget of one case, counted from now.
 
-        Args:
-            short: tries in the short form.
-            long: tries in the long form; None if that ends by time.
-            shares: how many cases share the time.
-            seconds: of the long form, for all cases, where `long` is None.
+        It is `short` or `long` tries; the long form may end after `seconds` instead, for which
+        `long` is None. That time, and the one of --seconds, is shared by `shares` cases.
         """
         if self.steps is not None or self.seconds is not None:
             tries, time_ = self.steps, self.seconds

@@ -39,16 +39,9 @@ def search(
 ) -> Found:  # fmt: skip
     """Try examples until one fails or the budget is spent.
 
-    Failing examples are kept in .hypothesis/, under the name, and tried first the next time.
-
-    Args:
-        name: of the property, for the database.
-        examples: what is tried.
-        check: raises an exception for an example that breaks the property; see also `Found`.
-        budget: how many examples, or how long.
-        seed: which examples.
-        phases: without Phase.shrink, a failing example stays as it was met; without Phase.reuse,
-            nothing is read from the database or kept there.
+    Failing examples are kept in .hypothesis/, under the name, and tried first the next time;
+    not without Phase.reuse. Without Phase.shrink, a failing example stays as it was met.
+    `check` raises an exception for an example that breaks the property; see also `Found`.
     """
     found = Found()
     database = DirectoryBasedExampleDatabase(DATABASE / name) if Phase.reuse in phases else None

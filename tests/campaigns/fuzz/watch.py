@@ -30,12 +30,10 @@ class _Hang(BaseException):
 def watched(
     *, seconds: float = SECONDS, memory: int = BYTES, asked: int = _ASKED
 ) -> Iterator[None]:
-    """Hold the block to limits.
+    """Hold the block to limits: processor time (a busy machine is no hang) and memory.
 
-    Args:
-        seconds: of processor time, so that a busy machine is no hang.
-        memory: bytes by which the resident memory may grow at its peak; measured on Linux only.
-        asked: bytes of address space that can be allocated before a MemoryError.
+    By `memory` bytes the resident memory may grow at its peak, which is measured on Linux only;
+    `asked` bytes of address space can be allocated before a MemoryError.
 
     A call that cannot be interrupted ends the process, with a traceback, after five minutes.
 

@@ -45,10 +45,9 @@ class Case:
     upstream: list[Tensor | None]
     cancelled: Mapping[str, Tensor]
     """See `kernels.testing.compare`: magnitudes of the float32 numbers that cancel on the way."""
+    # Stand-ins for constants and functions of a launcher, by dotted name.
     patches: dict[str, Any] = field(default_factory=dict)
-    """Stand-ins for constants and functions of a launcher, by dotted name."""
-    also: Callable[["Case"], None] = nothing_else
-    """Asserts anything else that must hold."""
+    also: Callable[["Case"], None] = nothing_else  # asserts anything else that must hold
 
     def __repr__(self) -> str:
         tensors = {name: x for name, x in self.inputs.items() if isinstance(x, Tensor)}
@@ -108,12 +107,10 @@ Spoil = Callable[[dict[str, Any]], None]
 
 
 def unspoilt(spoil: Spoil, kept: Callable[[str, Tensor, dict[str, Any]], Any]) -> Check:
-    """Return a check that other values in some places change no bit elsewhere.
+    """Return a check that the values which `spoil` writes into the inputs change no bit elsewhere.
 
-    Args:
-        spoil: writes them into copies of the inputs.
-        kept: takes the name of an output or gradient, its value and the spoilt inputs; returns the
-            index of what must stay, or None.
+    `kept` takes the name of an output or gradient, its value and the spoilt inputs; it returns the
+    index of what must stay, or None.
     """
 
     def check(case: Case) -> None:

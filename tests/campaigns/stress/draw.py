@@ -60,15 +60,13 @@ class Draw:
 
     def size(self, most: int) -> int:
         """Draw from 1 to `most`: small, next to a power of two, of GPT-2, or any."""
-        kind = self.choose("small", "power", "known", "any")
-        if kind == "small":
-            found = self.integer(1, 9)
-        elif kind == "power":
-            found = 2 ** self.integer(1, most.bit_length()) + self.choose(-1, 0, 1)
-        elif kind == "known":
-            found = self.choose(*KNOWN_SIZES)
-        else:
-            found = round(math.exp(self.number(0, math.log(most))))
+        kinds = {
+            "small": lambda: self.integer(1, 9),
+            "power": lambda: 2 ** self.integer(1, most.bit_length()) + self.choose(-1, 0, 1),
+            "known": lambda: self.choose(*KNOWN_SIZES),
+            "any": lambda: round(math.exp(self.number(0, math.log(most)))),
+        }
+        found = kinds[self.choose(*kinds)]()
         return found if 1 <= found <= most else self.integer(1, most)
 
     def rows(self, elements: int, width: int) -> tuple[int, ...]:
@@ -105,10 +103,8 @@ class Draw:
     def place(self, values: Tensor, name: str, *, unit_last: bool = False) -> Tensor:
         """Lay values out in guarded memory: contiguous, transposed, sliced, expanded, off a line.
 
-        Args:
-            values: what is laid out; an axis that is expanded takes its first element.
-            name: of the tensor, for messages.
-            unit_last: the elements of the last axis must be neighbours.
+        An axis that is expanded takes its first element. With `unit_last` the elements of the last
+        axis are neighbours.
         """
         shape = values.shape
         axes = list(range(len(shape)))

@@ -49,11 +49,8 @@ class Memory:
     ) -> Tensor:
         """Lay `values` out with these strides, `offset` elements after an aligned address.
 
-        Args:
-            values: what the tensor holds; along an axis of stride 0, its first element counts.
-            strides, offset: in elements.
-            name: what the tensor is called if it is found changed.
-            kept: the tensor itself must stay as it is, and not only what lies around it.
+        Along an axis of stride 0, the first element counts. With `kept`, the tensor itself must
+        stay as it is, and not only what lies around it.
         """
         last = sum((size - 1) * stride for size, stride in zip(values.shape, strides, strict=True))
         length = offset + last + 1 if values.numel() else offset
