@@ -143,16 +143,12 @@ class Trainer:
             Diverged: too many steps in a row were skipped.
             OutOfMemory: with the estimate and what to lower.
         """
+        main = self.world.main
         logs = None
-        if self.world.main:
-            tensorboard = self.settings.tensorboard
-            logs = Logs(self.folder, tensorboard=tensorboard, after_step=self.step)
+        if main:
+            logs = Logs(self.folder, tensorboard=self.settings.tensorboard, after_step=self.step)
         bar = tqdm(
-            total=self.steps,
-            initial=self.step,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.world.main,
+            total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not main
         )
         ended_by = 0
         try:
@@ -301,11 +297,8 @@ class Trainer:
         """Restore the last checkpoint, if there is one, but go on with the text after this step."""
         if not list_checkpoints(self.folder / "checkpoints"):
             return False
-        position, rollbacks, spiked = (
-            self.batches.state_dict(),
-            self.guard.count_rollback(),
-            self.step,
-        )
+        position, spiked = self.batches.state_dict(), self.step
+        rollbacks = self.guard.count_rollback()
         self.restore(load_newest(self.folder / "checkpoints")[0])
         self.batches.load_state_dict(position)
         self.guard.rollbacks = rollbacks
@@ -323,16 +316,14 @@ class Trainer:
                 f"{', in the update of the weights' if in_update else ''}; {self._advice()} "
                 f"({first_line(error)})"
             ) from error
-        before, (batch_size, grad_accum) = self.settings.batch_size, smaller
-        self.settings = dataclasses.replace(
-            self.settings, batch_size=batch_size, grad_accum=grad_accum
-        )
-        self.batches.batch_size = batch_size
+        before, (size, count) = self.settings.batch_size, smaller
+        self.settings = dataclasses.replace(self.settings, batch_size=size, grad_accum=count)
+        self.batches.batch_size = size
         for parameter in self.model.parameters():
             parameter.grad = None
         say(
-            f"out of memory: going on with micro-batches of {batch_size} instead of {before}, "
-            f"{grad_accum} a step"
+            f"out of memory: going on with micro-batches of {size} instead of {before}, "
+            f"{count} a step"
         )
 
     def _advice(self) -> str:
