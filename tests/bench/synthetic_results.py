@@ -28,15 +28,7 @@ def results(**changes: Any) -> dict[str, Any]:
     return {**header, "rows": rows, **changes}
 
 
-def row(
-    bench: str,
-    case: dict[str, Any],
-    variant: str,
-    seconds: float = 1e-3,
-    *,
-    ours: bool = False,
-    **metrics: float,
-) -> dict[str, Any]:
+def row(bench, case, variant, seconds=0.001, *, ours=False, **metrics):
     """A timed row."""
     times = {"median": seconds, "min": seconds, "p10": seconds, "p90": seconds, "rounds": 5}
     return {
@@ -50,9 +42,7 @@ def not_timed(row: dict[str, Any], status: str, reason: str) -> dict[str, Any]:
     return {**row, "status": status, "reason": reason, "seconds": None, "metrics": {}}
 
 
-def _rows(
-    bench: str, case: dict[str, Any], metric: str, values: dict[str, float]
-) -> list[dict[str, Any]]:
+def _rows(bench, case, metric, values):
     """One row per variant, with its value of the metric."""
     return [
         row(bench, {**case, "dtype": "bfloat16"}, name, ours=name == "triton", **{metric: value})

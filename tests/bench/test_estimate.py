@@ -49,9 +49,7 @@ class Traffic(TorchDispatchMode):
 
     bytes = 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         read, written = (
             [t for t in tree_leaves(tree) if isinstance(t, Tensor)]

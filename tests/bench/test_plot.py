@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -107,9 +106,7 @@ def test_the_gain_of_a_rung_is_over_the_last_one_that_was_measured():
         ("loss_memory", lambda row: row["case"].get("N") != 8192),
     ],
 )
-def test_a_plot_without_its_rows_is_left_out_with_the_reason(
-    plot: str, missing: Callable[[Any], bool], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plot_without_its_rows_is_left_out_with_the_reason(plot, missing, tmp_path, monkeypatch):
     rows = [row for row in results()["rows"] if not missing(row)]
     monkeypatch.setattr("bench.plot.__main__.PLOTS", {plot: PLOTS[plot]})
     left_out = draw(results(rows=rows), tmp_path, "x.json")

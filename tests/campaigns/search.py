@@ -2,7 +2,6 @@
 
 import itertools
 import sys
-from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,6 @@ from typing import Any
 import hypothesis
 from hypothesis import HealthCheck, Phase
 from hypothesis.database import DirectoryBasedExampleDatabase
-from hypothesis.strategies import SearchStrategy
-
-from tests.campaigns.options import Budget, Options
 
 DATABASE = Path(__file__).resolve().parents[2] / ".hypothesis/campaigns"
 # Examples between two looks at the clock. From the eleventh on, hypothesis would vary each one
@@ -33,10 +29,7 @@ class Found:
     failures: list[str] = field(default_factory=list)
 
 
-def search(
-    name: str, examples: SearchStrategy[Any], check: Callable[[Any], object], budget: Budget, *,
-    seed: int = 0, phases: Collection[Phase] = ALL_PHASES,
-) -> Found:  # fmt: skip
+def search(name, examples, check, budget, *, seed=0, phases=ALL_PHASES):
     """Try examples until one fails or the budget is spent.
 
     Failing examples are kept in .hypothesis/, under the name, and tried first the next time;
@@ -66,10 +59,7 @@ def search(
     raise AssertionError
 
 
-def search_each(
-    options: Options, short: Mapping[str, int], seconds: float,
-    search_one: Callable[[str, Budget, int], Found],
-) -> dict[str, Found]:  # fmt: skip
+def search_each(options, short, seconds, search_one):
     """Search for failures of each property in turn with `search_one`, and print them.
 
     Args:

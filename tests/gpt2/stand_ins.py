@@ -35,9 +35,7 @@ def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subproces
     return subprocess.Popen([sys.executable, *words], **_process(cwd, environment))
 
 
-def run_python(
-    *words: str, cwd: Path = ROOT, **environment: str
-) -> subprocess.CompletedProcess[str]:
+def run_python(*words, cwd=ROOT, **environment):
     """Run Python on a command line to its end, with this code on its path."""
     return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=400)
 
@@ -86,15 +84,7 @@ def random_bigram(vocab_size: int, block_size: int, seed: int = 0) -> Bigram:
     return Bigram(p / p.sum(dim=1, keepdim=True), block_size)
 
 
-def write_run(
-    folder: Path,
-    data: Path,
-    tokenizer: Tokenizer,
-    block_size: int,
-    *,
-    step: int = 7,
-    val_loss: float = 1.0,
-) -> GPT:
+def write_run(folder, data, tokenizer, block_size, *, step=7, val_loss=1.0):
     """A run folder as the tools find it, of a small model with random weights.
 
     Called again with another step, it adds a checkpoint.

@@ -1,7 +1,6 @@
 """The model on our kernels against the model on PyTorch's: one training step, every combination."""
 
 import itertools
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -122,9 +121,7 @@ def test_dropout_and_a_window_reach_the_fused_model():
     assert not torch.isclose(dropped, _model()(x, y)[1], rtol=1e-3)
 
 
-def _noting_the_stream(
-    add: Callable[..., tuple[Tensor, Tensor]], seen: list[torch.dtype]
-) -> Callable[..., tuple[Tensor, Tensor]]:
+def _noting_the_stream(add, seen):
     def noting(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
         seen.append(x.dtype)
         return add(x, *args)

@@ -105,8 +105,7 @@ def test_a_target_outside_the_vocabulary_is_named():
 
 
 @pytest.mark.parametrize(
-    ("x", "targets"),
-    [(torch.randn(3, 5), torch.arange(3)), (torch.randn(3, 4), torch.arange(4))],
+    ("x", "targets"), [(torch.randn(3, 5), torch.arange(3)), (torch.randn(3, 4), torch.arange(4))]
 )
 def test_shapes_that_do_not_fit_are_refused(x, targets):
     with pytest.raises(ValueError, match="expected"):

@@ -74,9 +74,7 @@ LAYOUTS = {
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 
 
-def check_double_use(
-    function: Callable[..., Any], inputs: dict[str, Any], *, refused: bool = False
-) -> None:
+def check_double_use(function, inputs, *, refused=False):
     """A second backward gives the same bits or is refused, inputs stay, a double one is refused."""
     leaves = [x for x in inputs.values() if isinstance(x, Tensor) and x.requires_grad]
     copies = [x.detach().clone() for x in leaves]

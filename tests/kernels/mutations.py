@@ -75,13 +75,7 @@ def each_fault(cases: Cases) -> pytest.MarkDecorator:
     )
 
 
-def expect_caught(
-    module: ModuleType,
-    users: Sequence[ModuleType],
-    mutation: Mutation,
-    folder: Path,
-    **fixtures: Any,
-) -> None:
+def expect_caught(module, users, mutation, folder, **fixtures):
     """Assert that the mutation's test fails when `users` hold the mutant's functions.
 
     Args:

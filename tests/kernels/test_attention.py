@@ -18,13 +18,7 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import compare
-from tests.kernels.fused import (
-    DTYPES,
-    MARKS,
-    check_compiles,
-    check_double_use,
-    randn,
-)
+from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
 
 pytestmark = MARKS
 

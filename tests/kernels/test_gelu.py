@@ -10,14 +10,7 @@ from torch import Tensor
 from kernels._common.launch import INTERPRETED
 from kernels.gelu import gelu_tanh, gelu_tanh_reference
 from kernels.testing import Quantity, compare
-from tests.kernels.fused import (
-    DTYPES,
-    MARKS,
-    check_tail,
-    every_layout,
-    one_multiprocessor,
-    randn,
-)
+from tests.kernels.fused import DTYPES, MARKS, check_tail, every_layout, one_multiprocessor, randn
 from tests.kernels.work_counts import count_work
 
 pytestmark = MARKS

@@ -15,14 +15,7 @@ from kernels.linear_cross_entropy import (
     linear_cross_entropy_reference,
 )
 from kernels.testing import compare
-from tests.kernels.fused import (
-    CUDA,
-    DTYPES,
-    LAYOUTS,
-    MARKS,
-    check_never_waits,
-    randn,
-)
+from tests.kernels.fused import CUDA, DTYPES, LAYOUTS, MARKS, check_never_waits, randn
 
 pytestmark = MARKS
 IGNORED = -100

@@ -9,13 +9,7 @@ from torch import Tensor
 
 from kernels.swiglu import swiglu, swiglu_packed, swiglu_reference
 from kernels.testing import compare
-from tests.kernels.fused import (
-    DTYPES,
-    MARKS,
-    check_tail,
-    every_layout,
-    randn,
-)
+from tests.kernels.fused import DTYPES, MARKS, check_tail, every_layout, randn
 
 pytestmark = MARKS
 

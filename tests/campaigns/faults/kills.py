@@ -40,9 +40,7 @@ _DISTRIBUTED = [*SAVING, "--dropout", "0", "--optimizer", "adamw", "--steps", "2
 _RANKS_END = 60.0  # seconds until all processes must have ended: torchrun gives them 30
 
 
-def interrupted(
-    place: Workplace, options: Sequence[str] = MODEL, number: int = signal.SIGKILL
-) -> Iterator[Attempt]:
+def interrupted(place, options=MODEL, number=signal.SIGKILL):
     """End a training four times at random moments, resuming it in between; then let it finish."""
     name = f"ended-{number}"
     while True:

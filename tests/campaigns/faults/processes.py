@@ -103,9 +103,7 @@ def run(folder: Path, *words: str, first: Callable[[], object] = nothing) -> tup
     return status, log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
 
 
-def wait_for(
-    process: psutil.Process, condition: Callable[[], bool], *, patience: float = PATIENCE
-) -> bool:
+def wait_for(process, condition, *, patience=PATIENCE):
     """Wait until the condition holds or the process has ended; return whether it holds.
 
     Raises:

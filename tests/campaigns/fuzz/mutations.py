@@ -82,9 +82,7 @@ _SHARD_FIELDS = (8, 12, 16, 24, 32, 40, 48, 56, 120, 256)
 
 
 @st.composite
-def hostile(
-    draw: Draw, files: dict[str, bytes], *, reseal: Callable[[Files], None] | None = None
-) -> Files:
+def hostile(draw, files, *, reseal=None):
     """Draw valid files with one or two of them made wrong, and in some examples resealed."""
     result = Damaged(files)
     for _ in range(draw(st.sampled_from([1, 1, 2]))):

@@ -4,7 +4,6 @@ import faulthandler
 import resource
 import signal
 import sys
-from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -27,9 +26,7 @@ class _Hang(BaseException):
 
 
 @contextmanager
-def watched(
-    *, seconds: float = SECONDS, memory: int = BYTES, asked: int = _ASKED
-) -> Iterator[None]:
+def watched(*, seconds=SECONDS, memory=BYTES, asked=_ASKED):
     """Hold the block to limits: processor time (a busy machine is no hang) and memory.
 
     By `memory` bytes the resident memory may grow at its peak, which is measured on Linux only;

@@ -95,9 +95,7 @@ def _check_mask(keep: Tensor, seed: Tensor, dropout_p: float) -> None:
     assert len(heads.unique(dim=0)) == b * h, "two heads have one mask"
 
 
-def _cancelled(
-    qkv: dict[str, Tensor], do: Tensor, keep: Tensor | None, options: dict[str, Any]
-) -> dict[str, Tensor]:
+def _cancelled(qkv, do, keep, options):
     """Compute the magnitudes of what cancels: the equations with every difference made a sum.
 
     S has roundings of the size of scale |q| |k|^T, and P = exp(S - L) has them relative to itself,

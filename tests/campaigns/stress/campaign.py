@@ -3,15 +3,14 @@
 Without a GPU the kernels run in Triton's interpreter.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from hypothesis import Phase
 from hypothesis import strategies as st
 
-from tests.campaigns.options import Budget, Options
-from tests.campaigns.search import ALL_PHASES, Found, search, search_each
+from tests.campaigns.options import Options
+from tests.campaigns.search import ALL_PHASES, search, search_each
 from tests.campaigns.stress import attention, losses, norms, pointwise
 from tests.campaigns.stress.case import Case
 from tests.campaigns.stress.draw import Draw
@@ -35,10 +34,7 @@ def cases(draw: st.DrawFn, name: str, device: torch.device, guarded: bool = True
     return OPERATORS[name](Draw(draw, Memory(device, guarded)))
 
 
-def stress(
-    name: str, budget: Budget, seed: int = 0, *, guarded: bool = True,
-    phases: Collection[Phase] = ALL_PHASES,
-) -> Found:  # fmt: skip
+def stress(name, budget, seed=0, *, guarded=True, phases=ALL_PHASES):
     """Search for a case in which an operator breaks its contract; see `search` and `Memory`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     examples = cases(name, device, guarded)

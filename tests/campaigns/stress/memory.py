@@ -6,7 +6,7 @@ compared with what they were; outputs begin as 0xFF too, so that an element that
 shows.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -44,9 +44,7 @@ class Memory:
         self.fill = fill
         self._blocks: list[_Block] = []
 
-    def place(
-        self, values: Tensor, strides: Sequence[int], offset: int, name: str, *, kept: bool = True
-    ) -> Tensor:
+    def place(self, values, strides, offset, name, *, kept=True):
         """Lay `values` out with these strides, `offset` elements after an aligned address.
 
         Along an axis of stride 0, the first element counts. With `kept`, the tensor itself must

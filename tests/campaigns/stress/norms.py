@@ -48,9 +48,7 @@ def _draw(name: str, draw: Draw) -> Case:
     )  # fmt: skip
 
 
-def _cancelled(
-    inputs: dict[str, Any], upstream: list[Tensor | None], eps: float, centred: bool
-) -> dict[str, Tensor]:
+def _cancelled(inputs, upstream, eps, centred):
     """Compute the magnitudes of what cancels: the equations with every difference made a sum.
 
     x - mean carries roundings of the size of x and of the mean, so n does of (|x| + |mean|) * rstd,

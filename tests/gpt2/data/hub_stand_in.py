@@ -3,7 +3,7 @@
 import hashlib
 import json
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -12,9 +12,7 @@ COMMIT = "c0ffee" + "0" * 34
 
 
 @contextmanager
-def hub(
-    repositories: Mapping[str, Mapping[str, bytes]], kind: str = "datasets"
-) -> Iterator[tuple[str, list[str]]]:
+def hub(repositories, kind="datasets"):
     """Serve data sets, or "models": for each "owner/name" its files by path.
 
     Yields:

@@ -1,8 +1,5 @@
 """Small training set-ups in memory, shared by the tests of training and checkpoints."""
 
-from pathlib import Path
-from typing import Any
-
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
@@ -39,15 +36,7 @@ def text_stream(tokens: int, vocab_size: int = 32, seed: int = 0) -> ArrayStream
     return ArrayStream(np.cumsum(rng.choice([1, 3], size=tokens)) % vocab_size)
 
 
-def make_trainer(
-    folder: Path,
-    *,
-    train: ArrayStream | None = None,
-    valid: ArrayStream | None = None,
-    model: dict[str, Any] | None = None,
-    dtype: torch.dtype = torch.float32,
-    **settings: Any,
-) -> Trainer:
+def make_trainer(folder, *, train=None, valid=None, model=None, dtype=torch.float32, **settings):
     """A trainer of a two-layer model; by default 31 windows an epoch, met by batches of 3 x 2."""
     settings = {
         "preset": "demo", "optimizer": "adamw", "seq_len": 16, "batch_size": 2, "grad_accum": 3,

@@ -33,9 +33,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
         ("gpt2-xl", 9.803, 10.280),
     ],
 )
-def test_gflops_per_token_are_those_published_for_gpt2(
-    preset: str, exact: float, nanogpt: float
-) -> None:
+def test_gflops_per_token_are_those_published_for_gpt2(preset, exact, nanogpt):
     config = PRESETS[preset]
     assert flops_per_token(config, 1024) / 1e9 == pytest.approx(exact, rel=1e-3)
     assert flops_per_token_nanogpt(config, 1024) / 1e9 == pytest.approx(nanogpt, rel=1e-3)
@@ -61,9 +59,7 @@ class Measured:
 class _Collect(TorchDispatchMode):
     """Collects garbage behind our kernels: Triton's interpreter leaves tensors in cycles."""
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if func.namespace == "gpt2_triton":
             gc.collect()
@@ -106,14 +102,7 @@ def allocations(prof: profile) -> Iterator[tuple[str, int]]:
         yield "", in_use
 
 
-def measure(
-    config: GPTConfig,
-    *,
-    batch_size: int,
-    dtype: torch.dtype,
-    optimizer: str = "adamw",
-    grad_accum: int = 1,
-) -> Measured:
+def measure(config, *, batch_size, dtype, optimizer="adamw", grad_accum=1):
     """What PyTorch hands out to a new model, in its second step, and in a forward."""
     interpreted = "triton" in vars(config).values()
 
@@ -221,9 +210,7 @@ FEW_TOKENS = dataclasses.replace(SMALL, block_size=16)
         ("optimizer step", dataclasses.replace(FEW_TOKENS, tie=False), {"optimizer": "muon"}),
     ],
 )
-def test_the_peak_is_where_it_is_said_to_be(
-    moment: str, config: GPTConfig, settings: dict[str, Any]
-) -> None:
+def test_the_peak_is_where_it_is_said_to_be(moment, config, settings):
     memory = check(config, **({"batch_size": 2, "dtype": BF16} | settings))
     assert memory.moment == moment
 

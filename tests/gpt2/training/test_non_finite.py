@@ -124,12 +124,7 @@ KERNELS = {
 def test_a_kernel_that_gives_nan_costs_one_step_and_is_named(
     tmp_path, monkeypatch, capsys, kernel, where
 ):
-    trainer = make_trainer(
-        tmp_path,
-        steps=8,
-        eval_every=8,
-        check_kernels=BAD,
-    )
+    trainer = make_trainer(tmp_path, steps=8, eval_every=8, check_kernels=BAD)
 
     def poisoned(function, bad):
         def call(*args, **options):

@@ -51,11 +51,7 @@ def _assert_as_alone(workplace: Path, out: str) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "processes", "options"),
-    [
-        ("ddp", 2, ()),
-        ("ddp", 4, ("--recompute", "block")),
-        ("fsdp", 4, ("--recompute", "block")),
-    ],
+    [("ddp", 2, ()), ("ddp", 4, ("--recompute", "block")), ("fsdp", 4, ("--recompute", "block"))],
 )
 def test_processes_together_give_the_losses_of_one(workplace, mode, processes, options):
     out = f"{mode}-{processes}"

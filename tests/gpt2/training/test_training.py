@@ -114,11 +114,7 @@ def test_the_golden_loss_curve(tmp_path, request):
     To renew: delete golden_losses.json and run this test once.
     """
     trainer = make_trainer(
-        tmp_path,
-        train=text_stream(3000),
-        model={"dropout": 0.0},
-        steps=30,
-        eval_every=10,
+        tmp_path, train=text_stream(3000), model={"dropout": 0.0}, steps=30, eval_every=10
     )
     trainer.fit()
     metrics = read_metrics(tmp_path / "metrics.jsonl")

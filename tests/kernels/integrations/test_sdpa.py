@@ -51,9 +51,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Warning only once for all operat
 @pytest.mark.usefixtures("activated")
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize("scale", [None, 0.3])
-def test_a_stock_call_matches_plain_attention(
-    contiguous: bool, scale: float | None, device: torch.device
-) -> None:
+def test_a_stock_call_matches_plain_attention(contiguous, scale, device):
     tensors = inputs(device, contiguous=contiguous)
     compare(
         lambda **x: flash(**x, is_causal=True, scale=scale),
