@@ -67,4 +67,4 @@ def test_commands_run_in_their_order(tmp_path):
         )
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran += 1
-    assert ran >= 11
+    assert ran >= 10
