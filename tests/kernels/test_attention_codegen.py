@@ -10,6 +10,8 @@ from kernels._attention.tiles import SHORT, Tiles, choose_tiles
 from tests.kernels.codegen import SHARED_LIMIT, TENSOR_CORE, Code, Job, compile_jobs
 
 HERE = "tests.kernels.test_attention_codegen"
+# The first test to need them compiles all reports: minutes, on a slow machine many.
+pytestmark = pytest.mark.timeout(1800)
 TARGETS = list(TENSOR_CORE)
 WIDTHS = [64, 128]
 

@@ -21,6 +21,8 @@ from kernels.cross_entropy import LOADS, launch_cross_entropy
 from tests.kernels.codegen import SHARED_LIMIT, Code, Job, compile_jobs
 
 HERE = "tests.kernels.test_fused_codegen"
+# The first test to need them compiles all reports: minutes, on a slow machine many.
+pytestmark = pytest.mark.timeout(1800)
 TARGETS = list(SHARED_LIMIT)
 REGISTER_LIMIT = {target: 512 if target == "gfx942" else 255 for target in TARGETS}
 
