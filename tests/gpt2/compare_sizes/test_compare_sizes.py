@@ -135,7 +135,7 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
         process.send_signal(number)
         process.communicate(timeout=60)
         assert process.returncode == (-number if name == "SIGKILL" else 128 + number)
-        with lock(second / ".lock", patience=60):  # what trained it ends by itself
+        with lock(second / ".lock", waiting="the training ends"):
             assert not (second / "result.json").exists(), "it was over before the signal came"
     done = run_python(*COMMAND, "broken", cwd=workplace)
     assert done.returncode == 0, done.stderr
