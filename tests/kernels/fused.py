@@ -120,15 +120,19 @@ def capture(step: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any, Any]:
     return graph, captured, result
 
 
-def check_tail(function: Callable[..., Tensor], x: Tensor, rows: int) -> None:
-    """The last rows of a tensor that is zero before them come out as they do alone."""
+def check_tail(function: Callable[..., Tensor], x: Tensor, rows: int, *vectors: Tensor) -> None:
+    """The last rows of a tensor that is zero before them come out as they do alone.
+
+    So do the gradients of the vectors, which rows of zeros add nothing to.
+    """
     x[-rows:] = torch.randn_like(x[-rows:])
     tail = x[-rows:].clone().requires_grad_()
     y, part = function(x.requires_grad_()), function(tail)
-    (dx,) = torch.autograd.grad(y, x, y.detach())
+    dx, *sums = torch.autograd.grad(y, [x, *vectors], y.detach())
     torch.testing.assert_close(y[-rows:], part, rtol=0, atol=0)
-    (want,) = torch.autograd.grad(part, tail, part.detach())
+    want, *few = torch.autograd.grad(part, [tail, *vectors], part.detach())
     torch.testing.assert_close(dx[-rows:], want, rtol=0, atol=0)
+    torch.testing.assert_close(sums, few)
 
 
 def check_compiles(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> None:

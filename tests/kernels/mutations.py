@@ -45,7 +45,6 @@ class Mutation:
 
 def mutant(module: ModuleType, mutation: Mutation, folder: Path) -> ModuleType:
     """Import a copy of `module` with the fault planted; the copy is written into `folder`."""
-    assert module.__file__ is not None
     source = Path(module.__file__).read_text()
     found = source.count(mutation.old)
     assert found == mutation.count, f"{mutation.fault}: {mutation.old!r} occurs {found} times"
@@ -54,8 +53,6 @@ def mutant(module: ModuleType, mutation: Mutation, folder: Path) -> ModuleType:
     path = folder / f"{name}.py"
     path.write_text(source.replace(mutation.old, mutation.new))
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
     copy = importlib.util.module_from_spec(spec)
     sys.modules[name] = copy
     with patch.object(_op, "NAMESPACE", name):
@@ -70,9 +67,8 @@ Cases = Sequence[tuple[ModuleType, list[ModuleType], list[Mutation]]]
 def each_fault(cases: Cases) -> pytest.MarkDecorator:
     """Parametrize a test by `fault`: the first three arguments of `expect_caught`."""
     faults = [(module, users, each) for module, users, planted in cases for each in planted]
-    return pytest.mark.parametrize(
-        "fault", faults, ids=[f"{m.__name__}: {x}" for m, _, x in faults]
-    )
+    names = [f"{module.__name__}: {mutation}" for module, _, mutation in faults]
+    return pytest.mark.parametrize("fault", faults, ids=names)
 
 
 def expect_caught(module, users, mutation, folder, **fixtures):

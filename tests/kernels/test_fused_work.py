@@ -20,10 +20,7 @@ from kernels.swiglu import swiglu, swiglu_packed
 from tests.kernels.fused import MARKS, one_multiprocessor
 from tests.kernels.work_counts import Work, count_work
 
-pytestmark = [
-    *MARKS,
-    pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter"),
-]
+pytestmark = [*MARKS, pytest.mark.skipif(not INTERPRETED, reason="counts in the interpreter")]
 HALF, SINGLE = torch.float16, torch.float32
 ROWS = 288
 

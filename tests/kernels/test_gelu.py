@@ -79,22 +79,14 @@ def test_every_size_of_input(dtype, device):
     assert (dx[x <= -20] == 0).all()
 
 
-@pytest.mark.parametrize("trained", ["x", "bias"])
-def test_frozen_inputs_get_no_gradient(trained, device):
-    given = inputs(5, 30, bias=torch.float32, device=device)
-    given = {name: x.detach().requires_grad_(name == trained) for name, x in given.items()}
-    assert set(check(given)) == {"out", f"d{trained}"}
-
-
 @pytest.mark.skipif(not INTERPRETED, reason="launches are counted in the interpreter")
-@pytest.mark.parametrize("trained", [True, False])
-def test_a_frozen_bias_costs_no_sums(trained, device):
+def test_a_frozen_bias_costs_no_sums(device):
     given = inputs(5, 30, bias=torch.float32, device=device)
-    given["bias"].requires_grad_(trained)
+    given["bias"].requires_grad_(False)
     y = gelu_tanh(**given)
     with count_work() as work:
         y.sum().backward()
-    assert len(work.launches) == (2 if trained else 1)
+    assert len(work.launches) == 1
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (2, 0, 8), (3, 0)], ids=str)

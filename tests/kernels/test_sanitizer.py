@@ -146,18 +146,6 @@ def test_a_summary_is_believed_with_the_status_only(tool, says, status, clean, t
     assert (wrong is None) == clean
 
 
-def test_the_tool_is_told_what_to_watch(tmp_path, monkeypatch):
-    program = _stand_in(tmp_path, "nothing")
-    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    assert sanitizer() == program
-    said = sanitize(program, "memcheck", kernel_names(), ["-m", "x"])
-    assert said is not None
-    words = said.splitlines()
-    assert words[-3:-1] == ["-m", "x"]
-    assert "kernel_substring=attention_bwd_dkv_kernel" in words
-    assert "kernel_substring=_cross_entropy_kernel" in words
-
-
 def test_every_kernel_is_named():
     names = kernel_names()
     assert len(names) == len(set(names))

@@ -86,8 +86,6 @@ def test_the_cuda_entry_draws_dropout_once_for_both_directions(device: torch.dev
     """Called directly, since no CPU call takes it: the seed travels in SDPA's own slot."""
     query, key, value = (x.detach() for x in inputs(device, contiguous=True).values())
     out, lse, _, _, _, _, rng_state, unused, _ = hook._sdpa_cuda(query, key, value, 0.5, True)
-    assert isinstance(out, Tensor)
-    assert isinstance(rng_state, Tensor)
     assert rng_state.dtype == torch.uint64
     seed = rng_state.view(torch.int64)[:1]
     leaves = [x.transpose(1, 2).requires_grad_() for x in (query, key, value)]

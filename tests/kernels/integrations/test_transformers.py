@@ -116,10 +116,7 @@ def test_unpatching_gives_the_very_model_back(results):
 @pytest.mark.parametrize(
     ("case", "message"),
     [
-        (
-            "another model",
-            "only a GPT2LMHeadModel of transformers can be patched, got a GPT2ForTok",
-        ),
+        ("another model", "a GPT2LMHeadModel of transformers can be patched, got a GPT2ForTok"),
         ("twice", "patched already: unpatch_transformers_gpt2"),
         ("relu", "transformer.h.0.mlp.act is ReLU"),
         ("scale", "do not compute scale_attn_by_inverse_layer_idx=True"),
@@ -145,7 +142,6 @@ def test_the_other_package_called_kernels_is_not_taken_for_ours(tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels; "
         f"sys.path.insert(0, {str(ROOT)!r}); import kernels.integrations.transformers"
     )
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "No module named 'kernels.integrations'" in done.stderr

@@ -55,10 +55,8 @@ def build(**options: Any) -> GPT2LMHeadModel:
 def plainly(model: GPT2LMHeadModel, ids: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
     """Logits and loss with no code of transformers for the loss, which has float32 in it."""
     logits = model(ids).logits
-    return {
-        "logits": logits,
-        "loss": F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()),
-    }
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+    return {"logits": logits, "loss": loss}
 
 
 def record(name: str, model: GPT2LMHeadModel, outputs: Any) -> None:
@@ -191,7 +189,6 @@ facts["untouched when refused"] = (
     and refused["head"].config._attn_implementation == model.config._attn_implementation
 )
 
-save_file(
-    {name: tensor.contiguous() for name, tensor in tensors.items()}, OUT / "tensors.safetensors"
-)
+tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+save_file(tensors, OUT / "tensors.safetensors")
 (OUT / "facts.json").write_text(json.dumps(facts))
