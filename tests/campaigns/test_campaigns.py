@@ -1,10 +1,7 @@
 """The runner of the campaigns, and those in short that need processes of their own."""
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -13,10 +10,9 @@ from tests.campaigns import soak
 from tests.campaigns.faults.cases import CASES
 from tests.campaigns.fuzz import engine
 from tests.campaigns.fuzz.targets import TARGETS
-from tests.campaigns.options import Budget, Options
+from tests.campaigns.options import Options
 from tests.campaigns.search import Found
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.gpt2.stand_ins import run_python
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs the limits of Linux")
@@ -25,10 +21,7 @@ def test_nothing_is_lost_and_nothing_grows(name, tmp_path):
     """Run in a process without threads, which a fork would lose."""
     out = tmp_path / "result.json"
     words = ["-m", "tests.campaigns", name, "--seed", "1", "--out", str(out)]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True,
-    )  # fmt: skip
+    done = run_python(*words, timeout=None)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(out.read_text(encoding="utf-8"))
     assert result["command"] == f"python -m tests.campaigns {name} --seed 1"
@@ -72,16 +65,6 @@ def test_a_verdict_that_is_not_kept_is_a_failure():
 def test_what_cannot_be_done_is_refused(message, run):
     with pytest.raises(ValueError, match=message):
         runner.main(run())
-
-
-def test_budgets():
-    assert Options("faults").budget(2, 200, shares=1) == Budget(2, None)
-    assert Options("faults", long=True).budget(2, 200, shares=1) == Budget(200, None)
-    assert Options("fuzz", long=True).budget(2, None, shares=4, seconds=60) == Budget(None, 15)
-    assert Options("fuzz", seconds=8).budget(2, None, shares=4, seconds=60) == Budget(None, 2)
-    assert Options("fuzz", steps=5, long=True).budget(2, None, shares=4) == Budget(5, None)
-    assert [Budget(2, None).left(tried) for tried in range(3)] == [True, True, False]
-    assert [Budget(None, 0.0).left(tried) for tried in range(2)] == [True, False]
 
 
 def test_the_readme_shows_the_committed_results():

@@ -3,16 +3,21 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.model import GPT
 from gpt2.runs.checkpoint import Checkpoint, TrainerState, save_checkpoint
+from gpt2.runs.metrics import read_metrics
 from gpt2.runs.run import write_config
 from gpt2.tokenizer import Tokenizer
 
@@ -24,10 +29,16 @@ STORIES = "<|endoftext|>\n".join(
 V, CONTEXT = 37, 40
 
 
+def every_combination(**options: Sequence[Any]) -> pytest.MarkDecorator:
+    """Parametrize a test by `options`, a dictionary, with each combination of the values."""
+    found = [dict(zip(options, values, strict=True)) for values in product(*options.values())]
+    return pytest.mark.parametrize("options", found, ids=lambda o: "-".join(map(str, o.values())))
+
+
 def _process(cwd: Path, environment: dict[str, str]) -> dict[str, Any]:
     own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return {"cwd": cwd, "env": os.environ | own | environment, **pipes}
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    return {"cwd": cwd, "env": os.environ | own | environment, "text": True, **pipes}
 
 
 def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subprocess.Popen[str]:
@@ -35,9 +46,15 @@ def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subproces
     return subprocess.Popen([sys.executable, *words], **_process(cwd, environment))
 
 
-def run_python(*words, cwd=ROOT, **environment):
+def run_python(*words, cwd=ROOT, timeout=400, **environment):
     """Run Python on a command line to its end, with this code on its path."""
-    return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=400)
+    return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=timeout)
+
+
+def curve(run: Path) -> list[tuple[float, ...]]:
+    """Those of a run's metrics that do not depend on the clock, step by step."""
+    keys = ("step", "loss", "lr", "grad_norm", "val_loss")
+    return [tuple(m.get(key, 0.0) for key in keys) for m in read_metrics(run / "metrics.jsonl")]
 
 
 def loud_model(**options: Any) -> GPT:
@@ -57,6 +74,15 @@ def loud_model(**options: Any) -> GPT:
 def byte_tokenizer() -> Tokenizer:
     """One token for each byte, and <|endoftext|>: 257 in all."""
     return Tokenizer.train(["a"], 257)
+
+
+def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
+    """Wait until a training that goes on has logged so many steps."""
+    deadline = time.monotonic() + 120
+    while len(curve(run)) < step:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
 
 
 class Bigram(nn.Module):

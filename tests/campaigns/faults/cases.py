@@ -34,9 +34,7 @@ CASES = {
     ),
     "SIGINT, SIGTERM, SIGHUP at a random moment": Case(kills.signalled, "resumed", 3, 90),
     "kill -9 while tokenising": Case(kills.killed_in_tokenising, "done again", 1, 60),
-    "kill -9 while a tokenizer is trained": Case(
-        kills.killed_in_tokenizer_training, "done again", 1, 60
-    ),
+    "kill -9 while a tokenizer is trained": Case(kills.killed_in_counting, "done again", 1, 60),
     "kill -9 of one of two processes of torchrun": Case(
         kills.killed_of_several, "the other stops; resumed by one process", 1, 10
     ),

@@ -13,24 +13,9 @@ import psutil
 
 import gpt2.tokenizer.pretokens
 from gpt2.runs.checkpoint import DamagedCheckpoint, list_checkpoints, load_checkpoint
-from tests.campaigns.faults.processes import (
-    LOG,
-    ROOT,
-    finish,
-    kill_survivors,
-    nothing,
-    start,
-    stop,
-    wait_for,
-)  # fmt: skip
-from tests.campaigns.faults.workplace import (
-    MODEL,
-    Attempt,
-    Workplace,
-    data_sums,
-    losses_differ,
-    succeeds,
-)  # fmt: skip
+from tests.campaigns.faults import processes, workplace
+from tests.campaigns.faults.processes import LOG, ROOT, finish, kill_survivors, start, stop
+from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, data_sums, succeeds
 
 SAVING = [*MODEL[:-2], "--checkpoint-every", "1"]
 _PREPARE = ["-m", "gpt2.data.prepare", "--data"]
@@ -92,7 +77,7 @@ def _done_again(folder: Path, words: Sequence[str], wanted: dict[str, str]) -> A
     return wrong
 
 
-def killed_in_tokenizer_training(place: Workplace) -> Iterator[Attempt]:
+def killed_in_counting(place: Workplace) -> Iterator[Attempt]:
     """Kill the training of a tokenizer, with or without workers that count words for it."""
     folder = place.folder / "words"
     folder.mkdir()
@@ -111,7 +96,7 @@ def killed_in_tokenizer_training(place: Workplace) -> Iterator[Attempt]:
 
     while True:
         shutil.rmtree(folder / "data")
-        process = start(folder, *words, first=place.random.choice([use_workers, nothing]))
+        process = start(folder, *words, first=place.random.choice([use_workers, processes.nothing]))
         time.sleep(place.random.uniform(0, seconds))
         workers = process.children(recursive=True)
         process.kill()
@@ -150,7 +135,7 @@ def killed_of_several(place: Workplace) -> Iterator[Attempt]:
                 _kill_one(place, mode)
                 or _damaged_checkpoint(folder)
                 or succeeds(place.folder, "train.py", "--resume", mode, "--parallel", "ddp")
-                or losses_differ(folder, place.folder / "alone")
+                or workplace.losses_differ(folder, place.folder / "alone")
             )
             yield wrong and f"{mode}: {wrong}"
 
@@ -166,7 +151,7 @@ def _kill_one(place: Workplace, mode: str) -> Attempt:
         agent = psutil.Popen(command, cwd=place.folder, env=environment, stdout=log, stderr=log)
     started: list[psutil.Process] = []
     try:
-        wait_for(agent, until.exists)
+        processes.wait_for(agent, until.exists)
         time.sleep(place.random.uniform(0, 0.1))
         started = agent.children(recursive=True)
         ranks = [process for process in started if _trains(process)]

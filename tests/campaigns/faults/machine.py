@@ -6,15 +6,9 @@ import time
 from collections.abc import Iterator
 from functools import partial
 
+from tests.campaigns.faults import workplace
 from tests.campaigns.faults.processes import finish, limit_memory, run, start, wait_for
-from tests.campaigns.faults.workplace import (
-    MODEL,
-    Attempt,
-    Workplace,
-    losses_differ,
-    refused,
-    succeeds,
-)  # fmt: skip
+from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, refused, succeeds
 
 # Activations of 90 MiB, so that it is they that do not fit. Without dropout, whose masks depend on
 # the size of the micro-batches.
@@ -71,5 +65,5 @@ def short_of_memory(place: Workplace) -> Iterator[Attempt]:
             if not wrong and list((short / "checkpoints").glob("step-*")):
                 wrong = succeeds(place.folder, "train.py", "--resume", "short")
         if not wrong and not status:
-            wrong = losses_differ(short, place.folder / "roomy")
+            wrong = workplace.losses_differ(short, place.folder / "roomy")
         yield wrong and f"with {size >> 20} MiB: {wrong}"

@@ -12,15 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.training.trainer import Trainer
-from tests.campaigns.faults.processes import (
-    LOG,
-    finish,
-    limit_file_size,
-    obey_permissions,
-    run,
-    start,
-    wait_for,
-)  # fmt: skip
+from tests.campaigns.faults import processes
+from tests.campaigns.faults.processes import LOG, finish, run, start, wait_for
 from tests.campaigns.faults.workplace import MODEL, Attempt, Workplace, curve, refused, weights
 
 
@@ -30,7 +23,7 @@ def disk_full(place: Workplace) -> Iterator[Attempt]:
         shutil.rmtree(place.folder / "full", ignore_errors=True)
         size = place.random.choice([100, 1_000, 5_000, 20_000, 60_000, 100_000, 150_000])
         words = ["train.py", *MODEL, "--out", "full"]
-        status, said = run(place.folder, *words, first=partial(limit_file_size, size))
+        status, said = run(place.folder, *words, first=partial(processes.limit_file_size, size))
         log_has_room = len(said.encode()) < size
         if status == 0:
             yield place.trained("full")
@@ -70,8 +63,8 @@ def _from_the_start(place: Workplace, folder: str) -> Attempt:
     (place.folder / folder).mkdir(exist_ok=True)
     with _read_only(place.folder / folder):
         if folder == "data":  # is prepared already
-            return place.run_now(name, *words, first=obey_permissions)
-        status, said = run(place.folder, "train.py", *words, first=obey_permissions)
+            return place.run_now(name, *words, first=processes.obey_permissions)
+        status, said = run(place.folder, "train.py", *words, first=processes.obey_permissions)
     return refused(status, said, folder) or place.run_now(name, *words)
 
 
@@ -79,7 +72,7 @@ def _in_training(place: Workplace) -> Attempt:
     run_folder, log = place.folder / "protected", place.folder / LOG
     log.unlink()
     words = ["train.py", *MODEL, "--out", "protected"]
-    process = start(place.folder, *words, first=obey_permissions)
+    process = start(place.folder, *words, first=processes.obey_permissions)
     step = place.random.randrange(5, 40, 5)
     wait_for(process, (run_folder / f"checkpoints/step-{step:06d}").exists)
     with _read_only(run_folder):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.common.files import sha256_file
-from gpt2.runs.metrics import read_metrics
 from tests.campaigns.faults.processes import nothing, run
+from tests.gpt2.stand_ins import curve
 
 Attempt = str | None
 """None when nothing was lost, else a sentence that says what was."""
@@ -82,12 +82,6 @@ def undisturbed(folder: Path) -> Workplace:
     seconds, run_folder = time.monotonic() - began, folder / "undisturbed"
     losses, last = curve(run_folder), weights(run_folder)
     return Workplace(folder, random.Random(0), seconds, losses, last, data_sums(folder / "data"))
-
-
-def curve(folder: Path) -> list[tuple[float, ...]]:
-    """Return those of a run's metrics that do not depend on the clock, step by step."""
-    keys = ("step", "loss", "grad_norm", "lr", "val_loss")
-    return [tuple(m.get(k, -1.0) for k in keys) for m in read_metrics(folder / "metrics.jsonl")]
 
 
 def losses_differ(folder: Path, other: Path) -> Attempt:

@@ -39,7 +39,8 @@ def check(target: Target, files: Files) -> bool:
             too much time or memory.
     """
     with tempfile.TemporaryDirectory(prefix="fuzz-") as name:
-        folder = Path(name)
+        folder = Path(name) / "given"  # alone in its folder, which a link to ".." shows
+        folder.mkdir()
         write(files, folder)
         try:
             with watched(), warnings.catch_warnings():

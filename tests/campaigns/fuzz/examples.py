@@ -78,11 +78,8 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 def part(prefix: str, *names: str) -> dict[str, bytes]:
     """Return the files of `trained` below a path, or those of these names there."""
-    files = {
-        path.removeprefix(prefix): content
-        for path, content in trained().items()
-        if path.startswith(prefix)
-    }
+    files = {path: content for path, content in trained().items() if path.startswith(prefix)}
+    files = {path.removeprefix(prefix): content for path, content in files.items()}
     return {name: files[name] for name in names} if names else files
 
 

@@ -62,11 +62,8 @@ _NEW_BYTES = st.one_of(
 )
 _DEEP = 2 * sys.getrecursionlimit()
 # Spelled out when the document is written: json.dumps gives none of them.
-_RAW = {
-    "\ue000nested": "[" * _DEEP + "]" * _DEEP,
-    "\ue000digits": "9" * 5000,
-    "\ue000huge": "1e999",
-}
+_NESTED = "[" * _DEEP + "]" * _DEEP
+_RAW = {"\ue000nested": _NESTED, "\ue000digits": "9" * 5000, "\ue000huge": "1e999"}
 _VALUES: tuple[Any, ...] = (
     None, True, False, 0, 1, -1, 2, 3, 0.5, 1e308, math.nan, math.inf, -math.inf, *_NUMBERS,
     -(2**63) - 1, 10**30, 10**400, "", "x", "0", "nan", "../../x", "..", "/x", "a\0b",

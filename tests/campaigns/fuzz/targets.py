@@ -141,7 +141,6 @@ def _run(folder: Path) -> None:
 
 def _use(model: GPT) -> None:
     logits, _ = model(torch.zeros(1, 2, dtype=torch.int64))
-    assert logits is not None
     assert logits.shape == (1, 2, model.config.vocab_size)
 
 
@@ -153,9 +152,8 @@ def _facts(folder: Path) -> None:
 @target("sizes-of-runs", _run_alone, examples.reseal_checkpoint)
 def _sizes_of_runs(folder: Path) -> None:
     with examples.quietly_in(folder):
-        compare_sizes(
-            {"one": folder / "run"}, {"Story": [1]}, data="stories", device="cpu", sample_tokens=1
-        )
+        options = {"data": "stories", "device": "cpu", "sample_tokens": 1}
+        compare_sizes({"one": folder / "run"}, {"Story": [1]}, **options)
 
 
 @target("resume", _trained_without, _reseal_all)

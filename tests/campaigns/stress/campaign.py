@@ -45,8 +45,5 @@ def run(options: Options) -> dict[str, Any]:
     """Stress the operators; return how many cases of each were tried, and how many ways failed."""
     torch.set_num_threads(1)  # sums in the same order on every machine
     results = search_each(options, SHORT, LONG_SECONDS, stress)
-    rows = [
-        {"operator": name, "tried": found.tried, "failed": len(found.failures)}
-        for name, found in results.items()
-    ]
-    return {"rows": rows}
+    found = {name: {"tried": x.tried, "failed": len(x.failures)} for name, x in results.items()}
+    return {"rows": [{"operator": name} | row for name, row in found.items()]}
