@@ -53,7 +53,5 @@ def real_data() -> Path:
     """The folder of real data sets named by the environment variable GPT2_TEST_DATA."""
     folder = os.environ.get(DATA_VARIABLE)
     if not folder:
-        pytest.skip(
-            f"real data: set {DATA_VARIABLE} to a folder with wikitext-2/, tinystories/ ..."
-        )
+        pytest.skip(f"real data: set {DATA_VARIABLE} to a folder with wikitext-2/ and others")
     return Path(folder).resolve()

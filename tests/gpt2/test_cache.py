@@ -1,8 +1,5 @@
 """A model that reads text in pieces, through a key-value cache, is the one that reads it whole."""
 
-import copy
-import itertools
-
 import pytest
 import torch
 
@@ -10,7 +7,7 @@ from gpt2.attention import BACKENDS, attend_past, causal_mask, unusable
 from gpt2.cache import KVCache
 from gpt2.config import GPTConfig
 from gpt2.model import GPT
-from tests.gpt2.stand_ins import CONTEXT, V, loud_model
+from tests.gpt2.stand_ins import CONTEXT, V, every_combination, loud_model
 
 
 def _all_next_logits(model: GPT, idx: torch.Tensor, pieces: list[int]) -> list[torch.Tensor]:
@@ -19,16 +16,10 @@ def _all_next_logits(model: GPT, idx: torch.Tensor, pieces: list[int]) -> list[t
     return [model.next_logits(piece, cache) for piece in idx.split(pieces, dim=1)]
 
 
-OPTIONS = [
-    {"positions": positions, "norm_position": norm_position, "window": window}
-    for positions, norm_position, window in itertools.product(
-        ["learned", "sinusoidal"], ["pre", "post"], [None, 1, 6]
-    )
-]
-
-
 @pytest.mark.parametrize("pieces", [[1] * 17, [9, *[1] * 8], [5, 7, 1, 3, 1], [17]], ids=str)
-@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+@every_combination(
+    positions=["learned", "sinusoidal"], norm_position=["pre", "post"], window=[None, 1, 6]
+)
 def test_pieces_of_any_size_give_the_logits_of_the_whole_text(options, pieces):
     model = loud_model(**options).double()
     idx = torch.randint(0, V, (3, 17))
@@ -39,24 +30,17 @@ def test_pieces_of_any_size_give_the_logits_of_the_whole_text(options, pieces):
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
 
 
-def _by_masked_products(model: GPT) -> GPT:
-    """The same weights on the backend `naive`."""
-    other = copy.deepcopy(model)
-    other.use(attn="naive")
-    return other
-
-
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_fills_the_cache(name, window):
-    reason = unusable(
-        name, GPTConfig(window=window), device=torch.device("cpu"), dtype=torch.float32
-    )
+    config, where = GPTConfig(window=window), {"device": torch.device("cpu")}
+    reason = unusable(name, config, **where, dtype=torch.float32)
     if reason:
         pytest.skip(reason)
     idx = torch.randint(0, V, (2, 12))
-    model = loud_model(attn=name, window=window)
-    whole, _ = _by_masked_products(model)(idx)
+    model = loud_model(attn="naive", window=window)
+    whole, _ = model(idx)
+    model.use(attn=name)
     for end, logits in zip(range(9, 13), _all_next_logits(model, idx, [9, 1, 1, 1]), strict=True):
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=1e-5, atol=1e-5)
 

@@ -1,7 +1,5 @@
 """GPT-2's sizes, its forward pass, every combination of options."""
 
-import itertools
-
 import pytest
 import torch
 
@@ -9,7 +7,7 @@ import gpt2.model
 from gpt2.config import PRESETS, GPTConfig
 from gpt2.generate.decoding import generate
 from gpt2.model import GPT, count_parameters
-from tests.gpt2.stand_ins import run_python
+from tests.gpt2.stand_ins import every_combination, run_python
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50, block_size=12)
 
@@ -31,30 +29,20 @@ def test_presets_have_exactly_gpt2s_parameters(preset, parameters):
     assert count_parameters(PRESETS[preset]) == parameters
 
 
-def test_mini_is_between_demo_and_gpt2():
-    assert count_parameters(PRESETS["demo"]) < 10e6 < count_parameters(PRESETS["mini"]) < 30e6
+def test_options_change_the_number_of_parameters():
+    for options, more in (({"tie": False}, 50 * 16), ({"positions": "sinusoidal"}, -12 * 16)):
+        assert count_parameters(_tiny(**options).config) - count_parameters(TINY) == more
 
 
-def test_tying_saves_one_embedding_matrix():
-    tied, untied = GPTConfig(), GPTConfig(tie=False)
-    assert count_parameters(untied) - count_parameters(tied) == 50257 * 768
-
-
-COMBINATIONS = list(
-    itertools.product(
-        ["layernorm", "quicknorm"],
-        ["pre", "post"],
-        ["gelu", "swiglu"],
-        ["learned", "sinusoidal"],
-        [True, False],
-    )
+@every_combination(
+    norm=["layernorm", "quicknorm"],
+    norm_position=["pre", "post"],
+    mlp=["gelu", "swiglu"],
+    positions=["learned", "sinusoidal"],
+    tie=[True, False],
 )
-
-
-@pytest.mark.parametrize(("norm", "norm_position", "mlp", "positions", "tie"), COMBINATIONS)
-def test_every_combination_of_options_learns(norm, norm_position, mlp, positions, tie):
-    model = _tiny(norm=norm, norm_position=norm_position, mlp=mlp, positions=positions, tie=tie)
-    _assert_learns(model)
+def test_every_combination_of_options_learns(options):
+    _assert_learns(_tiny(**options))
 
 
 def _assert_learns(model: GPT) -> None:
@@ -127,14 +115,6 @@ def test_learned_positions_end_and_sinusoidal_ones_go_on():
     longer = _tiny(positions="sinusoidal")(x)[0]
     assert longer.shape == (1, 13, 50)
     assert longer.isfinite().all()
-
-
-def test_sinusoidal_positions_have_no_parameters():
-    names = dict(_tiny(positions="sinusoidal").named_parameters())
-    assert not any("pos" in n or "wpe" in n for n in names)
-    learned = count_parameters(TINY)
-    sinusoidal = count_parameters(GPTConfig(**{**vars(TINY), "positions": "sinusoidal"}))
-    assert learned - sinusoidal == 12 * 16
 
 
 @pytest.mark.parametrize(

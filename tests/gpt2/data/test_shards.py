@@ -1,4 +1,4 @@
-"""gpt2.data.shards: what is written is read back, and damage is named (B2, B11)."""
+"""gpt2.data.shards: what is written is read back, and damage is named."""
 
 from pathlib import Path
 from typing import Any
@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.data.shards import (
-    HEADER_BYTES,
-    Counts,
-    ShardError,
-    TokenStream,
-    id_dtype,
-    read_header,
-    verify_shard,
-    write_shard,
-)
+from gpt2.data import shards
+from gpt2.data.shards import HEADER_BYTES, Counts, ShardError, TokenStream, write_shard
 from tests.gpt2.data.corpora import flip
 
 HASH = "ab" * 32
@@ -25,7 +17,7 @@ HASH = "ab" * 32
 
 def save(path: Path, ids: Any, *, vocab_size: int = 1000, tokenizer_hash: str = HASH) -> Path:
     counts = Counts(1, 5, 2, 30)
-    stored = np.asarray(ids, dtype=id_dtype(vocab_size))
+    stored = np.asarray(ids, dtype=shards.id_dtype(vocab_size))
     write_shard(path, stored, vocab_size=vocab_size, tokenizer_hash=tokenizer_hash, counts=counts)
     return path
 
@@ -40,7 +32,7 @@ def test_ids_up_to_the_last_of_the_vocabulary_survive(tmp_path, vocab_size, item
 
 def test_header_tells_what_was_written_and_the_stream_adds_it_up(tmp_path):
     paths = [save(tmp_path / f"{i}.bin", [i] * (i + 1)) for i in range(3)]
-    info = read_header(paths[2])
+    info = shards.read_header(paths[2])
     assert (info.vocab_size, info.tokens, info.tokenizer_hash) == (1000, 3, HASH)
     assert info.counts == Counts(shards=1, pieces=5, documents=2, text_bytes=30)
     stream = TokenStream(paths)
@@ -95,7 +87,7 @@ def test_damage_is_found_at_opening_and_the_shard_named(tmp_path, change, proble
 @pytest.mark.parametrize("offset", [HEADER_BYTES, HEADER_BYTES + 199])
 def test_a_changed_bit_fails_the_checksum(tmp_path, offset):
     path = save(tmp_path / "train-00000.bin", range(100))
-    verify_shard(path)
+    shards.verify_shard(path)
     flip(path, offset)
     TokenStream([path])  # cheap checks alone cannot see it
     with pytest.raises(ShardError, match=r"train-00000\.bin.*SHA-256"):

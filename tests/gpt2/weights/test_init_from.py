@@ -70,9 +70,8 @@ def test_a_run_begins_with_the_weights_and_goes_on_without_their_files(checkpoin
 
 
 def test_fine_tuning_has_its_own_defaults(checkpoint):
-    config = make_plan(
-        TrainConfig(data="stories.txt", init_from=str(checkpoint), device="cpu")
-    ).settings
+    asked = TrainConfig(data="stories.txt", init_from=str(checkpoint), device="cpu")
+    config = make_plan(asked).settings
     assert (config.lr, config.min_lr, config.optimizer) == (5e-5, 5e-6, "adamw")
     assert (config.seq_len, config.vocab_size, config.n_layer, config.tie) == (32, 300, 2, False)
     given = make_plan(settings(init_from=str(checkpoint), lr=1e-3, seq_len=16)).settings
@@ -109,15 +108,13 @@ def test_a_run_of_any_kind_can_be_begun_from(checkpoint):
         ({"bias": False}, "--bias False contradicts"),
         ({"seq_len": 33}, "--seq-len 33 is longer than the 32 learned positions"),
         ({"tokenizer": "other"}, "the tokenizer other has 280 tokens, and weights/stories has 300"),
-        ({"init_from": "weights"}, "weights has no config.json: give a folder"),
-        ({"init_from": "./nowhere"}, "nowhere does not exist: give a folder"),
     ],
     ids=str,
 )
 def test_contradictions_are_refused_before_anything_is_written(checkpoint, options, message):
     Tokenizer.train([STORIES], 280, processes=1).save("other/tokenizer.json")
     with pytest.raises(ValueError, match=message):
-        make_plan(settings(**{"init_from": str(checkpoint)} | options))
+        make_plan(settings(init_from=str(checkpoint), **options))
     assert not Path("runs").exists()
 
 
