@@ -66,19 +66,19 @@ def self_bleu(texts: Sequence[Words], max_n: int = 4) -> float:
     """Self-BLEU: the mean BLEU of each text against all the others; higher is less diverse.
 
     BLEU is the geometric mean of the clipped n-gram precisions, n = 1 to max_n, times the brevity
-    penalty against the nearest length (Papineni et al. 2002). An order without a match counts as
-    0.1 matches, as in Texygen, which takes method 1 of Chen and Cherry 2014. Texts of fewer than
-    max_n words are left out.
+    penalty against the nearest length (Papineni et al. 2002). It is 0 for a text that shares no
+    word with the others; else an order without a match counts as 0.1 matches, of one n-gram where
+    the text has none. So Texygen computes it, by NLTK's method 1 (Chen and Cherry 2014).
 
     Returns:
-        A value in [0, 1]; nan when fewer than two texts are left.
+        A value in [0, 1]; nan when there are fewer than two texts.
 
     Source: Zhu et al. 2018, arXiv:1802.01886.
     """
-    texts = [text for text in texts if len(text) >= max_n]
     if len(texts) < 2:
         return math.nan
     log_precision = np.zeros(len(texts))
+    shared = np.zeros(len(texts))  # words shared with other texts
     for n in range(1, max_n + 1):
         counts = [Counter(ngrams(text, n)) for text in texts]
         top: dict[tuple[str, ...], list[tuple[int, int]]] = {}  # two largest counts, and whose
@@ -90,10 +90,15 @@ def self_bleu(texts: Sequence[Words], max_n: int = 4) -> float:
             for gram, count in own.items():
                 others = [largest for largest, j in top[gram] if j != i]
                 matches += min(count, max(others, default=0))
-            log_precision[i] += math.log(max(matches, 0.1) / own.total()) / max_n
+            if n == 1:
+                shared[i] = matches
+            log_precision[i] += math.log(max(matches, 0.1) / max(own.total(), 1)) / max_n
     lengths = [len(text) for text in texts]
-    penalties = [_brevity(lengths, i) for i in range(len(texts))]
-    return float(np.mean(np.exp(log_precision + penalties)))
+    bleu = [
+        math.exp(log_precision[i] + _brevity(lengths, i)) if shared[i] else 0.0
+        for i in range(len(texts))
+    ]
+    return float(np.mean(bleu))
 
 
 def _brevity(lengths: Sequence[int], i: int) -> float:

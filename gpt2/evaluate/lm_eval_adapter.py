@@ -7,9 +7,12 @@ or from Python, where importing this module registers the model as "gpt2-run":
     import gpt2.evaluate.lm_eval_adapter, lm_eval
     lm_eval.simple_evaluate(model="gpt2-run", model_args="run=runs/demo", tasks=["lambada_openai"])
 
-Protocol: texts longer than the context lose their beginning; an empty context is <|endoftext|>;
-rolling log-likelihoods start from it and go on in whole contexts without overlap, the last one
-looking further back. Nothing but the tokens of the text stands before a context that is not empty.
+Protocol, as of lm-eval's own models of transformers: texts longer than the context lose their
+beginning, and prompts all that leaves no room for the new tokens; an empty context is
+<|endoftext|>; rolling log-likelihoods start from it and go on in whole contexts without overlap,
+the last one looking further back. Nothing but the tokens of the text stands before a context that
+is not empty. A task that samples draws from all tokens unless it names a cut; transformers would
+take the 50 most probable ones.
 
 lm-eval imports transformers, for its version, and transformers looks for a package `kernels`, finds
 this project's and, as that states no version, does without. Where the package of that name from
@@ -32,6 +35,7 @@ from gpt2.common.files import write_json
 from gpt2.evaluate.scoring import Request, Scores, score
 from gpt2.generate.decoding import continuations
 from gpt2.generate.sampling import Sampling
+from gpt2.tokenizer.bpe import END_OF_TEXT
 from gpt2.weights.open_model import open_model
 
 try:
@@ -39,6 +43,11 @@ try:
     from lm_eval.api.instance import Instance
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from lm_eval.models.utils import (
+        handle_stop_sequences,
+        normalize_gen_kwargs,
+        postprocess_generated_text,
+    )
 except ImportError as error:
     ADVICE = "scoring with lm-eval needs the package lm_eval: pip install -e '.[lm-eval]'"
     if __name__ != "__main__":
@@ -47,7 +56,7 @@ except ImportError as error:
     sys.exit(2)
 
 _MAX_NEW_TOKENS = 256  # lm-eval's default where a task names none
-_GENERATION_OPTIONS = {"until", "max_gen_toks", "do_sample", "temperature", "top_k", "top_p"}
+_RULES = ("top_k", "top_p", "min_p", "repetition_penalty")
 
 
 @register_model("gpt2-run")
@@ -107,7 +116,9 @@ class RunLM(TemplateLM):
         disable_tqdm: bool = False,
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
-        asked = [Request([*before, *text], first=len(before)) for _, before, text in requests]
+        # Of a context that is all spaces lm-eval leaves nothing.
+        pairs = [(before or [self.prefix_token_id], text) for _, before, text in requests]
+        asked = [Request([*before, *text], first=len(before)) for before, text in pairs]
         scores = self._score(asked, disable_tqdm)
         return [(s.total, bool(s.greedy.all())) for s in scores]
 
@@ -125,13 +136,14 @@ class RunLM(TemplateLM):
         """Continuations up to, and without, the first stop string or <|endoftext|>.
 
         Raises:
-            ValueError: a task asks for an option of generation that is unknown here.
+            ValueError: a task asks for beam search, for an option that is unknown here, or for so
+                many new tokens that the context has no room for a prompt.
         """
-        prompts = [
-            (self.tok_encode(request.args[0]) or [self.eot_token_id])[-self.max_length :]
-            for request in requests
-        ]
         options = [_generation_options(request.args[1]) for request in requests]
+        prompts = [
+            self._prompt(request.args[0], length)
+            for request, (_, length, _) in zip(requests, options, strict=True)
+        ]
         texts = [""] * len(requests)
         order = sorted(range(len(requests)), key=lambda i: repr(options[i]))
         for _, alike in groupby(order, key=lambda i: repr(options[i])):
@@ -148,36 +160,42 @@ class RunLM(TemplateLM):
                     stop_id=self.eot_token_id,
                 )
                 for i, ids in zip(rows, made, strict=True):
-                    texts[i] = _before(self.run_tokenizer.decode(ids), until)
+                    text = self.run_tokenizer.decode(ids)
+                    texts[i] = postprocess_generated_text(text, until, None)
         return texts
 
+    def _prompt(self, text: str, length: int) -> list[int]:
+        """The last tokens of a text that leave room for `length` more in the context."""
+        room = self.max_length - length
+        if room < 1:
+            raise ValueError(
+                f"the task asks for up to {length:,} new tokens, and a context of "
+                f"{self.max_length:,} has no room for a prompt beside them: let it make fewer, as "
+                f"with --gen-kwargs max_gen_toks={self.max_length // 2}"
+            )
+        return (self.tok_encode(text) or [self.eot_token_id])[-room:]
 
-def _before(text: str, until: Sequence[str]) -> str:
-    return text[: min([text.find(stop) for stop in until if stop in text], default=len(text))]
 
-
-def _generation_options(options: dict[str, Any]) -> tuple[Sampling, int, tuple[str, ...]]:
+def _generation_options(asked: dict[str, Any]) -> tuple[Sampling, int, list[str]]:
     """Translate a task's options: the sampling, the most tokens, and the stop strings."""
-    unknown = set(options) - _GENERATION_OPTIONS
-    if unknown:
+    options: dict[str, Any] = {**normalize_gen_kwargs(asked, _MAX_NEW_TOKENS)}
+    until = handle_stop_sequences(options.pop("until"), END_OF_TEXT)
+    length, sample = options.pop("max_gen_toks"), options.pop("do_sample")
+    temperature = options.pop("temperature", 1.0)
+    if options.pop("num_beams", 1) != 1:
         raise ValueError(
-            f"the task asks for {', '.join(sorted(unknown))} in generation; known here are "
-            f"{', '.join(sorted(_GENERATION_OPTIONS))}"
+            f"the task asks for beam search (num_beams={asked['num_beams']}), which is not "
+            "implemented here"
         )
-    until = options.get("until") or ()
-    temperature = options.get("temperature")
-    sample = options.get("do_sample")
-    if sample is None:
-        sample = bool(temperature)
-    return (
-        Sampling(
-            temperature=(1.0 if temperature is None else float(temperature)) if sample else 0.0,
-            top_k=options.get("top_k"),
-            top_p=options.get("top_p"),
-        ),
-        int(options.get("max_gen_toks", _MAX_NEW_TOKENS)),
-        (until,) if isinstance(until, str) else tuple(until),
-    )
+    rules = {name: options.pop(name) for name in _RULES if name in options}
+    if rules.get("top_k") == 0:  # in transformers: no cut
+        del rules["top_k"]
+    if options:
+        raise ValueError(
+            f"the task asks for {', '.join(sorted(options))} in generation; known here are until, "
+            f"max_gen_toks, do_sample, temperature, {', '.join(_RULES)}"
+        )
+    return Sampling(temperature=float(temperature) if sample else 0.0, **rules), length, until
 
 
 @dataclass(frozen=True)
@@ -193,6 +211,8 @@ class Arguments:
     """Examples before each question; None: what the task says."""
     limit: int | None = None
     """Score only the first so many documents of each task."""
+    gen_kwargs: str | None = None
+    """Options of generation that replace the tasks' own, such as max_gen_toks=100,top_k=50."""
     include_path: str | None = None
     """Folder with further tasks, as lm-eval's YAML files."""
     out: str | None = None
@@ -232,6 +252,7 @@ def main(arguments: Arguments) -> None:
             tasks=names,
             num_fewshot=arguments.num_fewshot,
             limit=arguments.limit,
+            gen_kwargs=arguments.gen_kwargs,
             task_manager=manager,
         )
     except OSError as error:

@@ -21,7 +21,7 @@ import gzip
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -113,8 +113,7 @@ def hellaswag(
         with _as_a_row_of("HellaSwag", number):
             query, endings, label = _hellaswag_texts(row)
         cleaned += "ctx_a" not in row
-        context = tokenizer.encode(query)
-        requests += [_request(context, tokenizer.encode(f" {ending}")) for ending in endings]
+        requests += [_request(tokenizer, query, f" {ending}") for ending in endings]
         lengths.append([len(ending) for ending in endings])
         labels.append(label)
     if not labels:
@@ -158,7 +157,7 @@ def lambada(
     for number, row in enumerate(rows, start=1):
         with _as_a_row_of("LAMBADA", number):
             context, word = _lambada_texts(row)
-        requests.append(_request(tokenizer.encode(context), tokenizer.encode(f" {word}")))
+        requests.append(_request(tokenizer, context, f" {word}"))
     if not requests:
         raise ValueError("there is nothing to evaluate: no rows of LAMBADA")
     scores = score(model, requests, batch_size=batch_size, progress=progress)
@@ -258,7 +257,7 @@ def _lambada_texts(row: Row) -> tuple[str, str]:
         context, _, word = row["text"].rpartition(" ")
     else:
         context, word = row["context"].rstrip(" "), row["continuation"].strip(" ")
-    if not context or not word:
+    if not context.strip() or not word:
         raise ValueError("neither the context nor the last word may be empty")
     return context, word
 
@@ -273,8 +272,11 @@ def _as_a_row_of(task: str, number: int) -> Iterator[None]:
         raise ValueError(f"row {number:,} is not of {task}: {error}") from error
 
 
-def _request(context: Sequence[int], continuation: Sequence[int]) -> Request:
-    return Request([*context, *continuation], first=len(context))
+def _request(tokenizer: Tokenizer, context: str, continuation: str) -> Request:
+    """Ask for the continuation, to which, as in lm-eval, spaces that end the context belong."""
+    before = tokenizer.encode(context.rstrip())
+    whole = tokenizer.encode(context + continuation)
+    return Request([*before, *whole[len(before) :]], first=len(before))
 
 
 def _stderr(right: NDArray[np.bool_]) -> float:

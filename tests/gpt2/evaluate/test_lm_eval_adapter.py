@@ -58,7 +58,7 @@ def _log_p(model, ids):
 
 def test_loglikelihoods_are_those_of_the_continuation(workplace, tokenizer, adapter):
     _, model = workplace
-    pairs = [("the cat sat", " on the mat"), ("", "the dog"), ("the sea ", "ran"), ("a", " b")]
+    pairs = [("the cat sat", " on the mat"), ("", "the dog"), ("the sea ", "ran"), (" ", "a")]
     got = adapter.loglikelihood(_instances("loglikelihood", *pairs), disable_tqdm=True)
     for (context, text), (log_p, greedy) in zip(pairs, got, strict=True):
         before = tokenizer.encode(context.rstrip()) or [tokenizer.eot_id]
@@ -97,22 +97,60 @@ def test_rolling_loglikelihood_scores_every_token_once(workplace, tokenizer, ada
     assert rolling[2] == 0
 
 
+def _made(adapter, *prompts, **options):
+    requests = _instances("generate_until", *((text, options) for text in prompts))
+    return adapter.generate_until(requests, disable_tqdm=True)
+
+
 def test_generation_stops_before_the_stop_strings(adapter):
     def made(**options):
-        prompts = ("the", "a red bird", "")
-        requests = _instances(
-            "generate_until",
-            *((text, {"max_gen_toks": 30, "until": []} | options) for text in prompts),
-        )
-        return adapter.generate_until(requests, disable_tqdm=True)
+        return _made(adapter, "the", "a red bird", "", **({"until": []} | options))
 
-    free = made()
-    assert free == made(until="never seen", do_sample=False, temperature=0.7)
-    stop = free[0][5:7]
-    assert made(until=[stop])[0] == free[0][: free[0].index(stop)]
-    assert made(do_sample=True, temperature=5.0) != free
-    with pytest.raises(ValueError, match="the task asks for num_beams in generation"):
-        made(num_beams=4)
+    free = made(max_gen_toks=12)
+    assert free == made(until="never seen", do_sample=False, temperature=0.7, max_tokens=12)
+    assert free == made(num_beams=1, top_k=0, max_new_tokens=12)
+    text = free[0]
+    stop = text[5:7]
+    assert made(until=[stop], max_gen_toks=12)[0] == text[: text.index(stop)]
+    # As lm-eval cuts: at one stop string after another, of which the second has lost its end.
+    assert made(until=["", text[5:7], text[4:6]], max_gen_toks=12)[0] == text[: text.index(stop)]
+    assert made(do_sample=True, temperature=5.0, max_gen_toks=12) != free
+
+
+def test_the_text_of_the_end_of_text_token_ends_a_continuation(adapter, tokenizer, monkeypatch):
+    ids = tokenizer.encode("one<|endoftext|>two")
+    monkeypatch.setattr("gpt2.evaluate.lm_eval_adapter.continuations", lambda *a, **k: [ids])
+    assert _made(adapter, "the", max_gen_toks=12) == ["one"]
+
+
+@pytest.mark.parametrize("length", [1, 6, 15])
+def test_a_prompt_loses_what_leaves_no_room_for_the_new_tokens(
+    workplace, tokenizer, adapter, length
+):
+    ids = tokenizer.encode(TEXT)
+    prompts = [ids[: 16 - length], ids[: 17 - length], ids[:30]]
+    sampling = Sampling(temperature=0)
+    expected = [
+        continuations(workplace[1], [p[-(16 - length) :]], length, sampling=sampling)[0]
+        for p in prompts
+    ]
+    assert _made(adapter, *map(tokenizer.decode, prompts), max_gen_toks=length) == [
+        tokenizer.decode(ids) for ids in expected
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_gen_toks": 16}, "16 new tokens, and a context of 16 .* max_gen_toks=8$"),
+        ({}, "256 new tokens, and a context of 16"),
+        ({"max_gen_toks": 4, "num_beams": 4}, r"beam search \(num_beams=4\)"),
+        ({"max_gen_toks": 4, "typical_p": 0.2}, "asks for typical_p in generation"),
+    ],
+)
+def test_generation_that_is_not_possible_is_refused(adapter, options, message):
+    with pytest.raises(ValueError, match=message):
+        _made(adapter, "the", **options)
 
 
 def _task(folder: Path, name: str, rows: list[dict], lines: str) -> None:
@@ -134,7 +172,7 @@ def test_lm_eval_gives_the_figures_of_our_own_tasks(workplace, tokenizer, tmp_pa
         {"activity_label": "Sea", "ctx": f"The {w}", "endings": endings[i : i + 4], "label": i % 4}
         for i, w in enumerate(words[:8])
     ]
-    passages = [{"text": " ".join(words[: n + 2])} for n in range(10)]
+    passages = [{"text": " ".join(words[: n + 2])} for n in range(10)] + [{"text": "the  cat"}]
     _task(
         tmp_path,
         "our_hellaswag",
@@ -155,9 +193,19 @@ def test_lm_eval_gives_the_figures_of_our_own_tasks(workplace, tokenizer, tmp_pa
         "metric_list: [{metric: perplexity, aggregation: perplexity, higher_is_better: false},"
         " {metric: acc}]\n",
     )
+    _task(  # without an option of its own it asks for 256 new tokens
+        tmp_path,
+        "our_text",
+        passages,
+        "output_type: generate_until\n"
+        'doc_to_text: "{{text}}"\n'
+        'doc_to_target: "{{text}}"\n'
+        "metric_list: [{metric: exact_match}]\n",
+    )
     done = run_python(
         *("-m", "gpt2.evaluate.lm_eval_adapter", str(folder / "run"), "--device", "cpu"),
-        *("--tasks", "our_hellaswag,our_lambada", "--include-path", ".", "--out", "out.json"),
+        *("--tasks", "our_hellaswag,our_lambada,our_text", "--gen-kwargs", "max_gen_toks=8"),
+        *("--include-path", ".", "--out", "out.json"),
         cwd=tmp_path,
         HF_HUB_OFFLINE="1",
         HF_HOME=str(tmp_path / "hf"),
@@ -165,6 +213,7 @@ def test_lm_eval_gives_the_figures_of_our_own_tasks(workplace, tokenizer, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "our_lambada" in done.stdout
     theirs = json.loads((tmp_path / "out.json").read_text())["results"]
+    assert theirs["our_text"]["exact_match,none"] == 0
     ours = hellaswag(model, tokenizer, questions, batch_size=5)
     assert theirs["our_hellaswag"]["acc,none"] == ours.acc
     assert theirs["our_hellaswag"]["acc_norm,none"] == ours.acc_norm

@@ -104,6 +104,22 @@ def test_hellaswag_reads_original_rows_as_lm_eval_does():
     assert "cleaned as lm-eval does" in result.protocol
 
 
+def test_hellaswag_scores_the_spaces_that_end_the_question():
+    tokenizer = byte_tokenizer()
+    model = _letters(tokenizer, {"x": 0.5, "y": 0.1, " ": 0.25})
+    row = {"activity_label": "Sea", "ctx_a": "Jump. [step]", "ctx_b": "", "label": 1}
+    # After two spaces that count, "yyy" is the larger per character; after one, "x".
+    result = hellaswag(model, tokenizer, [row | {"endings": ["x", "yyy", "z", "z"]}], batch_size=3)
+    assert (result.acc, result.acc_norm) == (0, 1)
+
+
+def test_lambada_scores_all_spaces_before_the_word():
+    tokenizer = byte_tokenizer()
+    model = _letters(tokenizer, {"x": 0.5, " ": 0.25})
+    result = lambada(model, tokenizer, [{"text": "Look  x"}], batch_size=1)
+    assert result.word_perplexity == pytest.approx(1 / (0.25 * 0.25 * 0.5), rel=1e-5)
+
+
 def test_lambada_by_word_and_by_token():
     tokenizer = byte_tokenizer()
     table = torch.full((257, 257), 1e-4)
@@ -168,6 +184,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, name, content, message):
         (hellaswag, _row(["a", "b", "c", "d"], 4), "row 2 .* label of 0 to 3"),
         (lambada, {"context": "x"}, "row 2 is not of LAMBADA: it has no field 'continuation'"),
         (lambada, {"text": "word"}, "row 2 is not of LAMBADA: neither the context"),
+        (lambada, {"text": "  word"}, "row 2 is not of LAMBADA: neither the context"),
     ],
 )
 def test_rows_of_another_form_are_refused_by_number(task, row, message):
