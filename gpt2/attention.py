@@ -154,8 +154,10 @@ def unusable(
         return _flash_unusable(config, device, dtype)
     if name == "triton" and config.head_dim > 256:
         return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
+    if name == "triton" and device.type == "cpu" and dtype == torch.bfloat16:
+        return "Triton's interpreter multiplies bf16 matrices wrongly; on a CPU use --dtype fp32"
     if name == "triton":
-        return triton_unusable(device, dtype, instead="--attn sdpa")
+        return triton_unusable(device, instead="--attn sdpa")
     return None
 
 
@@ -209,18 +211,17 @@ def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype)
     return None
 
 
-def triton_unusable(device: torch.device, dtype: torch.dtype, *, instead: str) -> str | None:
-    """The reason why none of our kernels can run in `dtype` on `device`, with the remedy; None if
-    they can. `instead` names the option that does without them."""
+def triton_unusable(device: torch.device, *, instead: str) -> str | None:
+    """The reason why none of our kernels can run on `device`, with the remedy; None if they can.
+
+    `instead` names the option that does without them.
+    """
     if importlib.util.find_spec("triton") is None:
         return f"Triton is not installed (it exists for Linux); use {instead}"
     if device.type not in ("cpu", "cuda"):
         return f"Triton has no {device.type} compiler; use {instead}"
-    if device.type == "cpu":
-        if dtype == torch.bfloat16:
-            return "Triton's interpreter computes bf16 wrongly; on a CPU use --dtype fp32"
-        if os.environ.get("TRITON_INTERPRET") != "1":
-            return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
+        return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
     return None
 
 

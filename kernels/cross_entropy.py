@@ -353,7 +353,8 @@ def cross_entropy(
 
     Returns:
         The loss, a float32 scalar; 0 with zero gradients if every target is ignored. A second
-        backward through the same graph raises RuntimeError.
+        backward through the same graph raises RuntimeError; under `torch.compile`, which takes
+        nothing in place, it gives the same bits.
 
     Raises:
         ValueError: a shape, dtype, device or option that the kernels cannot take.

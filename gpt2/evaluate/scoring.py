@@ -120,4 +120,4 @@ def _forward(
         chosen = logits.gather(1, t[:, None])[:, 0]
         logprobs.append(chosen - logits.logsumexp(dim=1))
         greedy.append(logits.argmax(dim=1) == t)
-    return torch.cat(logprobs).double().cpu().numpy(), torch.cat(greedy).cpu().numpy()
+    return torch.cat(logprobs).cpu().double().numpy(), torch.cat(greedy).cpu().numpy()

@@ -26,13 +26,13 @@ SUSPICIOUS = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.1}
 
 
 def check_kernels(
-    model: GPT, x: Tensor, y: Tensor, *, machine: Machine, step: int
+    model: GPT, x: Tensor, y: Tensor, *, machine: Machine, step: int, loss_scale: float = 1.0
 ) -> dict[str, float]:
     """Print how far each kernel is from PyTorch's, and return it as metrics of the step.
 
     Arguments are those of `kernel_errors`.
     """
-    errors = kernel_errors(model, x, y, autocast=machine.autocast())
+    errors = kernel_errors(model, x, y, autocast=machine.autocast(), loss_scale=loss_scale)
     for name, error in errors.items():
         verdict = ""
         if math.isnan(error):
@@ -52,6 +52,7 @@ def kernel_errors(
     y: Tensor,
     *,
     autocast: AbstractContextManager[object] | None = None,
+    loss_scale: float = 1.0,
 ) -> dict[str, float]:
     """Return the relative gradient error of each kernel that replaces PyTorch's.
 
@@ -59,6 +60,7 @@ def kernel_errors(
         model: left as it came: its mode, its kernels, and gradients of None.
         x, y: a micro-batch (B, T), int64, on the model's device.
         autocast: context for the forward passes.
+        loss_scale: factor of the loss, without which gradients vanish in fp16.
 
     Returns:
         Error by option (attn, norm_kernel, mlp_kernel, loss_kernel); infinite where only the
@@ -73,11 +75,11 @@ def kernel_errors(
         if not doubted:
             return {}
         model.use(**PORTABLE)
-        reference = _gradients(model, x, y, autocast)
+        reference = _gradients(model, x, y, autocast, loss_scale)
         errors = {}
         for name in doubted:
             model.use(**(PORTABLE | {name: chosen[name]}))
-            errors[name] = _worst(_gradients(model, x, y, autocast), reference)
+            errors[name] = _worst(_gradients(model, x, y, autocast, loss_scale), reference)
         return errors
     finally:
         model.use(**chosen)
@@ -85,13 +87,17 @@ def kernel_errors(
 
 
 def _gradients(
-    model: GPT, x: Tensor, y: Tensor, autocast: AbstractContextManager[object] | None
+    model: GPT,
+    x: Tensor,
+    y: Tensor,
+    autocast: AbstractContextManager[object] | None,
+    loss_scale: float,
 ) -> list[Tensor]:
-    """Return the loss and its gradients."""
+    """Return the loss and its gradients, those times the loss scale."""
     with autocast or nullcontext():
         _, loss = model(x, y)
     assert loss is not None
-    return [loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))]
+    return [loss.detach(), *torch.autograd.grad(loss * loss_scale, list(model.parameters()))]
 
 
 def _worst(own: list[Tensor], reference: list[Tensor]) -> float:

@@ -56,14 +56,13 @@ def choose_machine(
     dtype, attn = config.dtype, config.attn
     asked = {name: getattr(config, name) or config.kernels for name in FUSED}
     ours = attn == "triton" or "triton" in asked.values()
-    interpreted = ours and device.type == "cpu"
-    if interpreted:  # takes effect when kernels are imported, at the first call
+    if ours and device.type == "cpu":  # takes effect when kernels are imported, at the first call
         os.environ.setdefault("TRITON_INTERPRET", "1")
     compute = DTYPES.get(dtype)
     if compute is None:
         compute, why = _best_dtype(device)
-        if interpreted:
-            compute, why = torch.float32, "as Triton's interpreter has no bf16"
+        if attn == "triton" and device.type == "cpu":
+            compute, why = torch.float32, "as Triton's interpreter multiplies no bf16 matrices"
         notes.append(f"dtype: {str(compute).removeprefix('torch.')}, {why}")
     elif compute == torch.bfloat16 and device.type == "cuda" and not _native_bf16(device):
         raise ValueError(
@@ -78,7 +77,7 @@ def choose_machine(
             raise ValueError(f"--attn {attn}: {reason}")
         chosen, why = attn, "as asked"
     notes.append(f"attention: {chosen} ({describe(chosen, device)}), {why}")
-    fused = _choose_fused(asked, device, compute)
+    fused = _choose_fused(asked, device)
     why = "as asked"
     if "auto" in asked.values():
         why = "PyTorch's where none was asked for: ours are chosen once they have been measured"
@@ -90,13 +89,11 @@ def choose_machine(
     return Machine(device, compute, config.compile, tuple(notes)), shape
 
 
-def _choose_fused(
-    asked: dict[str, str], device: torch.device, dtype: torch.dtype
-) -> dict[str, str]:
+def _choose_fused(asked: dict[str, str], device: torch.device) -> dict[str, str]:
     """Replace each "auto" by PyTorch's kernel: ours are chosen once they have been measured."""
     chosen = {name: PORTABLE[name] if k == "auto" else k for name, k in asked.items()}
     for name, kernel in chosen.items():
-        reason = triton_unusable(device, dtype, instead="--kernels torch")
+        reason = triton_unusable(device, instead="--kernels torch")
         if kernel == "triton" and reason:
             option = "--" + name.replace("_", "-")
             raise ValueError(f"{option} triton: {reason}")

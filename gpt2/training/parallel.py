@@ -39,11 +39,6 @@ def check_parallel(settings: Settings, dtype: torch.dtype) -> None:
                 "--parallel fsdp cuts the model over several processes and this is the only one: "
                 "start with `torchrun --nproc-per-node N train.py ...`, or use --parallel ddp"
             )
-        if settings.optimizer == "muon":
-            raise ValueError(
-                "--optimizer muon needs whole matrices, which --parallel fsdp cuts: "
-                "use --parallel ddp, or --optimizer adamw"
-            )
         if settings.check_kernels:
             raise ValueError(
                 "--check-kernels needs the whole model, which --parallel fsdp cuts: check on one "

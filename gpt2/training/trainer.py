@@ -240,7 +240,10 @@ class Trainer:
                 pace = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_s']:,.0f} tok/s"
                 bar.set_postfix_str(pace)
         if settings.check_kernels and self.step % settings.check_kernels == 0:
-            metrics |= check_kernels(self.model, *sample, machine=self.machine, step=self.step)
+            scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+            metrics |= check_kernels(
+                self.model, *sample, machine=self.machine, step=self.step, loss_scale=scale
+            )
         evaluating = self.step % settings.eval_every == 0 or last
         if evaluating:
             metrics["val_loss"] = self._validate()

@@ -57,12 +57,16 @@ def chunk_rows(n: int, row_bytes: int, chunk_bytes: int) -> int:
 def scaled_gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """dx and dw of the mean loss, in the dtypes of the inputs, from what the forward saved.
 
-    In place, since dw is as large as the head. Autograd notices a second use of the buffers by
-    their version and refuses it.
+    dloss holds the loss scale of float16, so that dx meets 1/n and the scale in one float32 number.
+    dw is scaled in place, since it is as large as the head. Autograd notices a second use of it by
+    its version and refuses it.
     """
-    count, dx, dw = ctx.saved_tensors
+    count, *sums = ctx.saved_tensors
     scale = dloss / count
-    return (
-        dx.mul_(scale).to(ctx.dtypes[0]) if ctx.needs_input_grad[0] else None,
-        dw.mul_(scale).to(ctx.dtypes[1]) if ctx.needs_input_grad[1] else None,
-    )
+    dx, dw = (
+        # Not 16 bits times a scalar: a GPU would round the scalar to 16 bits first.
+        total.to(torch.promote_types(total.dtype, scale.dtype)).mul_(scale).to(dtype)
+        if needed else None
+        for total, dtype, needed in zip(sums, ctx.dtypes, ctx.needs_input_grad, strict=False)
+    )  # fmt: skip
+    return dx, dw

@@ -17,8 +17,7 @@ def check_launchable(op: str, *tensors: Tensor, one_dtype: bool = True) -> None:
     """Raise ValueError, saying what to change, unless the kernels of `op` can run on these tensors.
 
     All tensors must share one device, a CUDA (or ROCm) one unless the interpreter is on, and have
-    one dtype (with one_dtype=False: each its own) of float16, bfloat16 (not in the interpreter) and
-    float32.
+    one dtype (with one_dtype=False: each its own) of float16, bfloat16 and float32.
     """
     device, dtype = tensors[0].device, tensors[0].dtype
     for tensor in tensors[1:]:
@@ -41,11 +40,6 @@ def check_dtype(op: str, dtype: torch.dtype) -> None:
     """Raise ValueError unless the kernels of `op` can compute in this dtype."""
     if dtype not in DTYPES:
         raise ValueError(f"{op}: dtype must be float16, bfloat16 or float32, got {dtype}")
-    if INTERPRETED and dtype == torch.bfloat16:
-        raise ValueError(
-            f"{op}: Triton's interpreter computes bfloat16 wrongly; "
-            "use float16 or float32 on the CPU, or a GPU"
-        )
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:

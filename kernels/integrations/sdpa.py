@@ -47,7 +47,7 @@ class _Overrides:
         library.impl(op, _sdpa_cuda, "CUDA")
         library.impl(f"{op}_backward", _sdpa_cuda_backward, "CUDA")
         if INTERPRETED:
-            library.impl(f"{op}_for_cpu", _forward, "CPU")
+            library.impl(f"{op}_for_cpu", _sdpa_cpu, "CPU")
             library.impl(f"{op}_for_cpu_backward", _backward, "CPU")
         self._library: torch.library.Library | None = library
 
@@ -59,7 +59,7 @@ def _forward(
     query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
     *, attn_mask: Tensor | None = None, scale: float | None = None, seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Compute the output and the log-sum-exp; PyTorch's CPU operator, with a seed besides."""
+    """Compute the output, laid out as the query, and the log-sum-exp (B, H, T)."""
     op = "scaled_dot_product_attention"
     if not is_causal or attn_mask is not None:
         raise ValueError(
@@ -71,9 +71,23 @@ def _forward(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     o, lse = attention_fwd(q, k, v, seed, scale, None, dropout_p, False)
     o = o.transpose(1, 2)
-    # SDPA's contract, which compiled code relies on: the output is laid out as the query.
-    out = torch.empty_like(query)
-    return o if o.stride() == out.stride() else out.copy_(o), lse * LN2
+    return _laid_out_as(query, o), lse * LN2
+
+
+# Compiled code asserts the strides that PyTorch's meta functions (torch/_meta_registrations.py)
+# promise for each operator.
+def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
+    """Return x with the strides of `torch.empty_like(like)`, copied only if they differ."""
+    out = torch.empty_like(like)
+    return x if x.stride() == out.stride() else out.copy_(x)
+
+
+def _sdpa_cpu(
+    query: Tensor, key: Tensor, value: Tensor, dropout_p: float = 0.0, is_causal: bool = False,
+    *, attn_mask: Tensor | None = None, scale: float | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    out, lse = _forward(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)
+    return out, lse.mT.contiguous().mT
 
 
 def _backward(
@@ -85,7 +99,7 @@ def _backward(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     deterministic = torch.are_deterministic_algorithms_enabled()
     dq, dk, dv = attention_bwd(
-        do, q, k, v, o.contiguous(), logsumexp / LN2,
+        do, q, k, v, o.contiguous(), logsumexp.contiguous() / LN2,
         seed, scale, None, dropout_p, False, deterministic, True, True,
     )  # fmt: skip
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
@@ -98,10 +112,11 @@ def _sdpa_cuda(
     seed = draw_seed(query.device) if dropout_p > 0 else None
     out, lse = _forward(query, key, value, dropout_p, is_causal, scale=scale, seed=seed)
     # PyTorch's slot for the state of its generator, two 64-bit numbers, carries the seed.
-    rng_state = torch.zeros(2, dtype=torch.int64, device=query.device)
+    # ROCm builds have a slot for one.
+    rng_state = torch.zeros(1 if torch.version.hip else 2, dtype=torch.int64, device=query.device)
     if seed is not None:
         rng_state[:1] = seed
-    rng_state = rng_state.view(torch.uint64)
+    rng_state = rng_state[0] if torch.version.hip else rng_state.view(torch.uint64)
     length = query.shape[2]
     unused, debug_mask = rng_state.new_empty(()), query.new_empty(0)
     return out, lse, None, None, length, length, rng_state, unused, debug_mask
@@ -113,7 +128,9 @@ def _sdpa_cuda_backward(
     dropout_p: float, is_causal: bool, philox_seed: Tensor, philox_offset: Tensor, *,
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    seed = philox_seed.view(torch.int64)[:1] if dropout_p > 0 else None
-    return _backward(
+    seed = philox_seed.view(torch.int64).reshape(-1)[:1] if dropout_p > 0 else None
+    grads = _backward(
         grad_out, query, key, value, out, logsumexp, dropout_p, is_causal, scale=scale, seed=seed
     )
+    dq, dk, dv = map(_laid_out_as, (query, key, value), grads)
+    return dq, dk, dv

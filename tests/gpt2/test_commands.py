@@ -179,8 +179,8 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace):
             "--attn flash: PyTorch's FlashAttention kernel has no sliding window",
         ),
         (
-            (TRAIN, "--data", "stories.txt", "--norm-kernel", "triton", *SMALL, *BF16),
-            "--norm-kernel triton: Triton's interpreter computes bf16 wrongly",
+            (TRAIN, "--data", "stories.txt", "--attn", "triton", *SMALL, *BF16),
+            "--attn triton: Triton's interpreter multiplies bf16 matrices wrongly",
         ),
         ((TRAIN, "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1"),
         (

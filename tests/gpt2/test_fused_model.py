@@ -131,7 +131,6 @@ def _noting_the_stream(add, seen):
 
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_under_autocast_the_residual_stream_stays_fp32(position):
-    """fp16 stands in for bf16, which the interpreter lacks."""
     model = _model(norm_position=position, **FUSED)
     seen = []
     for layer in model.h:

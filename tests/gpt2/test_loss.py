@@ -1,5 +1,8 @@
 """The fused head + cross-entropy against its plain form, and what it refuses."""
 
+from functools import partial
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -23,6 +26,46 @@ def _case(n: int, v: int, c: int, dtype: torch.dtype = torch.float32) -> dict[st
         "weight": torch.randn(v, c, dtype=dtype, requires_grad=True),
         "targets": targets,
     }
+
+
+HALVES = [torch.float16, torch.bfloat16]
+SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
+AT_SIZE = (16384, 50257, 768)  # GPT-2 small, and 16 sequences
+
+
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "shape"),
+    [
+        ("torch", torch.float16, (16384, 64, 8)),
+        ("triton", torch.float16, (128, 8192, 8)),
+        *(pytest.param("torch", dtype, AT_SIZE, marks=SLOW) for dtype in HALVES),
+        pytest.param("triton", torch.float16, AT_SIZE, marks=SLOW),
+        # Triton's interpreter cuts bfloat16 off instead of rounding to the nearest.
+        pytest.param("triton", torch.bfloat16, AT_SIZE, marks=pytest.mark.cuda),
+    ],
+    ids=str,
+)
+def test_small_gradients_survive_16_bits(kernel, dtype, shape):
+    """They are as exact as plain cross-entropy's, as the loss is scaled before 1/n meets them."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    n, v, c = shape
+    x = torch.randn(n, c, device=device)
+    weight = 0.02 * torch.randn(v, c, device=device)
+    targets = torch.randint(0, v, (n,), device=device)
+
+    def gradients(loss: Any, x: Tensor, weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, ...]:
+        leaves = [x.requires_grad_(), weight.requires_grad_()]
+        with torch.autocast(device, dtype, enabled=x.dtype != torch.float64):
+            scaled = 2.0**16 * loss(*leaves, targets)
+        return tuple(g.double() / 2**16 for g in torch.autograd.grad(scaled, leaves))
+
+    exact = gradients(reference, x.double(), weight.double(), dtype)
+    for of_x in (torch.float32, dtype):
+        plain = gradients(reference, x.to(of_x), weight, dtype)
+        ours = gradients(partial(linear_cross_entropy, kernel=kernel), x.to(of_x), weight, dtype)
+        for i, name in enumerate(("dx", "dw")):
+            error, allowed = ((g[i] - exact[i]).norm() for g in (ours, plain))
+            assert error <= 1.1 * allowed, f"{name}: {error / allowed:.2f} times"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

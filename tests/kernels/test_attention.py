@@ -18,9 +18,10 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import compare
-from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
+from tests.kernels.fused import CUDA, MARKS, check_compiles, check_double_use, randn
 
 pytestmark = MARKS
+DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
@@ -406,6 +407,12 @@ def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
 def test_refuses_tensors_that_it_cannot_take(message, make, device):
     with pytest.raises(ValueError, match=message):
         attention(*make(device))
+
+
+@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
+def test_refuses_bfloat16_in_the_interpreter(device):
+    with pytest.raises(ValueError, match="interpreter multiplies bfloat16 matrices wrongly"):
+        attention(**qkv((1, 8, 1, 16), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize(

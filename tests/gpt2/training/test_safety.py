@@ -140,6 +140,18 @@ def test_a_wrong_kernel_is_the_one_that_is_named(monkeypatch):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_sound_kernel_is_not_blamed_for_gradients_that_vanish_in_fp16():
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 256, "block_size": 64}
+    model = GPT(GPTConfig(**shape, attn="naive"))
+    x, y = torch.randint(0, 256, (2, 32, 64))
+    autocast = torch.autocast("cpu", torch.float16)
+    unscaled, scaled = (
+        kernel_errors(model, x, y, autocast=autocast, loss_scale=scale)["attn"]
+        for scale in (1.0, 2.0**16)
+    )
+    assert scaled < 3e-3 < unscaled
+
+
 def test_checking_kernels_does_not_change_the_run(tmp_path, capsys):
     model = {"attn": "naive", "dropout": 0.1}
     plain = make_trainer(tmp_path / "plain", **SETTINGS, model=model)

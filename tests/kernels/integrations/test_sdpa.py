@@ -62,6 +62,44 @@ def test_a_stock_call_matches_plain_attention(contiguous, scale, device):
     assert out.stride() == tensors["query"].stride()
 
 
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize("entry", ["cpu", "cuda"])
+def test_outputs_have_the_layouts_that_pytorch_promises(entry, contiguous, device):
+    """By its meta functions, which compiled code relies on. The CUDA entry is called directly."""
+    aten, op = torch.ops.aten, "_scaled_dot_product_flash_attention"
+    ours = [hook._sdpa_cuda, hook._sdpa_cuda_backward]
+    promised = [getattr(aten, op), getattr(aten, f"{op}_backward")]
+    lengths: tuple[Any, ...] = (None, None, 70, 70)
+    if entry == "cpu":
+        ours, lengths = [hook._sdpa_cpu, hook._backward], ()
+        promised = [getattr(aten, f"{op}_for_cpu"), getattr(aten, f"{op}_for_cpu_backward")]
+    qkv = [x.detach() for x in inputs(device, contiguous=contiguous).values()]
+    layouts = []
+    for (forward, backward), tensors in (ours, qkv), (promised, [x.to("meta") for x in qkv]):
+        outputs = forward(*tensors, 0.0, True)
+        seed = outputs[6:8] if entry == "cuda" else ()
+        grads = backward(outputs[0], *tensors, *outputs[:2], *lengths, 0.0, True, *seed)
+        layouts.append(
+            [
+                (x.shape, x.stride(), x.dtype) if isinstance(x, Tensor) else x
+                for x in (*outputs, *grads)
+            ]
+        )
+    assert layouts[0] == layouts[1]
+
+
+@pytest.mark.usefixtures("activated")
+def test_compiled_code_runs_our_kernels(device: torch.device) -> None:
+    tensors = inputs(device, contiguous=True)
+    with count_work() as work:
+        compare(
+            torch.compile(lambda **x: flash(**x, is_causal=True)),
+            lambda **x: math_attention(**x, is_causal=True),
+            tensors,
+        )
+    assert work.launches or not INTERPRETED
+
+
 @pytest.mark.skipif(not INTERPRETED, reason="launches are counted in the interpreter")
 def test_our_kernels_run_while_activated_and_only_then(device: torch.device) -> None:
     tensors = inputs(device, contiguous=True)

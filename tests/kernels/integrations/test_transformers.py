@@ -70,7 +70,7 @@ def test_logits_loss_and_gradients_keep_within_the_error_budget(results, mode, c
 
 
 def test_autocast_reaches_the_kernels(results):
-    """fp16 stands in for bf16, which the interpreter lacks; a rounding is one of fp16."""
+    """In fp16, as the interpreter gets products of bf16 wrong; a rounding is one of fp16."""
     tensors, _ = results
     got, plain = of(tensors, "autocast/patched"), of(tensors, "autocast/plain")
     exact = of(tensors, "train/exact")
