@@ -2,7 +2,8 @@
 
 Byte-pair encoding works inside pre-tokens: roughly words, each with the space before it, and runs
 of digits, of punctuation, of white space. The pattern is GPT-2's (Radford et al. 2019, "Language
-Models are Unsupervised Multitask Learners", section 2.2).
+Models are Unsupervised Multitask Learners", section 2.2), with its characters listed in
+unicode16.json: training and encoding, by different libraries, split alike.
 
 The text is a stream of which each process holds one piece at a time. A worker process runs this
 file as a script, so it imports little: nothing of ours, no torch, no numpy.
@@ -10,7 +11,9 @@ file as a script, so it imports little: nothing of ours, no torch, no numpy.
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -18,20 +21,36 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
+from pathlib import Path
 from typing import IO, Any, TypeVar
-
-import regex
 
 T = TypeVar("T")
 
-# The published pattern, changed to backtrack as little as it can with the same matches.
-SPLIT_PATTERN = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+_TABLES = json.loads(Path(__file__).with_name("unicode16.json").read_text(encoding="ascii"))
 
+
+def _ranges(name: str) -> str:
+    """The ranges of a character class: "A-Z\xaa" of a table with "41-5A AA"."""
+    ranges = [part.split("-") for line in _TABLES[name] for part in line.split()]
+    return "".join("-".join(chr(int(end, 16)) for end in ends) for ends in ranges)
+
+
+_L, _N, _S = map(_ranges, "LNS")
+
+# The published pattern with the characters of Unicode 16 in place of \p{L}, \p{N} and \s. White
+# space at the end is matched apart, which changes nothing and needs no backtracking.
+SPLIT_PATTERN = (
+    f"'(?:[sdmt]|ll|ve|re)| ?[{_L}]+| ?[{_N}]+| ?[^{_S}{_L}{_N}]+"
+    f"|[{_S}]+$|[{_S}]+(?![^{_S}])|[{_S}]"
+)
+_split_any = re.compile(SPLIT_PATTERN).findall
+# `re` looks a character up in one step as far as U+FFFF, and range by range beyond.
+_split_bmp = re.compile(re.sub("[\U00010000-\U0010ffff]-?", "", SPLIT_PATTERN)).findall
+_border = re.compile(f"(?<=[^{_S}])[{_S}]|[{_S}](?=[^{_S}])")
+
+_PART_CHARS = 1 << 16  # of text, split at a time
 _PIECE_CHARS = 1 << 20  # of text, sent to a worker at a time
 _ALONE_CHARS = 4 << 20  # counted before workers are started: starting them takes about as long
-
-_split = regex.compile(SPLIT_PATTERN).findall
-_border = regex.compile(r"(?<=\S)\s|\s(?=\S)")
 
 
 def count_pretokens(
@@ -41,7 +60,7 @@ def count_pretokens(
     if isinstance(texts, str):
         raise ValueError("texts is one string: pass an iterable of documents, such as [text]")
     words: Counter[str] = Counter()
-    parts = chain.from_iterable(cut(text, _PIECE_CHARS) for text in texts)
+    parts = chain.from_iterable(cut(text, _PART_CHARS) for text in texts)
     pieces = _show_progress(in_batches(parts, _PIECE_CHARS), progress)
     counted = 0
     for piece in pieces:
@@ -50,6 +69,12 @@ def count_pretokens(
         if counted >= _ALONE_CHARS and processes > 1:
             _count_in_workers(pieces, processes, words)  # all that is left of them
     return words
+
+
+def split(text: str) -> list[str]:
+    """Split a text into its pre-tokens."""
+    beyond = len(text.encode("utf-16-le", "surrogatepass")) > 2 * len(text)
+    return _split_any(text) if beyond else _split_bmp(text)
 
 
 def cut(text: str, size: int) -> Iterator[str]:
@@ -109,7 +134,7 @@ def _show_progress(pieces: Iterable[list[str]], progress: bool) -> Iterator[list
 
 def _count(piece: list[str], words: Counter[str]) -> None:
     for text in piece:
-        words.update(_split(text))
+        words.update(split(text))
 
 
 def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counter[str]) -> None:

@@ -5,7 +5,8 @@
     tokenizer.decode(ids)
 
 Any text can be encoded, and its exact bytes come back, as the 256 bytes are tokens. Our trainer
-(gpt2.tokenizer.bpe) learns the merges; tiktoken applies them.
+(gpt2.tokenizer.bpe) learns the merges; tiktoken applies them. What is a letter, a number or white
+space is Unicode 16 for both, whatever their versions (gpt2.tokenizer.pretokens).
 
 A trained tokenizer has the ids of Hugging Face's trainer: 0 for <|endoftext|>, 1 to 256 for the
 bytes (printable ones first), then the merges in order. A loaded one has the ids of its file: in
@@ -87,8 +88,12 @@ class Tokenizer:
         return cls(read_vocabulary(path))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a tokenizer.json, atomically. Hugging Face `tokenizers` gives the same ids with it,
-        but always reads "<|endoftext|>" in a text as the special token."""
+        """Write a tokenizer.json of GPT-2's form, atomically.
+
+        Hugging Face `tokenizers` gives the same ids with it, but always reads "<|endoftext|>" in a
+        text as the special token. It splits by its own tables of characters: Unicode 16, as here,
+        since version 0.22.
+        """
         write_tokenizer_json(path, self._vocabulary)
 
     @cached_property

@@ -92,7 +92,10 @@ def to_tokenizer_json(vocabulary: Vocabulary) -> str:
     tokenizer = {
         "version": "1.0", "truncation": None, "padding": None,
         "added_tokens": added, "normalizer": None,
-        "pre_tokenizer": byte_level, "post_processor": None, "decoder": byte_level, "model": model,
+        "pre_tokenizer": byte_level,
+        # GPT-2's own. It adds no tokens; for want of any, transformers would write another kind.
+        "post_processor": {**byte_level, "add_prefix_space": True, "trim_offsets": False},
+        "decoder": byte_level, "model": model,
     }  # fmt: skip
     return json.dumps(tokenizer, ensure_ascii=False) + "\n"
 
@@ -152,12 +155,21 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
     as_gpt2 = split.get("use_regex", True) and not split.get("add_prefix_space")
     if split.get("type") != "ByteLevel" or not as_gpt2:
         return f"it does not split text as GPT-2 does (pre_tokenizer: {reprlib.repr(split)})"
-    if (tokenizer.get("post_processor") or {"type": "ByteLevel"})["type"] != "ByteLevel":
-        return "its post_processor adds tokens to every text"
+    after = tokenizer.get("post_processor")
+    if after and _adds_tokens(after):
+        return f"its post_processor adds tokens to every text ({reprlib.repr(after)})"
     for token in tokenizer.get("added_tokens") or []:
         if not token["special"] or token["single_word"] or token["lstrip"] or token["rstrip"]:
             return f"it looks for the added token {reprlib.repr(token['content'])} in plain text"
     return None
+
+
+def _adds_tokens(post_processor: dict[str, Any]) -> bool:
+    if post_processor["type"] == "Sequence":
+        return any(map(_adds_tokens, post_processor["processors"]))
+    if post_processor["type"] == "TemplateProcessing":
+        return any("SpecialToken" in piece for piece in post_processor["single"])
+    return post_processor["type"] != "ByteLevel"
 
 
 def _check(

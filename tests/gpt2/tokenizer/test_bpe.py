@@ -1,20 +1,23 @@
 """gpt2.tokenizer.bpe and pretokens: merges, ties, word counts."""
 
 import itertools
+import re
 import subprocess
 import sys
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
+import numpy as np
 import pytest
-import regex
+import tiktoken
+import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gpt2.tokenizer import pretokens
 from gpt2.tokenizer.bpe import BYTE_ORDER, train_bpe
-from gpt2.tokenizer.pretokens import SPLIT_PATTERN, count_pretokens, cut
+from gpt2.tokenizer.pretokens import SPLIT_PATTERN, count_pretokens, cut, split
 
 # As published with GPT-2.
 PUBLISHED_PATTERN = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -51,7 +54,7 @@ def merge_naively(words: Counter[str], n_merges: int) -> list[tuple[bytes, bytes
 def test_merges_are_those_of_recounting_all_pairs(documents, n_merges):
     if not any(documents):
         documents = ["a"]
-    words = Counter(word for text in documents for word in regex.findall(PUBLISHED_PATTERN, text))
+    words = Counter(word for text in documents for word in split(text))
     assert train_bpe(documents, 257 + n_merges) == merge_naively(words, n_merges)
 
 
@@ -63,7 +66,7 @@ def small_pieces(monkeypatch):
 
 @pytest.mark.usefixtures("small_pieces")
 def test_merges_do_not_depend_on_the_number_of_processes(documents):
-    whole = Counter(word for text in documents for word in regex.findall(SPLIT_PATTERN, text))
+    whole = Counter(word for text in documents for word in split(text))
     for processes in (1, 3):
         assert count_pretokens(iter(documents), processes=processes) == whole
     backwards = documents[::-1]
@@ -124,9 +127,81 @@ def test_a_worker_imports_neither_torch_nor_numpy():
     subprocess.run([sys.executable, "-c", code, pretokens.__file__], check=True)
 
 
+CHARACTERS = [chr(c) for c in range(1, sys.maxunicode + 1) if not 0xD800 <= c < 0xE000]
+# A letter, a digit, white space and punctuation before and after a character, and contractions.
+CONTEXTS = "a{0}b1{0}2 {0}'{0}s 's{0}\n{0}'S{0}\n\n"
+PAIRS = itertools.product("sdmtlvreSDMTLVREx", repeat=2)
+CONTRACTIONS = "".join(f"x'{first}{second}x" for first, second in PAIRS)
+
+
+def _tiktoken(pattern: str, tokens: Iterable[bytes] = ()) -> tiktoken.Encoding:
+    ranks = {bytes([byte]): byte for byte in range(256)}
+    for token in tokens:
+        ranks.setdefault(token, len(ranks))
+    return tiktoken.Encoding("test", pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+
+
+@pytest.mark.parametrize(("name", "published"), [("L", r"\p{L}"), ("N", r"\p{N}"), ("S", r"\s")])
+def test_letters_numbers_and_white_space_are_those_of_tiktoken_and_tokenizers(name, published):
+    text = "\0" + "".join(CHARACTERS)
+    ours = "".join(re.findall(f"[{pretokens._ranges(name)}]+", text))
+    theirs = _tiktoken(f"{published}+")  # what the pattern does not match is left out
+    assert theirs.decode(theirs.encode_ordinary(text)) == ours
+    removed = tokenizers.pre_tokenizers.Split(tokenizers.Regex(f"{published}+"), "removed")
+    parts = (text[start : start + 4096] for start in range(0, len(text), 4096))
+    others = {
+        char for part in parts for piece, _ in removed.pre_tokenize_str(part) for char in piece
+    }
+    assert others == set(text) - set(ours)
+
+
+def _split_by_hugging_face(text: str) -> list[str]:
+    gpt2 = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return [text[start:end] for _, (start, end) in gpt2.pre_tokenize_str(text)]
+
+
+def _telling_tokens() -> Iterator[bytes]:
+    """Tokens with which other pre-tokens become other ids, for texts made of CONTEXTS."""
+    for byte, near in itertools.product(range(0x80, 0x100), sorted(set(CONTEXTS.encode()))):
+        yield from (bytes([byte, near]), bytes([near, byte]))
+    texts = [CONTEXTS.format(chr(c)) for c in range(0x80)]
+    texts += [CONTRACTIONS[start : start + 10] for start in range(len(CONTRACTIONS))]
+    for text in texts:
+        for start, end in itertools.combinations(range(len(text) + 1), 2):
+            yield text[start:end].encode()
+
+
+def _at_borders() -> list[str]:
+    ends = [
+        int(end, 16) for name in "LNS" for end in re.findall(r"\w+", str(pretokens._TABLES[name]))
+    ]
+    near = {chr(max(1, end + step)) for end in ends for step in (-1, 0, 1)}
+    return sorted({*near, *map(chr, range(1, 0x100))} & set(CHARACTERS))
+
+
+@pytest.mark.parametrize(
+    "characters", [_at_borders(), pytest.param(CHARACTERS, marks=pytest.mark.slow)], ids=len
+)
+def test_training_and_encoding_split_as_tiktokens_gpt2_and_tokenizers(characters):
+    """For all characters, and for those beside the borders of the tables."""
+    tokens = list(_telling_tokens())
+    ours, published, between_nuls = (
+        _tiktoken(pattern, tokens) for pattern in (SPLIT_PATTERN, PUBLISHED_PATTERN, r"[^\x00]+")
+    )
+    for start in range(0, len(characters), 1 << 14):
+        contexts = map(CONTEXTS.format, characters[start : start + (1 << 14)])
+        text = "".join(contexts) + CONTRACTIONS
+        ids = published.encode_to_numpy(text)
+        assert np.array_equal(ours.encode_to_numpy(text), ids)
+        pieces = split(text)
+        assert np.array_equal(between_nuls.encode_to_numpy("\0".join(pieces)), ids)
+        assert _split_by_hugging_face(text) == pieces
+
+
 @given(texts)
-def test_the_pattern_splits_as_the_published_one(text):
-    assert regex.findall(SPLIT_PATTERN, text) == regex.findall(PUBLISHED_PATTERN, text)
+@example("a \n\n b \n ")
+def test_any_text_is_split_as_by_tokenizers(text):
+    assert split(text) == _split_by_hugging_face(text)
 
 
 @settings(max_examples=200)
@@ -134,8 +209,8 @@ def test_the_pattern_splits_as_the_published_one(text):
 def test_cutting_a_text_changes_no_pretoken(text, size):
     parts = list(cut(text, size))
     assert "".join(parts) == text
-    pieces = [word for part in parts for word in regex.findall(SPLIT_PATTERN, part)]
-    assert pieces == regex.findall(SPLIT_PATTERN, text)
+    pieces = [word for part in parts for word in split(part)]
+    assert pieces == split(text)
 
 
 def test_long_text_is_cut_near_the_size_asked_for(documents):

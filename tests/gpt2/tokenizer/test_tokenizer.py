@@ -112,7 +112,7 @@ def test_documents_have_the_ids_of_single_texts(tokenizer, documents, monkeypatc
 
 
 def test_long_runs_are_encoded_and_white_space_apart_from_a_word(tokenizer):
-    for text in (" " * 200_000 + "a", "\n" * 200_000, "a" * 200_000):
+    for text in (" " * 200_000 + "a", "\n" * 1_500_000, "a" * 200_000):
         assert tokenizer.decode_bytes(tokenizer.encode(text)) == text.encode()
     assert list(cut(" " * 200_000 + "a", 1 << 16)) == [" " * 199_999, " a"]
 
@@ -180,6 +180,12 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
     return change
 
 
+ADDING = {
+    "type": "TemplateProcessing",
+    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A"}}],
+}
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
@@ -188,7 +194,8 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
         (_set("pre_tokenizer", to=None), "does not split text as GPT-2"),
         (_set("pre_tokenizer", "add_prefix_space", to=True), "does not split text as GPT-2"),
         (_set("pre_tokenizer", "use_regex", to=False), "does not split text as GPT-2"),
-        (_set("post_processor", to={"type": "TemplateProcessing"}), "adds tokens to every text"),
+        (_set("post_processor", to=ADDING), "adds tokens to every text"),
+        (_set("post_processor", to={"type": "Sequence", "processors": [ADDING]}), "adds tokens"),
         (_set("model", "type", to="Unigram"), "its model is 'Unigram'"),
         (_set("model", "dropout", to=0.1), r"dropout=0\.1"),
         (_set("added_tokens", to=[]), "not among its special tokens"),
@@ -212,6 +219,22 @@ def test_a_foreign_tokenizer_json_is_refused_with_the_reason(saved, tmp_path, ch
         Tokenizer.load(path)
     assert str(path) in str(error.value)
     assert "Tokenizer.train" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        None,
+        {"type": "TemplateProcessing", "single": ADDING["single"][1:]},
+        {"type": "Sequence", "processors": [{"type": "ByteLevel"}]},
+    ],
+    ids=str,
+)
+def test_a_post_processor_that_adds_no_tokens_is_accepted(tokenizer, saved, tmp_path, after):
+    """As in our earlier files, and as transformers writes for these."""
+    content = json.loads(saved.read_text(encoding="utf-8")) | {"post_processor": after}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
+    assert Tokenizer.load(tmp_path).hash == tokenizer.hash
 
 
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path):

@@ -98,6 +98,13 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     assert answers["dtype"] == "torch.float32"
     assert answers["tied"] == model.config.tie
     assert answers["complaints"] == {}
+    # What transformers writes is what it read, and opens here.
+    first, second = (
+        json.loads((tmp_path / folder / "tokenizer.json").read_text(encoding="utf-8"))
+        for folder in ("exported", "saved")
+    )
+    assert first == second
+    assert Tokenizer.load(tmp_path / "saved").hash == tokenizer.hash
 
 
 def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):

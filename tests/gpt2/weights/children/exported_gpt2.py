@@ -3,7 +3,7 @@
     python -P exported_gpt2.py FOLDER TEXTS OUT
 
 TEXTS is a JSON list. It writes OUT/logits.safetensors (float32 and float64, for the ids in
-FOLDER/../ids.safetensors) and OUT/answers.json.
+FOLDER/../ids.safetensors), OUT/answers.json, and the tokenizer anew into OUT/saved.
 """
 
 import json
@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 folder, texts, out = Path(sys.argv[1]), json.loads(Path(sys.argv[2]).read_text()), Path(sys.argv[3])
 model, loading = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
 tokenizer = AutoTokenizer.from_pretrained(folder)
+tokenizer.save_pretrained(out / "saved")
 ids = load_file(folder.parent / "ids.safetensors")["ids"]
 stored = str(model.dtype)
 model = model.float()
