@@ -57,9 +57,10 @@ class ScaledAttention(torch.nn.Module):
         if mask is None:
             return scores.softmax(dim=-1) @ v
         hidden = ~_as_bool(mask)
-        weights = scores.masked_fill(hidden, -torch.inf).softmax(dim=-1)
-        # Where everything is hidden the softmax is 0/0.
-        return weights.masked_fill(hidden, 0.0) @ v
+        blind = hidden.all(dim=-1, keepdim=True)
+        # Over no key the softmax would be 0/0, and its gradient NaN.
+        weights = scores.masked_fill(hidden & ~blind, -torch.inf).softmax(dim=-1)
+        return weights.masked_fill(blind, 0.0) @ v
 
 
 def _as_bool(mask: Tensor) -> Tensor:

@@ -6,8 +6,6 @@ the residual addition into the norm and the bias into GELU. Both compute the sam
 Axes: B batch, T time, C channels (n_embd), F feed-forward width.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -157,9 +155,12 @@ def create_sinusoidal_positions(max_len: int, d_model: int) -> Tensor:
     """
     if d_model % 2:
         raise ValueError(f"sinusoidal positions need an even width, got d_model={d_model}")
-    t = torch.arange(max_len)[:, None]
-    frequency = torch.exp(-math.log(10000) / d_model * torch.arange(0, d_model, 2))
-    return torch.stack([(t * frequency).sin(), (t * frequency).cos()], dim=-1).flatten(1)
+    # In float64: a rounding of a float32 angle grows with t. Apple's GPU has none, every CPU has.
+    t = torch.arange(max_len, dtype=torch.float64, device="cpu")[:, None]
+    exponent = torch.arange(0, d_model, 2, dtype=torch.float64, device="cpu") / d_model
+    angle = t / 10000**exponent
+    table = torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
+    return table.float().to(torch.get_default_device())
 
 
 def build_norm(config: GPTConfig) -> Norm:

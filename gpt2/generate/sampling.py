@@ -88,17 +88,22 @@ def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None)
     Returns:
         (B, V), float32; rows sum to 1.
     """
-    logits = _penalised(logits, sampling, seen).float() / sampling.temperature
+    logits = _penalised(logits, sampling, seen)
+    # From the largest down, so that no temperature makes infinities of both signs.
+    below = logits - logits.amax(dim=-1, keepdim=True)
+    logits = below / max(sampling.temperature, torch.finfo(torch.float32).tiny)
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
-        kth = logits.topk(sampling.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < kth, -torch.inf)
+        values, kept = logits.topk(sampling.top_k)
+        logits = torch.full_like(logits, -torch.inf).scatter(1, kept, values)
     p = logits.softmax(dim=-1)
     if sampling.top_p is not None and sampling.top_p < 1:  # 1, and rounding would cut the tail
-        ordered, order = p.sort(dim=-1, descending=True)
+        ordered, order = p.sort(dim=-1, descending=True, stable=True)
+        # In float64 the sums of equal tokens are exact. Apple's GPU has none.
+        exact = ordered.to("cpu" if p.device.type == "mps" else p.device).double()
+        sums = exact.cumsum(dim=-1)
         # A token is out when those before it already hold top_p; the first is always in.
-        before = ordered.cumsum(dim=-1) - ordered
-        out = torch.zeros_like(p, dtype=torch.bool).scatter(1, order, before >= sampling.top_p)
-        p = p.masked_fill(out, 0.0)
+        out = ((sums - exact) / sums[:, -1:] >= sampling.top_p).to(p.device)
+        p = p.masked_fill(torch.zeros_like(out).scatter(1, order, out), 0.0)
     if sampling.min_p is not None:
         p = p.masked_fill(p < sampling.min_p * p.amax(dim=-1, keepdim=True), 0.0)
     return p / p.sum(dim=-1, keepdim=True)
@@ -129,6 +134,7 @@ def next_token(
 
 
 def _penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
+    logits = logits.float()
     penalty = sampling.repetition_penalty
     if penalty == 1:
         return logits

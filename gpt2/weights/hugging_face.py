@@ -37,7 +37,7 @@ _SHAPE = {
 # Where GPT-2's code has a choice and ours has none: the values that we compute, the default first.
 _FIXED: dict[str, tuple[tuple[Any, ...], str]] = {
     "activation_function": (
-        ("gelu_new", "gelu_pytorch_tanh"),
+        ("gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "gelu_accurate", "gelu_fast"),
         "the MLP has GPT-2's GELU in its tanh form",
     ),
     "layer_norm_epsilon": ((1e-5,), "LayerNorm adds 1e-5 to the variance"),

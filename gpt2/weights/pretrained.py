@@ -23,12 +23,12 @@ from gpt2.runs.run import check_size, load_run, read_config
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights.hub import NAMES, fetch_description, fetch_weights, repository_of
 from gpt2.weights.hugging_face import as_stored, config_from_hugging_face, our_name
-from gpt2.weights.tensors import read_tensors, stored_bytes
+from gpt2.weights.tensors import LOADABLE, read_tensors, stored_bytes
 
 SHIPPED = Path(__file__).parents[1] / "pretrained_demo"
 # Options that change no weight.
 _FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
-# Of weights in files, which are converted to float32. Quantised weights are refused.
+# Of weights in files, which are converted to float32.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -258,14 +258,23 @@ def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
 
 
 def _check(path: Path, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise ValueError(f"{path}: {name} holds {_kind(tensor)} ({tensor.dtype}): {LOADABLE}")
+    if tensor.layout != torch.strided or tensor.device.type != "cpu":
+        raise ValueError(
+            f"{path}: {name} is {tensor.layout} on {tensor.device.type}: only dense weights can be "
+            "loaded"
+        )
     if tuple(tensor.shape) != shape:
         raise ValueError(
             f"{path}: {name} has shape {tuple(tensor.shape)}, and config.json describes a model "
             f"with {shape}"
         )
-    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
-    if tensor.dtype not in _DTYPES or not plain:
-        raise ValueError(
-            f"{path}: {name} is {tensor.dtype}, {tensor.layout}: only plain floating-point weights "
-            "can be loaded, no quantised ones"
-        )
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.dtype.is_floating_point or tensor.is_quantized:
+        return "quantised weights"  # in fewer than 16 bits
+    if tensor.dtype.is_complex:
+        return "complex numbers"
+    return "truth values" if tensor.dtype == torch.bool else "whole numbers"

@@ -26,6 +26,7 @@ _BUILDING = {
     "REDUCE", "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
 }  # fmt: skip
 _PICKLES = 5  # in a file of PyTorch before 1.6: three about the format, the content, the keys
+LOADABLE = "only weights in float32, float16, bfloat16 or float64 can be loaded"
 _COPY_ANEW = "copy or download it anew (a text file of some 130 bytes is git-lfs's place-holder)"
 
 
@@ -83,11 +84,14 @@ def _read_safetensors(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118 (not a dict)
+                dtype = file.get_slice(name).get_dtype()
+                if dtype.startswith("F6_"):  # PyTorch has no such type
+                    raise ValueError(
+                        f"{path}: {name} holds quantised weights ({dtype}): {LOADABLE}"
+                    )
                 yield path, name, file.get_tensor(name)
     except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"{path} is cut off or not a safetensors file ({error}): {_COPY_ANEW}"
-        ) from error
+        raise ValueError(f"{path} cannot be read as safetensors ({error}): {_COPY_ANEW}") from error
 
 
 def _read_pickle(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
@@ -102,7 +106,7 @@ def _read_pickle(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
     # Bytes that are no pickle make the reader fail in many ways.
     except Exception as error:
         raise ValueError(
-            f"{path} is cut off or not a PyTorch file ({error!r:.200}): {_COPY_ANEW}"
+            f"{path} cannot be read as a PyTorch file ({error!r:.200}): {_COPY_ANEW}"
         ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not named tensors")

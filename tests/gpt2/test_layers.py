@@ -59,12 +59,19 @@ def test_swiglu_has_the_parameters_of_the_gelu_layer(width):
 
 
 def test_sinusoidal_positions_follow_vaswani():
-    table = create_sinusoidal_positions(50, 16)
-    assert table.shape == (50, 16)
-    for t, i in [(0, 0), (3, 0), (49, 7), (10, 3)]:
+    """Also far out, to a rounding."""
+    table = create_sinusoidal_positions(100_001, 16)
+    assert table.shape == (100_001, 16)
+    for t, i in [(0, 0), (3, 0), (49, 7), (10, 3), (99_999, 0), (100_000, 1), (100_000, 3)]:
         angle = t / 10000 ** (2 * i / 16)
-        assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-5)
-        assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+        assert table[t, 2 * i].item() == pytest.approx(math.sin(angle), rel=2**-23)
+        assert table[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), rel=2**-23)
+
+
+def test_sinusoidal_positions_come_on_the_default_device():
+    with torch.device("meta"):
+        assert create_sinusoidal_positions(4, 8).device.type == "meta"
+    assert create_sinusoidal_positions(4, 8).dtype == torch.float32
 
 
 def test_sinusoidal_positions_need_an_even_width():

@@ -63,6 +63,29 @@ def test_tokens_come_with_the_probabilities_of_the_strategy(sampling, expected):
         torch.testing.assert_close(distribution(P.log()[None], sampling)[0], expected)
 
 
+@pytest.mark.parametrize(
+    ("n", "step"), [(2, 1), (3, 1), (10, 1), (20, 1), (49, 1), (997, 100), (50_257, 5_000)]
+)
+def test_of_equal_tokens_just_so_many_are_kept(n, step):
+    logits = torch.full((1, n), 0.37)
+    for k in range(1, n, step):
+        for sampling in (Sampling(top_p=k / n), Sampling(top_k=k)):
+            assert distribution(logits, sampling).count_nonzero() == k, sampling
+    assert distribution(logits, Sampling(min_p=1.0)).count_nonzero() == n
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_no_temperature_or_penalty_overflows(dtype):
+    logits = torch.tensor([[30.0, 20.0, -30.0, 30.0]], dtype=dtype)
+    for cold in (1e-30, 1e-38, 1e-45, 5e-324):
+        p = distribution(logits, Sampling(temperature=cold))
+        assert p.tolist() == [[0.5, 0.0, 0.0, 0.5]]
+    assert distribution(logits, Sampling(temperature=1e308)).tolist() == [[0.25] * 4]
+    seen = torch.tensor([[True, True, True, False]])
+    p = distribution(logits, Sampling(repetition_penalty=1e-4), seen)
+    assert p.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+
+
 def test_a_repetition_penalty_takes_from_tokens_seen_before_whatever_the_sign_of_their_logit():
     logits, seen = (
         torch.tensor([[3.0, 2.5, -1.0, -1.5]]),
