@@ -48,7 +48,7 @@ _split_any = re.compile(SPLIT_PATTERN).findall
 _split_bmp = re.compile(re.sub("[\U00010000-\U0010ffff]-?", "", SPLIT_PATTERN)).findall
 _border = re.compile(f"(?<=[^{_S}])[{_S}]|[{_S}](?=[^{_S}])")
 
-_PART_CHARS = 1 << 16  # of text, split at a time
+_PART_CHARS = 1 << 9  # of text, split at a time: few parts have a character beyond U+FFFF
 _PIECE_CHARS = 1 << 20  # of text, sent to a worker at a time
 _ALONE_CHARS = 4 << 20  # counted before workers are started: starting them takes about as long
 

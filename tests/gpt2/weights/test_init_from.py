@@ -129,6 +129,6 @@ def test_damaged_weights_leave_no_run_behind(checkpoint):
     weights.write_bytes(weights.read_bytes()[:-7])
     plan = make_plan(settings(init_from=str(checkpoint)))
     prepared = prepare_text(plan)
-    with pytest.raises(ValueError, match=r"model\.safetensors is cut off"):
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read"):
         build(plan, prepared)
     assert not Path("runs").exists()

@@ -184,7 +184,8 @@ STORED = {
 @pytest.mark.parametrize(("dtype", "held"), STORED.items())
 def test_every_type_of_safetensors_is_read_or_refused_with_the_cause(folder, dtype, held):
     path = folder / "model.safetensors"
-    edit_weights(folder, lambda tensors: tensors.pop("transformer.ln_f.bias"))
+    others = {k: v for k, v in load_file(path).items() if k != "transformer.ln_f.bias"}
+    save_file(others, path)
     content = path.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
