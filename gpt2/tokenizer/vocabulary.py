@@ -154,7 +154,7 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
     split = tokenizer["pre_tokenizer"] or {}
     as_gpt2 = split.get("use_regex", True) and not split.get("add_prefix_space")
     if split.get("type") != "ByteLevel" or not as_gpt2:
-        return f"it does not split text as GPT-2 does (pre_tokenizer: {reprlib.repr(split)})"
+        return f"its pre_tokenizer is not that of GPT-2: {reprlib.repr(split)}"
     after = tokenizer.get("post_processor")
     if after and _adds_tokens(after):
         return f"its post_processor adds tokens to every text ({reprlib.repr(after)})"

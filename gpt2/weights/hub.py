@@ -49,7 +49,7 @@ def fetch_description(repository: str) -> tuple[Path, str]:
         ) from error
     # Any of several libraries may fail here; there may still be a copy.
     except Exception as error:
-        unreachable = f"the hub does not answer: {type(error).__name__}"
+        unreachable = f"asking the hub failed: {type(error).__name__}"
     folder = _snapshot(hub, repository, _DESCRIPTION, "main", unreachable)
     note = f", fetched before ({unreachable})" if unreachable else ""
     return folder, f"{repository} at revision {folder.name[:8]}{note}"

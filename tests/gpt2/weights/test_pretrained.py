@@ -272,6 +272,27 @@ def write_bin(content: object) -> Callable[[Path], None]:
     return write
 
 
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (Tensor.to_sparse, r"is torch\.sparse_coo on cpu: only dense weights"),
+        (lambda t: t.to("meta"), r"is torch\.strided on meta: only dense weights"),
+        (
+            lambda t: torch.quantize_per_tensor(t, 1.0, 0, torch.qint8),
+            r"holds quantised weights \(torch\.qint8\)",
+        ),
+    ],
+)
+def test_tensors_that_only_pytorchs_files_hold_are_refused_with_the_cause(
+    model, folder, change, message
+):
+    bias = {"transformer.ln_f.bias": change(torch.zeros(16))}
+    write_bin(tensors_to_hugging_face(model) | bias)(folder)
+    with pytest.raises(ValueError, match=rf"ln_f\.bias {message}"):
+        load_pretrained(folder)
+
+
 def cut_safetensors(folder: Path) -> None:
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-9])
@@ -363,10 +384,10 @@ def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_pa
     assert vocab_size == "257"
     assert "refused: the Hugging Face hub has no public model openai-community/gpt5" in unknown
     again = load_from_hub("http://127.0.0.1:9", home, "gpt2").splitlines()
-    assert "at revision c0ffee00, fetched before (the hub does not answer: " in again[0]
+    assert "at revision c0ffee00, fetched before (asking the hub failed: " in again[0]
     assert again[1:] == first[1:]
     nothing = load_from_hub("http://127.0.0.1:9", tmp_path / "empty", "gpt2")
-    assert "cannot be fetched from the Hugging Face hub (the hub does not answer: " in nothing
+    assert "cannot be fetched from the Hugging Face hub (asking the hub failed: " in nothing
     assert "hf download openai-community/gpt2 --local-dir gpt2-weights" in nothing
 
 
