@@ -1,6 +1,7 @@
 """The interpreter, device and architecture that a kernel is launched on, and checks of tensors."""
 
 import functools
+import importlib.metadata
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -9,6 +10,30 @@ from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
 """True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, in NumPy."""
+
+
+def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
+    """The reason why this Triton cannot interpret with this NumPy, with the remedy; None if it can.
+
+    Triton before 3.7 takes arrays of one element for numbers (triton-lang/triton#9171), which NumPy
+    refuses from 2.4 on.
+    """
+    triton_release, numpy_release = (
+        tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version)
+    )
+    if triton_release >= (3, 7) or numpy_release < (2, 4):
+        return None
+    return (
+        f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}; "
+        "pip install 'numpy<2.4'"
+    )
+
+
+_FAULT = (
+    interpreter_fault(triton.__version__, importlib.metadata.version("numpy"))
+    if INTERPRETED
+    else None
+)
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -34,6 +59,8 @@ def check_launchable(op: str, *tensors: Tensor, one_dtype: bool = True) -> None:
             f"{op}: the kernels run on a GPU, got tensors on {device}; move them to cuda, or set "
             "TRITON_INTERPRET=1 before Python starts to check results slowly on the CPU"
         )
+    if _FAULT:
+        raise ValueError(f"{op}: {_FAULT}")
 
 
 def check_dtype(op: str, dtype: torch.dtype) -> None:
