@@ -1,7 +1,6 @@
 """bench.gpu_check: a part that fails or hangs keeps no other from running, and all is reported."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from bench import gpu_check
 from bench.gpu_check import ROOT, SECONDS, main
+from tests.gpt2.stand_ins import run_python
 
 FORKS = """
 import os, pathlib, subprocess, sys
@@ -75,18 +75,15 @@ def test_a_signal_ends_the_children_of_the_part(tmp_path):
 )
 def test_what_cannot_work_is_refused(words, message, tmp_path):
     (tmp_path / "report.json").write_text("[]")
-    command = [sys.executable, "-m", "bench.gpu_check", "--out", str(tmp_path), *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    done = run_python("-m", "bench.gpu_check", "--out", str(tmp_path), *words)
     assert done.returncode == 2
     assert message in done.stderr
 
 
 @pytest.mark.slow
 def test_a_dry_run_goes_through_every_part(tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "bench.gpu_check", "--out", str(tmp_path / "run"), "--dry-run"],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    words = ["-m", "bench.gpu_check", "--out", str(tmp_path / "run"), "--dry-run"]
+    done = run_python(*words, timeout=None)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads((tmp_path / "run/report.json").read_text())
     assert [part["part"] for part in report] == list(SECONDS)

@@ -13,15 +13,8 @@ from bench.plot import style as plot_style
 from bench.plot.__main__ import PLOTS, Arguments, draw, main
 from gpt2.config import PRESETS
 from gpt2.training.estimate import flops_per_token
-from tests.bench.synthetic_results import (
-    COPY_GBPS,
-    MATMUL_TFLOPS,
-    OURS,
-    PARAMETERS,
-    SIZES,
-    not_timed,
-    results,
-)
+from tests.bench import synthetic_results as made
+from tests.bench.synthetic_results import not_timed, results
 
 
 @pytest.fixture(autouse=True)
@@ -52,16 +45,16 @@ def test_training_speed_is_that_of_the_rows_under_the_limit_of_matrix_products()
     figure = PLOTS["training_speed"](results())
     eager = figure.axes[0]
     expected = {
-        PARAMETERS[row["case"]["model"]]: row["metrics"]["tokens_per_s"]
+        made.PARAMETERS[row["case"]["model"]]: row["metrics"]["tokens_per_s"]
         for row in results()["rows"]
-        if row["variant"] == OURS and row["case"].get("T") == 1024
+        if row["variant"] == made.OURS and row["case"].get("T") == 1024
         and row["case"].get("compile") is False and "B" in row["case"]
     }  # fmt: skip
     assert dict(_points(eager, plot_style.OURS)) == expected
     limits = dict(_points(eager, plot_style.FAINT))
-    for model in SIZES:
-        per_token = flops_per_token(PRESETS[model], 1024)
-        assert limits[PARAMETERS[model]] == pytest.approx(MATMUL_TFLOPS * 1e12 / per_token)
+    for model in made.SIZES:
+        limit = made.MATMUL_TFLOPS * 1e12 / flops_per_token(PRESETS[model], 1024)
+        assert limits[made.PARAMETERS[model]] == pytest.approx(limit)
     in_another_dtype = {**results()["limits"], "matmul_dtype": "float32"}
     figure = PLOTS["training_speed"](results(limits=in_another_dtype))
     assert plot_style.FAINT not in {line.get_color() for line in figure.axes[0].lines}
@@ -84,7 +77,7 @@ def test_a_variant_that_failed_is_not_drawn():
 def test_the_copy_rate_is_drawn_beside_the_memory_bound_kernels():
     (ax,) = PLOTS["kernels"](results()).axes
     (limit,) = ax.lines
-    assert set(limit.get_xdata()) == {COPY_GBPS}
+    assert set(limit.get_xdata()) == {made.COPY_GBPS}
 
 
 def test_the_gain_of_a_rung_is_over_the_last_one_that_was_measured():

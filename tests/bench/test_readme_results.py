@@ -30,15 +30,8 @@ def test_a_readme_agrees_with_the_results(readme):
     assert render(text, FOLDER) == text, "run python -m bench.readme_tables --write"
     for link in re.findall(r"\(((?:bench/)?results/[^)]+\.png)\)", text):
         file = newest((readme.parent / link).parent)
-        assert file is not None
         with Image.open(readme.parent / link) as image:
             assert image.info["Source"] == file.name, link
-
-
-def test_the_training_table_is_in_the_readme_and_the_others_beside_the_benchmarks():
-    tables = [re.findall(r"<!-- bench:(\w+) -->", path.read_text()) for path in READMES]
-    assert tables[0] == ["training"]
-    assert {"ladder", "generate", "accounting"} <= {*tables[1]}
 
 
 def test_tables_show_the_newest_file_of_each_device_gpus_first(tmp_path):
@@ -56,10 +49,9 @@ def test_tables_show_the_newest_file_of_each_device_gpus_first(tmp_path):
 
 
 def test_every_table_is_made_of_rows_that_were_timed(tmp_path):
-    rows = [
-        not_timed(row, "failed", "wrong result") if row["variant"] == "triton" else row
-        for row in results()["rows"]
-    ]
+    rows = results()["rows"]
+    ours = [row for row in rows if row["variant"] == "triton"]
+    rows = [not_timed(row, "failed", "wrong result") if row in ours else row for row in rows]
     _keep(tmp_path, "2000-01-01-a.json", rows=rows)
     tables = ("training", "ladder", "largest_batch", "attention", "kernels", "losses")
     text = render(_marked(*tables), tmp_path / "bench/results")

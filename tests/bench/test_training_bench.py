@@ -3,8 +3,6 @@
 import dataclasses
 import importlib.util
 import itertools
-import os
-import subprocess
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,25 +15,19 @@ from torch import Tensor
 
 import gpt2.training.machine
 from bench.bench_training import NO_COMPILE, cases, ladder
+from bench.harness import peer_models as peers
 from bench.harness.clocks import clock_for
 from bench.harness.limits import Limits
 from bench.harness.measure import Budget, Case, Setting, measure
-from bench.harness.peer_models import (
-    CHECKOUT,
-    PEER_VARIABLE,
-    TRANSFORMERS,
-    _without_our_kernels,
-    checkout_name,
-)
 from bench.harness.resident_memory import resident_memory
 from bench.harness.training_steps import Problem, Recipe, Step
 from bench.harness.training_variants import largest, step_variants, utilisation
 from gpt2.attention import BACKENDS
 from gpt2.config import PRESETS, GPTConfig
 from gpt2.training.estimate import flops_per_token, flops_per_token_nanogpt
+from tests.gpt2.stand_ins import ROOT, run_python
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-ROOT = Path(__file__).resolve().parents[2]
 LIMITS = Limits(matmul_tflops=1.0, matmul_dtype="float32", copy_gbps=1.0, launch_us=None)
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=32, vocab_size=200)
 OURS = Recipe("ours", "triton", "triton", "triton", "triton")
@@ -63,7 +55,7 @@ class GPT(torch.nn.Module):
 
 @pytest.fixture(autouse=True)
 def _no_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(PEER_VARIABLE, raising=False)
+    monkeypatch.delenv(peers.PEER_VARIABLE, raising=False)
 
 
 def _problem(**changes: Any) -> Problem:
@@ -83,8 +75,8 @@ def _measure(*recipes: Recipe, **changes: Any) -> list[Any]:
 def _checkout(folder: Path, monkeypatch: pytest.MonkeyPatch, std: float) -> Recipe:
     folder.mkdir()
     (folder / "model.py").write_text(PEER.replace("STD", str(std)))
-    monkeypatch.setenv(PEER_VARIABLE, str(folder))
-    return Recipe(checkout_name(), peer=CHECKOUT)
+    monkeypatch.setenv(peers.PEER_VARIABLE, str(folder))
+    return Recipe(peers.checkout_name(), peer=peers.CHECKOUT)
 
 
 def test_every_way_to_compute_the_step_has_the_gradients_of_the_plain_model():
@@ -142,21 +134,21 @@ def test_a_checkout_is_timed_if_its_first_loss_is_that_of_a_guess(
 
 
 def test_peers_that_are_missing_are_skipped_with_the_remedy(tmp_path, monkeypatch):
-    (row,) = _measure(Recipe("model.py", peer=CHECKOUT))
+    (row,) = _measure(Recipe("model.py", peer=peers.CHECKOUT))
     assert row.status == "skipped"
-    assert f"set {PEER_VARIABLE}" in row.reason
-    monkeypatch.setenv(PEER_VARIABLE, str(tmp_path))
-    (row,) = _measure(Recipe("model.py", peer=CHECKOUT))
+    assert f"set {peers.PEER_VARIABLE}" in row.reason
+    monkeypatch.setenv(peers.PEER_VARIABLE, str(tmp_path))
+    (row,) = _measure(Recipe("model.py", peer=peers.CHECKOUT))
     assert "has no model.py" in row.reason
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    (row,) = _measure(Recipe("transformers", peer=TRANSFORMERS))
+    (row,) = _measure(Recipe("transformers", peer=peers.TRANSFORMERS))
     assert "pip install" in row.reason
 
 
 def test_our_kernels_are_out_of_sight_of_a_peer_and_come_back():
     import kernels.gelu as ours
 
-    with _without_our_kernels():
+    with peers._without_our_kernels():
         spec = importlib.util.find_spec("kernels")
         assert spec is None or spec.origin != str(ROOT / "kernels/__init__.py")
     assert sys.modules["kernels.gelu"] is ours
@@ -171,8 +163,8 @@ from tests.bench.test_training_bench import OURS, Recipe, _measure
 rows = _measure(OURS, Recipe("transformers", peer="transformers"))
 assert [row.status for row in rows] == ["ok", "ok"], rows
 """
-    environ = os.environ | {"TRITON_INTERPRET": "1"}
-    subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=environ, check=True)
+    done = run_python("-c", script, TRITON_INTERPRET="1")
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 37, 100, 999])

@@ -9,15 +9,8 @@ import pytest
 import torch
 from tqdm import tqdm
 
-from gpt2.compare_decoding.__main__ import (
-    STRATEGIES,
-    Arguments,
-    Prompt,
-    assess,
-    choose_prompts,
-    continue_prompts,
-    main,
-)
+from gpt2.compare_decoding import __main__ as command
+from gpt2.compare_decoding.__main__ import Arguments, Prompt, choose_prompts, main
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure
 from gpt2.compare_decoding.text_metrics import CopySearch
 from gpt2.generate.sampling import Sampling
@@ -31,9 +24,8 @@ SENTENCE = "the cat saw a red bird and it ran home with her old friend by the se
 
 def _story(seed: int, sentences: int = 8) -> str:
     rng = random.Random(seed)
-    return "\n".join(
-        " ".join(rng.choices(SENTENCE.split(), k=9)).capitalize() + "." for _ in range(sentences)
-    )
+    lines = [rng.choices(SENTENCE.split(), k=9) for _ in range(sentences)]
+    return "\n".join(" ".join(line).capitalize() + "." for line in lines)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +84,7 @@ def test_one_long_document_gives_beginnings_of_lines(tokenizer):
 
 def _continue(run, prompts, **options):
     settings = {"sampling": Sampling(top_k=50), "max_tokens": 20, "batch_size": 100, "seed": 1}
-    return continue_prompts(run, prompts, **settings | options, bar=tqdm(disable=True))
+    return command.continue_prompts(run, prompts, **settings | options, bar=tqdm(disable=True))
 
 
 def test_a_continuation_does_not_depend_on_the_batch(workplace, tokenizer):
@@ -119,10 +111,8 @@ def _row(texts, nll, ids) -> Continuations:
 
 
 def test_measures_of_a_row():
-    human, loop = (
-        _row(["a b c d", "e f g h"], 3.0, [1, 2, 0]),
-        _row(["x y x y x y"] * 2, 1.0, [1] * 4),
-    )
+    human = _row(["a b c d", "e f g h"], 3.0, [1, 2, 0])
+    loop = _row(["x y x y x y"] * 2, 1.0, [1] * 4)
     human.ids[0] = [1, 2, 3]
     rows = {HUMAN: human, "loop": loop}
     copies = CopySearch([*human.words, *loop.words], 2)
@@ -169,7 +159,7 @@ def test_a_question_whose_measure_is_nan_is_left_out():
 def test_perplexity_is_that_of_the_continuation_given_its_prompt(workplace, tokenizer):
     _, run = workplace
     ids = tokenizer.encode(_story(3))[:20]
-    row = assess(run, [Prompt(ids[:12], [])], [ids[12:]], batch_size=4)
+    row = command.assess(run, [Prompt(ids[:12], [])], [ids[12:]], batch_size=4)
     log_p = run.model(torch.tensor([ids[:-1]]))[0][0].log_softmax(dim=1)
     expected = -sum(log_p[i - 1, ids[i]].item() for i in range(12, 20))
     assert row.perplexity([0]) == pytest.approx(math.exp(expected / 8), rel=1e-4)
@@ -184,10 +174,10 @@ def test_the_command_writes_table_figures_texts_and_plot(workplace, capsys, tmp_
     main(arguments)
     first = (tmp_path / "out/decoding.json").read_bytes()
     output = capsys.readouterr().out
-    for name in (HUMAN, *STRATEGIES, "self-BLEU", "Trade-off:"):
+    for name in (HUMAN, *command.STRATEGIES, "self-BLEU", "Trade-off:"):
         assert name in output
     result = json.loads(first)
-    assert [row["name"] for row in result["rows"]] == [HUMAN, *STRATEGIES]
+    assert [row["name"] for row in result["rows"]] == [HUMAN, *command.STRATEGIES]
     assert set(result["definitions"]) == set(result["rows"][0]) - {"name", "sampling"}
     assert len(result["texts"]) == 4
     assert result["training_tokens_searched"] > 0

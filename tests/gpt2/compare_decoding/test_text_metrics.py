@@ -5,14 +5,8 @@ import random
 
 import pytest
 
-from gpt2.compare_decoding.text_metrics import (
-    CopySearch,
-    distinct,
-    ngrams,
-    repetition,
-    self_bleu,
-    words,
-)
+from gpt2.compare_decoding import text_metrics
+from gpt2.compare_decoding.text_metrics import CopySearch, distinct, ngrams, repetition, words
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.data.streams import document_stream
 
@@ -59,9 +53,9 @@ def test_self_bleu_is_the_mean_bleu_against_the_others(vocabulary):
     rng = random.Random(vocabulary)
     texts = [[str(rng.randrange(vocabulary)) for _ in range(rng.randint(4, 30))] for _ in range(9)]
     expected = [_bleu(text, texts[:i] + texts[i + 1 :]) for i, text in enumerate(texts)]
-    assert self_bleu(texts) == pytest.approx(sum(expected) / len(expected))
-    assert self_bleu(texts[:1] * 3) == pytest.approx(1)
-    assert math.isnan(self_bleu(texts[:1]))
+    assert text_metrics.self_bleu(texts) == pytest.approx(sum(expected) / len(expected))
+    assert text_metrics.self_bleu(texts[:1] * 3) == pytest.approx(1)
+    assert math.isnan(text_metrics.self_bleu(texts[:1]))
 
 
 @pytest.mark.parametrize(
@@ -78,7 +72,7 @@ def test_self_bleu_is_the_mean_bleu_against_the_others(vocabulary):
 )
 def test_self_bleu_of_short_and_unlike_texts_is_nltks(texts, expected):
     """Values: NLTK 3.10.4, `sentence_bleu` with `SmoothingFunction().method1`, averaged."""
-    assert self_bleu([text.split() for text in texts]) == pytest.approx(expected)
+    assert text_metrics.self_bleu([text.split() for text in texts]) == pytest.approx(expected)
 
 
 @pytest.fixture(scope="module")

@@ -41,15 +41,6 @@ def test_each_token_is_scored_once_with_the_context_that_stride_promises(n, stri
     assert scored == n
 
 
-def test_windows_without_overlap_are_the_text_cut_up():
-    windows = sliding_windows(
-        ArrayStream(np.arange(1, 6)), context=2, stride=2, batch_size=8, bos_id=BOS
-    )
-    [(x, y)] = list(windows)
-    assert x.tolist() == [[0, 1], [2, 3], [4, 0]]
-    assert y.tolist() == [[1, 2], [3, 4], [5, -100]]
-
-
 @pytest.mark.parametrize("stride", [None, 1, 3, 8])
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_a_bigram_has_its_exact_perplexity_under_every_stride(stride, batch_size):
@@ -105,11 +96,7 @@ def test_word_perplexity_divides_by_the_original_words_and_lines():
         ("wikitext", " ( see [ 2 ] ; 46 % ) : $ 5 \n", "(see [2]; 46%): $5\n"),
         ("wikitext", " Fu 's ; don 't ; boys ' toys \n", "Fu's; don't; boys' toys\n"),
         ("wikitext", " = = Career = = \n \n He left ... \n", "== Career ==\n\nHe left...\n"),
-        (
-            "wikitext",
-            " at 40 ° north , by Chang 'an / Xi 'an ",
-            "at 40° north, by Chang 'an / Xi 'an",
-        ),
+        ("wikitext", " at 40 ° north , by Chang 'an / Xi ", "at 40° north, by Chang 'an / Xi"),
         ("wikitext", ' a lone " mark ', 'a lone " mark'),
         ("ptb", " he did n't say it 's $ N million \n", "he didn't say it's $N million\n"),
         ("lm1b", 'The " deal " isn \'t done , he said .', 'The "deal" isn\'t done, he said.'),

@@ -13,7 +13,7 @@ from gpt2.generate.decoding import continuations, generate, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.stand_ins import loud_model, write_run
+from tests.gpt2.stand_ins import every_combination, loud_model, write_run
 
 
 def _model(**options) -> GPT:
@@ -87,15 +87,12 @@ def test_no_temperature_or_penalty_overflows(dtype):
 
 
 def test_a_repetition_penalty_takes_from_tokens_seen_before_whatever_the_sign_of_their_logit():
-    logits, seen = (
-        torch.tensor([[3.0, 2.5, -1.0, -1.5]]),
-        torch.tensor([[True, False, True, False]]),
-    )
-    penalised = torch.tensor([3.0 / 2, 2.5, -1.0 * 2, -1.5])
+    logits = torch.tensor([[3.0, 2.5, -1.0, -1.5]])
+    seen = torch.tensor([[True, False, True, False]])
+    penalised = torch.tensor([[3.0 / 2, 2.5, -1.0 * 2, -1.5]])
     sampling = Sampling(repetition_penalty=2.0, temperature=0.7)
-    torch.testing.assert_close(
-        distribution(logits, sampling, seen)[0], (penalised / 0.7).softmax(dim=0)
-    )
+    expected = (penalised / 0.7).softmax(dim=1)
+    torch.testing.assert_close(distribution(logits, sampling, seen), expected)
     greedy = Sampling(repetition_penalty=2.0, temperature=0)
     assert next_token(logits, greedy, seen=seen) == 1
 
@@ -104,9 +101,8 @@ def test_a_repetition_penalty_takes_from_tokens_seen_before_whatever_the_sign_of
 def test_the_penalty_falls_on_the_prompt_and_the_continuation_also_out_of_context(positions):
     model = _model(positions=positions)
     ids = [3, 4]
-    for token in stream_tokens(
-        model, [ids], 30, sampling=Sampling(temperature=0, repetition_penalty=1.5)
-    ):
+    penalty = Sampling(temperature=0, repetition_penalty=1.5)
+    for token in stream_tokens(model, [ids], 30, sampling=penalty):
         logits = model(torch.tensor([_context(model, ids)]))[0][0, -1]
         for i in set(ids):
             logits[i] = logits[i] / 1.5 if logits[i] > 0 else logits[i] * 1.5
@@ -115,15 +111,12 @@ def test_the_penalty_falls_on_the_prompt_and_the_continuation_also_out_of_contex
     assert len(set(ids)) < len(ids)
 
 
-DECODED = [
-    {"attn": attn, "positions": positions, "norm_position": norm_position, "window": window}
-    for attn, positions, norm_position, window in itertools.product(
-        BACKENDS, ["learned", "sinusoidal"], ["pre", "post"], [None, 5]
-    )
-]
-
-
-@pytest.mark.parametrize("options", DECODED, ids=lambda o: "-".join(map(str, o.values())))
+@every_combination(
+    attn=[*BACKENDS],
+    positions=["learned", "sinusoidal"],
+    norm_position=["pre", "post"],
+    window=[None, 5],
+)
 def test_with_and_without_the_cache_the_tokens_are_the_same(options):
     """Also past the context length, which is 8 here; greedy, and drawn with a seed."""
     config = GPTConfig(window=options["window"])
@@ -180,9 +173,8 @@ def test_prompts_of_different_lengths_do_not_touch_each_other(options, use_cache
     """Their contexts are full at different times."""
     model = _model(**options)
     prompts = [[1, 2], [7], [5, 4, 3, 2, 1, 0, 9, 8], [6, 6, 6, 6, 6]]
-    together = continuations(
-        model, prompts, 20, sampling=Sampling(temperature=0), use_cache=use_cache
-    )
+    greedy = Sampling(temperature=0)
+    together = continuations(model, prompts, 20, sampling=greedy, use_cache=use_cache)
     assert together == [_alone(model, prompt, 20) for prompt in prompts]
 
 
@@ -306,9 +298,8 @@ def test_samples_of_many_prompts_are_those_of_each_alone(capsys, run, tmp_path):
     assert [part.partition("\n")[0] for part in parts] == [
         f"{prompt}, sample {sample}" for prompt in (1, 2) for sample in (1, 2)
     ]
-    for part, (prompt, sample) in zip(
-        parts, itertools.product(("the cat", "the dog sat on"), (0, 1)), strict=True
-    ):
+    each = itertools.product(("the cat", "the dog sat on"), (0, 1))
+    for part, (prompt, sample) in zip(parts, each, strict=True):
         alone = _output(capsys, run, prompt=(prompt,), seed=1337 + sample)
         assert part.partition("\n")[2] == alone
     assert len({part.partition("\n")[2] for part in parts}) == 4

@@ -212,10 +212,8 @@ def test_the_other_tools_files_are_reported(tmp_path):
     pytest.importorskip("typst", reason="the extra `report`")
     folder = _run(tmp_path / "run")
     write_decoding(folder / "decoding/decoding.json")
-    files = {
-        "sizes": str(write_sizes(tmp_path / "s.json")),
-        "bench": str(_bench(tmp_path / "b.json")),
-    }
+    made = {"sizes": write_sizes(tmp_path / "s.json"), "bench": _bench(tmp_path / "b.json")}
+    files = {name: str(path) for name, path in made.items()}
     main(Arguments((str(folder), str(_run(tmp_path / "other", n_embd=64))), **files))
     text = _text((folder / "report.pdf").read_bytes())
     for words in (
