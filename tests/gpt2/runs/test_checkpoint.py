@@ -1,60 +1,33 @@
 """Checkpoints: exact resumption, and nothing lost whenever the process dies."""
 
+import itertools
 import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from gpt2.runs.checkpoint import (
-    DamagedCheckpoint,
-    best_checkpoint,
-    list_checkpoints,
-    load_checkpoint,
-    load_newest,
-    remove_unfinished,
-    step_of,
-)
+from gpt2.runs import checkpoint as checkpoints
+from gpt2.runs.checkpoint import list_checkpoints, load_checkpoint, load_newest, step_of
 from gpt2.runs.metrics import read_metrics
 from gpt2.runs.random_state import random_states, set_random_states
 from tests.gpt2.data.streams import make_trainer, text_stream
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def _steps(folder: Path) -> list[int]:
-    return [step_of(p) for p in list_checkpoints(folder / "checkpoints")]
+from tests.gpt2.stand_ins import curve, start_python
 
 
-def _curve(folder: Path) -> list[tuple[float, ...]]:
-    return [
-        (m["step"], m["loss"], m["lr"], m["grad_norm"], m.get("val_loss", 0.0))
-        for m in read_metrics(folder / "metrics.jsonl")
-    ]
+def _interrupt(trainer, step):
+    """Send this process a signal in the middle of an accumulation, in the given step."""
+    forwards = itertools.count(1)
 
+    def signal_once(model, args):
+        if model.training and next(forwards) == step * 3 + 2:
+            signal.raise_signal(signal.SIGTERM)
 
-class _Interrupt:
-    """Sends this process a signal in the middle of an accumulation, in the given step."""
-
-    def __init__(self, trainer, step):
-        self.calls, self.at = 0, step * 3 + 2
-        forward = trainer.model.forward
-
-        def counted(*args):
-            if trainer.model.training:
-                self.calls += 1
-                if self.calls == self.at:
-                    signal.raise_signal(signal.SIGTERM)
-            return forward(*args)
-
-        trainer.model.forward = counted
+    trainer.model.register_forward_pre_hook(signal_once)
 
 
 SETTINGS = {"model": {"dropout": 0.1}, "steps": 14}  # epochs end within steps: 31 windows, 6 a step
@@ -68,7 +41,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, optimi
     assert straight.fit() is None
 
     first = make_trainer(tmp_path / "broken", **settings)
-    _Interrupt(first, step=6)  # in the middle of an accumulation, of an epoch, between checkpoints
+    _interrupt(first, step=6)  # in the middle of an accumulation, of an epoch, between checkpoints
     assert first.fit() == signal.SIGTERM
     assert first.step == 7  # the step at hand was finished and saved
     second = make_trainer(tmp_path / "broken", **settings)
@@ -78,7 +51,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path, optimi
     second.restore(checkpoint)
     assert second.fit() is None
 
-    assert _curve(tmp_path / "broken") == _curve(tmp_path / "straight")
+    assert curve(tmp_path / "broken") == curve(tmp_path / "straight")
     for a, b in zip(straight.model.parameters(), second.model.parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -102,7 +75,7 @@ def test_a_killed_run_repeats_the_lost_steps_exactly(tmp_path):
     second.restore(load_newest(tmp_path / "killed" / "checkpoints")[0])
     assert second.step == 8
     second.fit()
-    assert _curve(tmp_path / "killed") == _curve(tmp_path / "straight")
+    assert curve(tmp_path / "killed") == curve(tmp_path / "straight")
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path):
@@ -110,8 +83,8 @@ def test_the_newest_and_the_best_are_kept(tmp_path):
     losses = iter([3.0, 1.0, 2.0, 2.5, 1.5])
     trainer._validate = lambda: next(losses)
     trainer.fit()
-    assert _steps(tmp_path) == [8, 19, 20]
-    assert step_of(best_checkpoint(tmp_path / "checkpoints")) == 8
+    assert [step_of(p) for p in list_checkpoints(tmp_path / "checkpoints")] == [8, 19, 20]
+    assert step_of(checkpoints.best_checkpoint(tmp_path / "checkpoints")) == 8
     assert trainer.best_model()[1] == 8
 
 
@@ -129,7 +102,7 @@ def test_a_damaged_newest_checkpoint_is_reported_and_the_one_before_used(tmp_pat
         path.write_bytes(content[:-3] + bytes([content[-3] ^ 1]) + content[-2:])
     else:
         path.write_bytes(content[: len(content) // 2] if damage != "empty" else b"")
-    with pytest.raises(DamagedCheckpoint, match=re.escape(str(path))):
+    with pytest.raises(checkpoints.DamagedCheckpoint, match=re.escape(str(path))):
         load_checkpoint(newest)
     checkpoint, damaged = load_newest(tmp_path / "checkpoints")
     assert checkpoint.state.step == 4
@@ -153,20 +126,14 @@ def test_every_random_generator_goes_on_where_it_stood():
     assert draw() == first
 
 
-def test_a_checkpoint_of_another_tokenizer_is_refused(tmp_path):
-    make_trainer(tmp_path, steps=4).fit()
-    checkpoint, _ = load_newest(tmp_path / "checkpoints")
-    other = make_trainer(tmp_path, steps=4)
-    other.tokenizer_hash = "another"
-    with pytest.raises(ValueError, match="trained with another tokenizer"):
-        other.restore(checkpoint)
-
-
-def test_other_data_is_refused(tmp_path):
+def test_a_checkpoint_of_other_data_or_another_tokenizer_is_refused(tmp_path):
     make_trainer(tmp_path, steps=4).fit()
     checkpoint, _ = load_newest(tmp_path / "checkpoints")
     other = make_trainer(tmp_path, steps=4, train=text_stream(40))
     with pytest.raises(ValueError, match="does not exist"):
+        other.restore(checkpoint)
+    other.tokenizer_hash = "another"
+    with pytest.raises(ValueError, match="trained with another tokenizer"):
         other.restore(checkpoint)
 
 
@@ -174,6 +141,7 @@ def test_other_data_is_refused(tmp_path):
 _SAVERS = """
 import os, sys
 from pathlib import Path
+import torch._dynamo  # which an optimizer would import in each fork
 from tests.gpt2.data.streams import make_trainer
 folder = Path(sys.argv[1])
 for start in sys.stdin:
@@ -199,15 +167,7 @@ def test_kill_9_while_saving_loses_nothing(tmp_path):
     rng = random.Random(5)
     saved = 0
     folder, report = tmp_path / "checkpoints", tmp_path / "reported"
-    savers = subprocess.Popen(
-        [sys.executable, "-c", _SAVERS, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert savers.stdin is not None
-    assert savers.stdout is not None
+    savers = start_python("-c", _SAVERS, str(tmp_path))
     for _ in range(20):
         report.unlink(missing_ok=True)
         print(saved, file=savers.stdin, flush=True)
@@ -225,5 +185,5 @@ def test_kill_9_while_saving_loses_nothing(tmp_path):
     savers.stdin.close()
     savers.wait()
     assert saved >= 20
-    remove_unfinished(folder)
+    checkpoints.remove_unfinished(folder)
     assert all(p.name.startswith("step-") for p in folder.iterdir())

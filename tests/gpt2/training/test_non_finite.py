@@ -20,20 +20,15 @@ from tests.gpt2.data.streams import make_trainer
 BAD = 5  # the step that goes wrong
 
 
-class _Poison:
-    """Makes the gradient of one parameter NaN in the backward passes of the given steps."""
-
-    def __init__(self, trainer, steps):
-        self.trainer, self.steps = trainer, steps
-        trainer.model.ln_f.weight.register_hook(self)
-
-    def __call__(self, grad):
-        return grad * math.nan if self.trainer.step in self.steps else grad
+def _poison(trainer, steps):
+    """Make the gradient of one parameter NaN in the backward passes of the given steps."""
+    weight = trainer.model.ln_f.weight
+    weight.register_hook(lambda grad: grad * math.nan if trainer.step in steps else grad)
 
 
 def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     trainer = make_trainer(tmp_path, steps=3)
-    _Poison(trainer, {1})
+    _poison(trainer, {1})
     before = []
     step = trainer._next_step
 
@@ -51,7 +46,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
 
 def test_too_many_bad_steps_end_the_run_with_the_last_checkpoint_intact(tmp_path):
     trainer = make_trainer(tmp_path, steps=30, max_skipped=3)
-    _Poison(trainer, set(range(5, 30)))
+    _poison(trainer, set(range(5, 30)))
     with pytest.raises(Diverged, match="3 steps in a row had a loss or gradient"):
         trainer.fit()
     assert trainer.step == 8

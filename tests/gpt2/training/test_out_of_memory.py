@@ -8,13 +8,9 @@ import torch
 
 from gpt2.common.devices import human_bytes
 from gpt2.config import TrainConfig, settle
+from gpt2.training import out_of_memory
 from gpt2.training.estimate import training_memory
-from gpt2.training.out_of_memory import (
-    OutOfMemory,
-    is_out_of_memory,
-    oom_advice,
-    smaller_micro_batch,
-)
+from gpt2.training.out_of_memory import OutOfMemory, is_out_of_memory, oom_advice
 from tests.gpt2.data.streams import make_trainer
 
 SETTINGS = {"steps": 4, "batch_size": 4, "grad_accum": 3, "auto_batch": True}
@@ -63,7 +59,7 @@ def test_other_errors_pass(error):
 )
 def test_a_smaller_micro_batch_keeps_the_step(now, smaller):
     settings = settle(TrainConfig(batch_size=now[0], grad_accum=now[1]))
-    assert smaller_micro_batch(settings) == smaller
+    assert out_of_memory.smaller_micro_batch(settings) == smaller
 
 
 def test_the_message_has_the_estimate_and_that_of_less(tmp_path):
