@@ -44,9 +44,8 @@ SHARD_BYTES = 1500
 
 def stories(n: int) -> list[str]:
     things = ["dog", "red kite", "1,024 ants", "caf\u00e9", "\u732b", "old\n\nhouse"]
-    return [
-        f"Story {i}: the {things[i % 6]} met the {things[i % 5]}. " * (i % 17 + 1) for i in range(n)
-    ]
+    texts = [f"Story {i}: the {things[i % 6]} met the {things[i % 5]}. " for i in range(n)]
+    return [text * (i % 17 + 1) for i, text in enumerate(texts)]
 
 
 def write_stories(path: Path, n: int) -> None:

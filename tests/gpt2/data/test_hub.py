@@ -1,4 +1,4 @@
-"""gpt2.data.hub: the named data sets of the briefs, from a stand-in of the hub (A1, B2)."""
+"""gpt2.data.hub: the data sets that have names, from a stand-in of the hub."""
 
 import importlib.util
 import io

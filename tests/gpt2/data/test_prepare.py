@@ -46,9 +46,7 @@ def decoded(tokenizer: Tokenizer, stream: TokenStream) -> list[str]:
 
 @pytest.mark.parametrize("shard_bytes", [1 << 25, 700])
 def test_the_ids_are_those_of_the_documents(tmp_path, corpus, shard_bytes):
-    prepared = prepare(
-        str(corpus), vocab_size=400, cache_dir=tmp_path, progress=False, shard_bytes=shard_bytes
-    )
+    prepared = prepare(str(corpus), vocab_size=400, cache_dir=tmp_path, shard_bytes=shard_bytes)
     tokenizer = prepared.tokenizer
     assert list(prepared.splits) == ["train", "valid", "test"]
     found = {split: decoded(tokenizer, stream) for split, stream in prepared.splits.items()}
@@ -235,9 +233,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
     path.write_bytes(line * (64_000_000 // len(line)))
     monkeypatch.setattr(job, "Tokenizer", Bytes)
     tracemalloc.start()
-    prepared = prepare(
-        str(path), tokenizer="bytes", cache_dir=tmp_path, progress=False, shard_bytes=1 << 20
-    )
+    prepared = prepare(str(path), tokenizer="bytes", cache_dir=tmp_path, shard_bytes=1 << 20)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert sum(stream.n_bytes for stream in prepared.splits.values()) == path.stat().st_size

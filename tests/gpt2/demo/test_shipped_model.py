@@ -51,9 +51,8 @@ def test_its_figure_on_books_it_has_not_seen(run, real_data, tmp_path):
         pytest.skip("real data: no books/ in GPT2_TEST_DATA")
     with gzip.open(real_data / "books/books-valid.txt.gz", "rt", encoding="utf-8") as file:
         (tmp_path / "valid.txt").write_text(file.read(200_000), encoding="utf-8")
-    prepared = prepare(
-        str(tmp_path / "valid.txt"), tokenizer=str(SHIPPED / "tokenizer.json"), cache_dir=tmp_path
-    )
+    tokenizer = str(SHIPPED / "tokenizer.json")
+    prepared = prepare(str(tmp_path / "valid.txt"), tokenizer=tokenizer, cache_dir=tmp_path)
     split = prepared.splits["valid"]
     result = evaluate(run.model, split, bos_id=run.tokenizer.eot_id, batch_size=8)
     known = json.loads((SHIPPED / "result.json").read_text())["val_loss"]
