@@ -1,7 +1,6 @@
 """The model on our kernels against the model on PyTorch's: one training step, every combination."""
 
-import itertools
-from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -10,18 +9,10 @@ from torch import Tensor
 from gpt2.config import PORTABLE, GPTConfig
 from gpt2.model import GPT
 from kernels.testing import judge
+from tests.gpt2.stand_ins import every_combination
 from tests.kernels.work_counts import count_work
 
 FUSED = dict.fromkeys(PORTABLE, "triton")
-OPTIONS = {
-    "norm": ("layernorm", "quicknorm"),
-    "norm_position": ("pre", "post"),
-    "mlp": ("gelu", "swiglu"),
-    "tie": (True, False),
-}
-COMBINATIONS = [
-    dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())
-]
 
 
 def _model(**options: object) -> GPT:
@@ -65,7 +56,12 @@ def _check(got: dict[str, Tensor], options: dict[str, object]) -> None:
     assert not worst, "; ".join(worst)
 
 
-@pytest.mark.parametrize("options", COMBINATIONS, ids=lambda o: "-".join(map(str, o.values())))
+@every_combination(
+    norm=["layernorm", "quicknorm"],
+    norm_position=["pre", "post"],
+    mlp=["gelu", "swiglu"],
+    tie=[True, False],
+)
 def test_a_step_on_our_kernels_keeps_the_error_budget(options):
     model = _model(**options)
     model.use(**FUSED)
@@ -74,16 +70,20 @@ def test_a_step_on_our_kernels_keeps_the_error_budget(options):
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     _, loss = compiled(*_batch())
     loss.backward()
-    _check(
-        {"loss": loss.detach()} | {n: p.grad.clone() for n, p in model.named_parameters()}, options
-    )
+    gradients = {name: p.grad for name, p in model.named_parameters()}
+    _check({"loss": loss.detach()} | gradients, options)
 
 
 @pytest.mark.parametrize("name", PORTABLE)
 def test_each_kernel_can_be_swapped_alone(name):
     model = _model(**{name: "triton"})
     assert [n for n in PORTABLE if getattr(model.config, n) == "triton"] == [name]
-    _check(_step(model), {})
+    with count_work() as ours:
+        got = _step(model)
+    with count_work() as none_of_ours:
+        _check(got, {})
+    assert ours.launches
+    assert not none_of_ours.launches
 
 
 def test_recomputed_layers_run_our_kernels_twice_and_give_the_same_bits():
@@ -121,38 +121,16 @@ def test_dropout_and_a_window_reach_the_fused_model():
     assert not torch.isclose(dropped, _model()(x, y)[1], rtol=1e-3)
 
 
-def _noting_the_stream(add, seen):
-    def noting(x: Tensor, *args: Any) -> tuple[Tensor, Tensor]:
-        seen.append(x.dtype)
-        return add(x, *args)
-
-    return noting
-
-
 @pytest.mark.parametrize("position", ["pre", "post"])
 def test_under_autocast_the_residual_stream_stays_fp32(position):
     model = _model(norm_position=position, **FUSED)
-    seen = []
     for layer in model.h:
-        layer.ln_2.add = _noting_the_stream(layer.ln_2.add, seen)
+        layer.ln_2.add = Mock(wraps=layer.ln_2.add)
     with torch.autocast("cpu", dtype=torch.float16):
         x, y = _batch()
         fused = model(x, y)[1]
         model.use(**PORTABLE)
         plain = model(x, y)[1]
+    seen = [call.args[0].dtype for layer in model.h for call in layer.ln_2.add.call_args_list]
     assert seen == [torch.float32] * 4
     torch.testing.assert_close(fused, plain, rtol=2e-3, atol=0)
-
-
-def test_what_was_chosen_is_what_runs(monkeypatch):
-    """A kernel that is asked for is called, and none that is not."""
-    import kernels.linear_cross_entropy as lce
-
-    def fail(*args: object, **kwargs: object) -> None:
-        raise AssertionError("our loss kernel was called")
-
-    monkeypatch.setattr(lce, "linear_cross_entropy", fail)
-    x, y = _batch()
-    _model()(x, y)
-    with pytest.raises(AssertionError, match="our loss kernel"):
-        _model(loss_kernel="triton")(x, y)

@@ -150,12 +150,8 @@ def _main() -> None:
         target = ""
 
         def get_current_target(self) -> GPUTarget:
-            arch = self.target.removeprefix("sm_")
-            return (
-                GPUTarget("hip", arch, 64)
-                if arch == self.target
-                else GPUTarget("cuda", int(arch), 32)
-            )
+            nvidia, _, arch = self.target.partition("sm_")
+            return GPUTarget("hip", nvidia, 64) if nvidia else GPUTarget("cuda", int(arch), 32)
 
         def get_current_device(self) -> int:
             return names.index(self.target)

@@ -7,16 +7,7 @@ import torch
 
 import kernels.gelu
 import kernels.swiglu
-from kernels._norm.operators import (
-    BWD_PROGRAMS,
-    BWD_THREADS,
-    BWD_VALUES,
-    FWD_THREADS,
-    FWD_VALUES,
-    norm_bwd,
-    norm_fwd,
-    plan_rows,
-)
+from kernels._norm import operators as norm
 from kernels.cross_entropy import LOADS, launch_cross_entropy
 from tests.kernels.codegen import SHARED_LIMIT, Code, Job, compile_jobs
 
@@ -34,10 +25,10 @@ def norms(width, added, centred, stream="bfloat16", rows=640):
     x = torch.empty(rows, width, dtype=torch.bfloat16)
     residual = torch.empty(rows, width, dtype=getattr(torch, stream)) if added else None
     weight = torch.empty(width)
-    norm_fwd(x, residual, weight, weight if centred else None, 1e-5, centred, x.dtype)
+    norm.norm_fwd(x, residual, weight, weight if centred else None, 1e-5, centred, x.dtype)
     stats = torch.empty(1 + centred, rows)
     saved = x if residual is None else residual
-    norm_bwd(x, residual, saved, weight, stats, centred, x.dtype, True, centred)
+    norm.norm_bwd(x, residual, saved, weight, stats, centred, x.dtype, True, centred)
 
 
 def activations(width: int, swiglu_width: int, rows: int = 640) -> None:
@@ -82,22 +73,14 @@ NORMS = [  # width, with the residual addition, LayerNorm, dtype of the residual
 ACTIVATIONS = [(3072, 2048), (6400, 4288)]
 LOSSES = [(50304, 50257), (50304, 50257, "float32"), (50304, 50257, "bfloat16", True, 0.1)]
 # Everything on one target; on the others what is largest, and all of it among the slow tests.
-QUICK = {"sm_90": [("norms", NORMS), ("activations", ACTIVATIONS), ("loss", LOSSES)]} | {
-    target: [
-        ("norms", [NORMS[0], NORMS[3]]),
-        ("activations", ACTIVATIONS[:1]),
-        ("loss", LOSSES[:1]),
-    ]
-    for target in TARGETS
-    if target != "sm_90"
-}
+LARGEST = [("norms", NORMS[:4:3]), ("activations", ACTIVATIONS[:1]), ("loss", LOSSES[:1])]
+QUICK = dict.fromkeys(TARGETS, LARGEST)
+QUICK["sm_90"] = [("norms", NORMS), ("activations", ACTIVATIONS), ("loss", LOSSES)]
+LOSS_SIZES = ((50257, 64), (50256, 999), (50304, 4096))  # vocabulary, rows
 OTHER_SIZES: list[tuple[str, tuple[Any, ...]]] = [
     *(("norms", (768, True, True, "bfloat16", rows)) for rows in (640, 999, 4096)),
     *(("activations", (3072, 2048, rows)) for rows in (640, 999)),
-    *(
-        ("loss", (50304, vocab_size, "bfloat16", True, 0.0, rows))
-        for vocab_size, rows in ((50257, 64), (50256, 999), (50304, 4096))
-    ),
+    *(("loss", (50304, v, "bfloat16", True, 0.0, rows)) for v, rows in LOSS_SIZES),
 ]
 CASES = [
     pytest.param(
@@ -112,8 +95,8 @@ CASES = [
 def check_norms(target: str) -> None:
     """All of 768 is read and written at 16 bytes per lane, by several programs at a time."""
     forward, backward, _ = code(target, "norms", *NORMS[0])
-    fwd = plan_rows(768, 2, FWD_VALUES, FWD_THREADS)
-    bwd = plan_rows(768, 2, BWD_VALUES, BWD_THREADS)
+    fwd = norm.plan_rows(768, 2, norm.FWD_VALUES, norm.FWD_THREADS)
+    bwd = norm.plan_rows(768, 2, norm.BWD_VALUES, norm.BWD_THREADS)
     accesses = 768 * fwd.rows // fwd.threads // 8  # of one tensor
     assert (forward.wide_loads, forward.wide_stores) == (2 * accesses, 2 * accesses), forward
     accesses = 768 * bwd.rows // bwd.threads // 8
@@ -121,7 +104,7 @@ def check_norms(target: str) -> None:
     assert backward.wide_stores >= accesses, backward
     if target != "gfx942":
         for c in (backward, code(target, "norms", *NORMS[3])[1]):
-            assert c.programs_per_sm >= BWD_PROGRAMS, c
+            assert c.programs_per_sm >= norm.BWD_PROGRAMS, c
 
 
 def check_activations(target: str) -> None:

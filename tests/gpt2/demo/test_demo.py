@@ -1,11 +1,9 @@
 """The demo: its computations, its server, and the real page in a headless browser."""
 
 import json
-import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import time
 import urllib.error
@@ -25,7 +23,7 @@ from gpt2.demo.model import Chance, facts, next_tokens, side_by_side, strategies
 from gpt2.generate.sampling import Sampling
 from gpt2.runs.run import Run, load_run
 from gpt2.training.run_training import run_training
-from tests.gpt2.stand_ins import ROOT, STORIES
+from tests.gpt2.stand_ins import ROOT, STORIES, start_python
 
 PROMPT = "Story 7. The <b>&amp; ${1 + 1} {{x}}"
 
@@ -146,15 +144,8 @@ def address(run: Run) -> Iterator[str]:
     """Where the command serves the page of `run`."""
     pytest.importorskip("gradio")
     port = _free_port()
-    command = [sys.executable, "-m", "gpt2.demo", str(run.folder), "--device", "cpu"]
-    process = subprocess.Popen(
-        [*command, "--port", str(port)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout
+    words = ["-m", "gpt2.demo", str(run.folder), "--device", "cpu", "--port", str(port)]
+    process = start_python(*words, PYTHONUNBUFFERED="1")
     said = process.stdout.readline()
     try:
         assert f"http://127.0.0.1:{port}" in said
@@ -282,9 +273,7 @@ def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run)
     for i, name in enumerate(samplings):
         lengths = {len(texts[i]) for texts in seen if len(texts) == 3}
         assert len(lengths) > 3, f"{name} came at once"
-    prompts = browser.execute_script(
-        "return [...document.querySelectorAll('.story .prompt')].map(e => e.textContent)"
-    )
+    prompts = browser.execute_script("return " + _MADE.replace("made", "prompt"))
     assert prompts == [PROMPT] * 3, "as text, not as markup or a template"
 
 

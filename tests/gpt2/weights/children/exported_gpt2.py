@@ -21,10 +21,8 @@ ids = load_file(folder.parent / "ids.safetensors")["ids"]
 stored = str(model.dtype)
 model = model.float()
 logits = {"fp32": model(ids).logits, "fp64": model.double()(ids).logits}
-save_file(
-    {name: value.detach().contiguous() for name, value in logits.items()},
-    out / "logits.safetensors",
-)
+logits = {name: value.detach().contiguous() for name, value in logits.items()}
+save_file(logits, out / "logits.safetensors")
 answers = {
     "ids": [tokenizer(text)["input_ids"] for text in texts],
     "texts": [tokenizer.decode(tokenizer(text)["input_ids"]) for text in texts],
