@@ -18,6 +18,7 @@ from gpt2.config import PORTABLE, PRESETS, GPTConfig
 from gpt2.model import GPT
 from gpt2.training.estimate import flops_per_token
 from kernels._common.launch import INTERPRETED
+from tests.gpt2.stand_ins import every_combination
 from tests.kernels.fused import one_multiprocessor
 from tests.kernels.work_counts import count_work
 
@@ -108,12 +109,9 @@ def test_our_kernels_move_the_bytes_that_they_are_said_to(options, monkeypatch):
     assert work.loaded + work.stored == pytest.approx(expected, rel=0.05)
 
 
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
-@pytest.mark.parametrize("recompute", ["none", "block"])
-def test_flops_are_those_of_the_operators(recompute, norm_position):
-    config = dataclasses.replace(
-        SMALL, attn="naive", mlp="swiglu", recompute=recompute, norm_position=norm_position
-    )
+@every_combination(norm_position=["pre", "post"], recompute=["none", "block"])
+def test_flops_are_those_of_the_operators(options):
+    config = dataclasses.replace(SMALL, attn="naive", mlp="swiglu", **options)
 
     def measured(config: GPTConfig) -> float:
         return run_layers(config, "fp32", FlopCounterMode(display=False)).get_total_flops()
@@ -135,10 +133,9 @@ def test_executed_flops_are_the_exact_ones_and_the_scores_once_more(options):
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
-@pytest.mark.parametrize("mlp", ["gelu", "swiglu"])
-@pytest.mark.parametrize("norm_position", ["pre", "post"])
-def test_our_kernels_move_no_more_than_pytorch(mlp, norm_position, dtype):
-    torch_kernels = GPTConfig(mlp=mlp, norm_position=norm_position)
+@every_combination(mlp=["gelu", "swiglu"], norm_position=["pre", "post"])
+def test_our_kernels_move_no_more_than_pytorch(options, dtype):
+    torch_kernels = GPTConfig(**options)
     ours = dataclasses.replace(torch_kernels, **OURS)
     costs, our_costs = step(torch_kernels, dtype).costs(), step(ours, dtype).costs()
     for cost, our_cost in zip(costs, our_costs, strict=True):
@@ -164,10 +161,8 @@ def test_time_is_the_longer_of_arithmetic_and_traffic() -> None:
 def test_the_largest_batch_fits_and_one_more_does_not() -> None:
     the_step = step(PRESETS["gpt2"], batch_size=1)
     largest = Estimate(the_step, "L4").largest_batch()
-    fits, too_many = (
-        dataclasses.replace(the_step, batch_size=n).memory().peak for n in (largest, largest + 1)
-    )
-    assert fits <= 0.95 * 24 * 2**30 < too_many
+    steps = [dataclasses.replace(the_step, batch_size=n) for n in (largest, largest + 1)]
+    assert steps[0].memory().peak <= 0.95 * 24 * 2**30 < steps[1].memory().peak
     assert Estimate(step(PRESETS["gpt2-xl"]), "T4").largest_batch() == 0
 
 

@@ -38,21 +38,9 @@ class Work:
 
     launches: list[Launch] = field(default_factory=list)
 
-    @property
-    def flops(self) -> int:
-        return sum(launch.flops for launch in self.launches)
-
-    @property
-    def loaded(self) -> int:
-        return sum(launch.loaded for launch in self.launches)
-
-    @property
-    def stored(self) -> int:
-        return sum(launch.stored for launch in self.launches)
-
-    @property
-    def added(self) -> int:
-        return sum(launch.added for launch in self.launches)
+    def __getattr__(self, counter: str) -> int:
+        """The sum of a counter over all launches: flops, loaded, stored or added."""
+        return sum(getattr(launch, counter) for launch in self.launches)
 
     def of(self, kernel: str) -> Launch:
         """The only launch of the kernel whose name contains `kernel`."""
