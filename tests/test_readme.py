@@ -1,16 +1,13 @@
 """The README's commands run as they stand there, made short by settings added at their end."""
 
 import importlib.util
-import os
 import re
 import shlex
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.gpt2.stand_ins import ROOT, run_python
+
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -18,12 +15,6 @@ def _commands() -> list[str]:
     blocks = re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
     lines = [line.partition("  #")[0].strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if line]
-
-
-def test_set_up_is_one_line_each_and_names_what_exists():
-    main, development = (line for line in _commands() if line.startswith("python3 -m venv"))
-    assert main.endswith("pip install -e . && python train.py")
-    assert development.endswith("pip install -e '.[dev]' && pytest")
 
 
 def test_every_extra_that_is_named_exists():
@@ -56,15 +47,9 @@ def test_commands_run_in_their_order(tmp_path):
                     words[words.index(name) + 1] = value
                     short = []
             words += [*short, "--sample-tokens", "2", "--n-layer", "1", "--batch-size", "2"]
-        if "gpt2.generate" in words:
+        if "gpt2.generate" in words or "gpt2.compare_decoding" in words:
             words += ["--max-tokens", "3"]
-        done = subprocess.run(
-            [sys.executable, *words[1:]],
-            cwd=tmp_path,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-        )
+        done = run_python(*words[1:], cwd=tmp_path, timeout=None)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         ran += 1
     assert ran >= 10
