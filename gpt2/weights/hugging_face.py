@@ -117,6 +117,7 @@ def config_to_hugging_face(config: GPTConfig, *, eot_id: int, dtype: torch.dtype
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
         **{name: getattr(config, ours) for name, ours in _SHAPE.items()},
+        "n_ctx": config.block_size,  # as in OpenAI's own files; transformers 5 leaves it out
         "n_inner": config.n_inner,
         **{name: accepted[0] for name, (accepted, _) in _FIXED.items()},
         **dict.fromkeys(("attn_pdrop", "embd_pdrop", "resid_pdrop"), config.dropout),

@@ -12,7 +12,8 @@ no register and fit the shared memory of their architecture:
   forward at width 64 gives each of 4 warps 32 rows. The RTX cards (sm_86, sm_89, sm_120) have half
   the tensor-core rate or less and take 8 warps and more programs.
 - dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
-  they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider.
+  they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. Widths
+  up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
 
 `python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
 """
@@ -51,12 +52,14 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
         ((128, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
     ("sm_80", 128): (((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),),
+    ("sm_80", 192): (((64, 64, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),),
     ("sm_80", 256): (((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),),
     ("sm_86", 64): (
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 8, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
     ("sm_86", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),),
+    ("sm_86", 192): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 32, 8, 2)),),
     ("sm_86", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),),
     ("sm_90", 64): (
         ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
@@ -65,6 +68,10 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
     ("sm_90", 128): (
         ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
         ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_90", 192): (
+        ((64, 32, 8, 2), (64, 32, 8, 2), (16, 32, 8, 2)),
+        ((128, 32, 8, 2), (64, 32, 8, 2), (16, 32, 8, 2)),
     ),
     ("sm_90", 256): (
         ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
@@ -77,6 +84,10 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
     ("sm_100", 128): (
         ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
         ((128, 64, 8, 2), (128, 32, 8, 2), (64, 64, 8, 2)),
+    ),
+    ("sm_100", 192): (
+        ((64, 32, 4, 2), (64, 32, 4, 1), (16, 32, 8, 2)),
+        ((128, 32, 8, 2), (64, 32, 4, 1), (16, 32, 8, 2)),
     ),
     ("sm_100", 256): (
         ((64, 32, 4, 2), (64, 32, 4, 1), (32, 32, 8, 2)),

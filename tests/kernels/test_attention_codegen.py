@@ -91,9 +91,10 @@ def test_tensor_cores_and_no_spills(target, width, length):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("width", [160, 192, 256])
 @pytest.mark.parametrize("target", TARGETS)
-def test_width_256_does_not_spill_either(target):
-    for c in code(target, 256, 1024):
+def test_wide_heads_do_not_spill_either(target, width):
+    for c in code(target, width, 1024):
         assert c.shared <= SHARED_LIMIT[target], c
         assert c.spills == 0, c
         # Tiles of 32 rows are below what a warp group multiplies: there it is HMMA everywhere.
