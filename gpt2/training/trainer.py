@@ -180,6 +180,10 @@ class Trainer:
             try:
                 return self._try_step()
             except (RuntimeError, MemoryError) as error:
+                if self.machine.compile and _compiler_failed(error):
+                    raise ValueError(
+                        f"torch.compile failed: {first_line(error)}; train with --no-compile"
+                    ) from error
                 if not is_out_of_memory(error):
                     raise
                 self._halve_micro_batch(error)
@@ -423,3 +427,9 @@ class Trainer:
         checkpoint = load_checkpoint(path, weights_only=True)
         load_weights(model, checkpoint.model, str(path))
         return model, checkpoint.state.step
+
+
+def _compiler_failed(error: BaseException) -> bool:
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds, and was loaded to compile
+
+    return isinstance(error, BackendCompilerFailed)

@@ -47,7 +47,7 @@ def make_trainer(folder, *, train=None, valid=None, model=None, dtype=torch.floa
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 16, "vocab_size": 32, "block_size": 16}
     torch.manual_seed(config.seed)
     gpt = GPT(GPTConfig(**(shape | (model or {}))))
-    machine = Machine(torch.device("cpu"), dtype, False, ())
+    machine = Machine(torch.device("cpu"), dtype, settings.get("compile", False), ())
     folder.mkdir(parents=True, exist_ok=True)
     return Trainer(
         config,

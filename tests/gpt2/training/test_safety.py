@@ -109,6 +109,16 @@ def test_auto_batch_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypa
     )
 
 
+def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
+    """And without it, as the message says, training goes on."""
+    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    trainer = make_trainer(tmp_path / "run", **SETTINGS, compile=True)
+    with pytest.raises(ValueError, match=r"torch.compile failed: .*--no-compile"):
+        trainer.fit()
+    make_trainer(tmp_path / "other", **SETTINGS, compile=False).fit()
+
+
 def test_a_wrong_kernel_is_the_one_that_is_named(monkeypatch):
     def off_by_a_percent(qkv, *, window, dropout_p):
         return 1.01 * naive(qkv, window=window, dropout_p=dropout_p)
