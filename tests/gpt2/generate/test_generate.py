@@ -33,6 +33,11 @@ def _frequencies(logits: list[float], sampling: Sampling, draws: int = 20_000) -
 P = torch.tensor([0.4, 0.3, 0.2, 0.1])
 
 
+def test_no_new_tokens_are_none():
+    assert generate(_model(), torch.tensor([[1, 2]]), 0).tolist() == [[1, 2]]
+    assert continuations(_model(), [[1], [2]], 0, sampling=Sampling()) == [[], []]
+
+
 @pytest.mark.parametrize(
     ("sampling", "expected"),
     [
@@ -224,11 +229,6 @@ def test_generation_ends_at_the_stop_token_and_fills_rows_that_ended_first():
         assert new == [i for i in row[1:end] if i != stop]
 
 
-def test_no_new_tokens_are_none():
-    assert generate(_model(), torch.tensor([[1, 2]]), 0).tolist() == [[1, 2]]
-    assert continuations(_model(), [[1], [2]], 0, sampling=Sampling()) == [[], []]
-
-
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
@@ -279,15 +279,6 @@ def run(tmp_path_factory) -> str:
 def _output(capsys, run: str, **options) -> str:
     main(Arguments(run, **({"max_tokens": 30, "device": "cpu"} | options)))
     return capsys.readouterr().out
-
-
-@pytest.mark.parametrize("name", ["greedy", "sample", "top-k", "top-p", "min-p"])
-def test_the_command_makes_the_same_text_with_and_without_the_cache(capsys, run, name):
-    options = {"prompt": ("the cat",), "strategy": name, "repetition_penalty": 1.1}
-    text = _output(capsys, run, **options)
-    assert text.startswith("the cat")
-    assert len(text) > 20
-    assert text == _output(capsys, run, **options, cache=False)
 
 
 def test_samples_of_many_prompts_are_those_of_each_alone(capsys, run, tmp_path):
