@@ -28,7 +28,6 @@ def _case(n: int, v: int, c: int, dtype: torch.dtype = torch.float32) -> dict[st
     }
 
 
-HALVES = [torch.float16, torch.bfloat16]
 SLOW = (pytest.mark.slow, pytest.mark.timeout(3600))
 AT_SIZE = (16384, 50257, 768)  # GPT-2 small, and 16 sequences
 
@@ -38,7 +37,7 @@ AT_SIZE = (16384, 50257, 768)  # GPT-2 small, and 16 sequences
     [
         ("torch", torch.float16, (16384, 64, 8)),
         ("triton", torch.float16, (128, 8192, 8)),
-        *(pytest.param("torch", dtype, AT_SIZE, marks=SLOW) for dtype in HALVES),
+        *(pytest.param("torch", d, AT_SIZE, marks=SLOW) for d in (torch.float16, torch.bfloat16)),
         pytest.param("triton", torch.float16, AT_SIZE, marks=SLOW),
         # Triton's interpreter cuts bfloat16 off instead of rounding to the nearest.
         pytest.param("triton", torch.bfloat16, AT_SIZE, marks=pytest.mark.cuda),
@@ -63,9 +62,8 @@ def test_small_gradients_survive_16_bits(kernel, dtype, shape):
     for of_x in (torch.float32, dtype):
         plain = gradients(reference, x.to(of_x), weight, dtype)
         ours = gradients(partial(linear_cross_entropy, kernel=kernel), x.to(of_x), weight, dtype)
-        for i, name in enumerate(("dx", "dw")):
-            error, allowed = ((g[i] - exact[i]).norm() for g in (ours, plain))
-            assert error <= 1.1 * allowed, f"{name}: {error / allowed:.2f} times"
+        for mine, theirs, right in zip(ours, plain, exact, strict=True):
+            assert (mine - right).norm() <= 1.1 * (theirs - right).norm()
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

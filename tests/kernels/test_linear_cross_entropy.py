@@ -79,12 +79,6 @@ def test_dw_over_many_chunks_is_as_exact_as_over_one(device):
     assert (dw(linear_cross_entropy, chunk_bytes=1) - exact).norm() <= 1.5 * plain
 
 
-def test_huge_logits_keep_the_loss_finite_and_exact(device):
-    given = inputs(20, 100, 8, device=device)
-    given["x"] = (300 * given["x"].detach()).requires_grad_()
-    check(given)
-
-
 @pytest.mark.parametrize("n", [0, 5])
 def test_a_batch_without_targets_gives_zero_and_no_gradient(n, device):
     given = inputs(n, 7, 4, device=device)
