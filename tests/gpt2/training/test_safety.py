@@ -110,7 +110,6 @@ def test_auto_batch_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypa
 
 
 def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
-    """And without it, as the message says, training goes on."""
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     trainer = make_trainer(tmp_path / "run", **SETTINGS, compile=True)
@@ -142,12 +141,11 @@ def test_a_sound_kernel_is_not_blamed_for_gradients_that_vanish_in_fp16():
     shape = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 256, "block_size": 64}
     model = GPT(GPTConfig(**shape, attn="naive"))
     x, y = torch.randint(0, 256, (2, 32, 64))
-    autocast = torch.autocast("cpu", torch.float16)
     unscaled, scaled = (
-        kernel_errors(model, x, y, autocast=autocast, loss_scale=scale)["attn"]
-        for scale in (1.0, 2.0**16)
+        kernel_errors(model, x, y, autocast=torch.autocast("cpu", torch.float16), loss_scale=s)
+        for s in (1.0, 2.0**16)
     )
-    assert scaled < 3e-3 < unscaled
+    assert scaled["attn"] < 3e-3 < unscaled["attn"]
 
 
 def test_checking_kernels_does_not_change_the_run(tmp_path, capsys):
