@@ -16,7 +16,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from tyro.conf import Positional
 
@@ -55,7 +54,6 @@ def draw(results: Found, folder: Path, source: str) -> dict[str, str | None]:
             figure.savefig(file, format="png", dpi=150, metadata={"Source": source})
         with atomic_write(folder / f"{name}.svg") as file:
             figure.savefig(file, format="svg", metadata={"Source": source, "Date": None})
-        plt.close(figure)
         left_out[name] = None
     return left_out
 

@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import tyro
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 
 from kernels._attention.tiles import choose_tiles
@@ -107,8 +105,9 @@ def plot(out: Path, length: int = 1024, window: int = 256) -> list[Path]:
         The files written.
     """
     tile = choose_tiles("sm_90", 64, length, itemsize=2).fwd
-    with plt.rc_context({"svg.hashsalt": "attention", "font.size": 9}):
-        figure, (causal, banded, shares) = plt.subplots(1, 3, figsize=(12, 4.2))
+    with rc_context({"svg.hashsalt": "attention", "font.size": 9}):
+        figure = Figure(figsize=(12, 4.2))
+        causal, banded, shares = figure.subplots(1, 3)
         _draw_tiles(causal, length, None, tile.block_m, tile.block_n)
         _draw_tiles(banded, length, window, tile.block_m, tile.block_n)
         _draw_shares(shares)
@@ -122,7 +121,6 @@ def plot(out: Path, length: int = 1024, window: int = 256) -> list[Path]:
         files = [out / "attention_tiles.png", out / "attention_tiles.svg"]
         figure.savefig(files[0], dpi=150)
         figure.savefig(files[1], metadata={"Date": None})
-        plt.close(figure)
     return files
 
 

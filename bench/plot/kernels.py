@@ -7,21 +7,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from bench.harness.results import ResultRow, in_order, timed
-from bench.plot.style import (
-    FAINT,
-    LIMIT,
-    OURS,
-    Found,
-    LeftOut,
-    Line,
-    draw_lines,
-    legend,
-    lengths_axis,
-    looks,
-    memory_axis,
-    new_figure,
-    plain_grid,
-)
+from bench.plot import style
+from bench.plot.style import Found, LeftOut, Line
 
 
 def attention(results: Found) -> Figure:
@@ -34,10 +21,10 @@ def attention(results: Found) -> Figure:
         raise LeftOut("causal attention was measured at fewer than two lengths")
     rows = [row for row in rows if row["case"]["D"] in widths]
     passes = in_order([row["case"]["pass"] for row in rows])[:2]
-    figure, grid = new_figure(results, 8.6, 1.2 + 2.9 * len(widths),
+    figure, grid = style.new_figure(results, 8.6, 1.2 + 2.9 * len(widths),
                               nrows=len(widths), ncols=len(passes), squeeze=False,
                               sharey=True)  # fmt: skip
-    look = looks(in_order([row["variant"] for row in rows]))
+    look = style.looks(in_order([row["variant"] for row in rows]))
     limit = results["limits"]["matmul_tflops"]
     drawn: list[Line] = []
     for axes, D in zip(grid, widths, strict=True):
@@ -47,22 +34,22 @@ def attention(results: Found) -> Figure:
                 Line(look[name], *_points(chosen, name, "T", "tflops"))
                 for name in in_order([row["variant"] for row in chosen])
             ]
-            draw_lines(ax, lines)
+            style.draw_lines(ax, lines)
             drawn += lines
-            ax.axhline(limit, **LIMIT)
-            lengths_axis(ax, _lengths(chosen, D))
-            plain_grid(ax)
+            ax.axhline(limit, **style.LIMIT)
+            style.lengths_axis(ax, _lengths(chosen, D))
+            style.plain_grid(ax)
             ax.set_title(f"{which}, head width {D}")
             ax.set_ylim(0, 1.12 * limit)
             ax.yaxis.set_major_locator(MaxNLocator(5))
         axes[0].annotate(
             f"matrix product {limit:.3g}", (0.01, limit), xycoords=("axes fraction", "data"),
-            xytext=(2, 4), textcoords="offset points", color=FAINT, size=9,
+            xytext=(2, 4), textcoords="offset points", color=style.FAINT, size=9,
         )  # fmt: skip
         axes[0].set_ylabel("useful TFLOP/s")
     for ax in grid[-1]:
         ax.set_xlabel("length T")
-    legend(figure, drawn)
+    style.legend(figure, drawn)
     return figure
 
 
@@ -72,24 +59,24 @@ def kernels(results: Found) -> Figure:
         raise LeftOut("no memory-bound kernel was measured")
     chosen = _largest_cases(rows)
     variants = in_order([row["variant"] for group in chosen.values() for row in group])
-    look = looks(variants)
-    figure, ax = new_figure(results, 8.6, 0.36 * len(chosen) + 1.5)
+    look = style.looks(variants)
+    figure, ax = style.new_figure(results, 8.6, 0.36 * len(chosen) + 1.5)
     limit = results["limits"]["copy_gbps"]
-    ax.axvline(limit, **LIMIT)
+    ax.axvline(limit, **style.LIMIT)
     for name in reversed(variants):  # ours, which come first, on top
         points = [
             (row["metrics"]["gbps"], i) for i, group in enumerate(chosen.values())
             for row in group if row["variant"] == name
         ]  # fmt: skip
         colour, marker, text = look[name]
-        size = 80 if colour == OURS else 46
+        size = 80 if colour == style.OURS else 46
         ax.scatter(*zip(*points, strict=True), s=size, color=colour, marker=marker, label=text,
                    zorder=4, edgecolors="white", linewidths=0.6, clip_on=False)  # fmt: skip
     ax.set_yticks(range(len(chosen)), list(chosen))
     ax.set_ylim(len(chosen) - 0.5, -0.6)
     ax.set_xlim(0, 1.05 * max(limit, *(row["metrics"]["gbps"] for row in rows)))
     ax.set_xlabel(f"useful GB/s; dashed: a copy, {limit:,.0f} GB/s")
-    plain_grid(ax)
+    style.plain_grid(ax)
     handles, names = ax.get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside upper left", ncols=min(len(names), 6),
                   frameon=False, handletextpad=0.1, columnspacing=1.2)  # fmt: skip
@@ -105,16 +92,16 @@ def loss_memory(results: Found) -> Figure:
         raise LeftOut("the loss has peak memory (measured on a GPU) at fewer than two batches")
     V = max(row["case"]["V"] for row in rows if row["case"]["V"] % 128 == 0)
     rows = [row for row in rows if row["case"]["V"] == V]
-    look = looks(in_order([row["variant"] for row in rows]))
+    look = style.looks(in_order([row["variant"] for row in rows]))
     lines = [Line(look[name], *_points(rows, name, "N", "peak_memory_bytes")) for name in look]
-    figure, ax = new_figure(results, 8.6, 4.2)
-    draw_lines(ax, lines)
-    lengths_axis(ax, sorted({row["case"]["N"] for row in rows}))
-    memory_axis(ax)
-    plain_grid(ax)
+    figure, ax = style.new_figure(results, 8.6, 4.2)
+    style.draw_lines(ax, lines)
+    style.lengths_axis(ax, sorted({row["case"]["N"] for row in rows}))
+    style.memory_axis(ax)
+    style.plain_grid(ax)
     ax.set(xlabel="tokens", ylabel="peak memory of head and loss")
     ax.set_title(f"vocabulary {V:,}, width {rows[0]['case']['C']}, {rows[0]['case']['dtype']}")
-    legend(figure, lines)
+    style.legend(figure, lines)
     return figure
 
 

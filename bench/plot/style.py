@@ -8,12 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
@@ -101,9 +99,9 @@ def new_figure(
         results: the result file.
         width, height: of the figure, in inches.
         margin: inches kept free at the right.
-        grid: keyword arguments of `plt.subplots`.
+        grid: keyword arguments of `Figure.subplots`.
     """
-    plt.rcParams.update(
+    rcParams.update(
         {
             "font.size": 10.5, "axes.titlesize": 11.5, "axes.labelsize": 10.5,
             "axes.edgecolor": FAINT, "axes.labelcolor": INK, "text.color": INK,
@@ -111,9 +109,10 @@ def new_figure(
             "axes.spines.right": False, "svg.hashsalt": "gpt2", "axes.titlelocation": "left",
         }
     )  # fmt: skip
-    figure, axes = plt.subplots(figsize=(width, height), layout="constrained", **grid)
     foot = 0.25 / height
-    figure.get_layout_engine().set(rect=(0, foot, 1 - margin / width, 1 - foot))
+    layout = ConstrainedLayoutEngine(rect=(0, foot, 1 - margin / width, 1 - foot))
+    figure = Figure(figsize=(width, height), layout=layout)
+    axes = figure.subplots(**grid)
     run = f"{results['device']}, PyTorch {results['versions']['torch']}, {results['date']}, commit "
     figure.text(0.995, 0.05 / height, run + results["commit"], ha="right", size=8, color=FAINT)
     return figure, axes

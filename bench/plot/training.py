@@ -11,23 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator
 
 from bench.harness.results import in_order, timed
-from bench.plot.style import (
-    FAINT,
-    INK,
-    LIMIT,
-    OURS,
-    Found,
-    LeftOut,
-    Line,
-    draw_lines,
-    legend,
-    looks,
-    memory_axis,
-    new_figure,
-    plain_grid,
-    rate_axis,
-    short,
-)
+from bench.plot import style
+from bench.plot.style import Found, LeftOut, Line
 from gpt2.config import PRESETS
 from gpt2.model import count_parameters
 from gpt2.training.estimate import flops_per_token
@@ -39,15 +24,15 @@ def training_speed(results: Found) -> Figure:
     for ax, panel in panels:
         limit = _speed_limit(results, panel.problems)
         if limit is not None:
-            ax.plot(*limit, **LIMIT)
+            ax.plot(*limit, **style.LIMIT)
             ax.annotate(
                 "matrix products alone: 100%", (limit[0][0], limit[1][0]), xytext=(6, 5),
-                textcoords="offset points", color=FAINT, size=9,
+                textcoords="offset points", color=style.FAINT, size=9,
             )  # fmt: skip
             _write_shares(ax, panel.lines, limit)
-        rate_axis(ax)
+        style.rate_axis(ax)
     panels[0][0].set_ylabel("training, tokens per second")
-    legend(figure, [line for _, panel in panels for line in panel.lines])
+    style.legend(figure, [line for _, panel in panels for line in panel.lines])
     return figure
 
 
@@ -55,9 +40,9 @@ def training_memory(results: Found) -> Figure:
     """Peak memory against model size."""
     figure, panels = _over_sizes(results, "peak_memory_bytes")
     for ax, _ in panels:
-        memory_axis(ax)
+        style.memory_axis(ax)
     panels[0][0].set_ylabel("peak memory of a training step")
-    legend(figure, [line for _, panel in panels for line in panel.lines])
+    style.legend(figure, [line for _, panel in panels for line in panel.lines])
     return figure
 
 
@@ -71,23 +56,23 @@ def ladder(results: Found) -> Figure:
     rows, done = ([r for r in group if r["case"] == case] for group in (rows, done))
     rates = [row["metrics"]["tokens_per_s"] for row in done]
     fastest = max(rates)
-    figure, ax = new_figure(results, 8.6, 0.38 * len(rows) + 1.3, margin=2.5)
+    figure, ax = style.new_figure(results, 8.6, 0.38 * len(rows) + 1.3, margin=2.5)
     columns = {65: "tokens/s", 112: "gain", 172: "memory"}  # right ends, points from the bars
     for x, title in columns.items():
-        _cell(ax, x, -0.85, title, FAINT)
+        _cell(ax, x, -0.85, title, style.FAINT)
     previous = None
     for i, row in enumerate(rows):
         if row["status"] != "ok":
             reason = textwrap.shorten(f"{row['status']}: {row['reason']}", 72, placeholder=" ...")
-            ax.text(0, i, f" {reason}", color=FAINT, size=9, va="center", in_layout=False)
+            ax.text(0, i, f" {reason}", color=style.FAINT, size=9, va="center", in_layout=False)
             continue
         rate = row["metrics"]["tokens_per_s"]
-        ax.barh(i, rate, height=0.66, color=OURS, alpha=0.5 + 0.5 * rate / fastest)
+        ax.barh(i, rate, height=0.66, color=style.OURS, alpha=0.5 + 0.5 * rate / fastest)
         memory = row["metrics"].get("peak_memory_bytes")
         gain = "" if previous is None else f"x {rate / previous:.2f}"
-        cells = (short(rate), gain, "" if memory is None else f"{memory / 2**30:.2f} GiB")
+        cells = (style.short(rate), gain, "" if memory is None else f"{memory / 2**30:.2f} GiB")
         for x, text in zip(columns, cells, strict=True):
-            _cell(ax, x, i, text, INK)
+            _cell(ax, x, i, text, style.INK)
         previous = rate
     ax.set_yticks(range(len(rows)), [row["variant"] for row in rows])
     ax.set_ylim(len(rows) - 0.5, -1.2)
@@ -112,19 +97,21 @@ class Panel:
 def _over_sizes(results: Found, metric: str) -> tuple[Figure, list[tuple[Axes, Panel]]]:
     """A figure of `metric` over the number of parameters, with a panel each."""
     panels = _panels(results, metric)
-    figure, axes = new_figure(results, 8.6, 4.3, ncols=len(panels), sharey=True, squeeze=False)
+    figure, axes = style.new_figure(
+        results, 8.6, 4.3, ncols=len(panels), sharey=True, squeeze=False
+    )
     for ax, panel in zip(axes[0], panels, strict=True):
-        draw_lines(ax, panel.lines)
+        style.draw_lines(ax, panel.lines)
         ax.set_xscale("log")
         sizes = [_parameters(case["model"]) for case in panel.problems]
         names = [
-            f"{case['model'].removeprefix('gpt2-')}\n{short(size)}\n{case['B']}x{case['T']}"
+            f"{case['model'].removeprefix('gpt2-')}\n{style.short(size)}\n{case['B']}x{case['T']}"
             for case, size in zip(panel.problems, sizes, strict=True)
         ]
         ax.set_xticks(sizes, names, size=9)
         ax.xaxis.set_minor_locator(NullLocator())
         ax.margins(x=0.12, y=0.16)
-        plain_grid(ax)
+        style.plain_grid(ax)
         mode = "torch.compile" if panel.compiled else "eager"
         ax.set_title(f"{mode}, {panel.problems[0]['dtype']}")
     return figure, list(zip(axes[0], panels, strict=True))
@@ -136,11 +123,11 @@ def _write_shares(
     """Write the share of the limit that ours reaches at each size, at the foot."""
     of_size = dict(zip(*limit, strict=True))
     for line in lines:
-        if line.look.colour == OURS:
+        if line.look.colour == style.OURS:
             for x, y in zip(line.xs, line.ys, strict=True):
                 ax.text(
                     x, 0.025, f"{y / of_size[x]:.0%}", size=9,
-                    transform=ax.get_xaxis_transform(), ha="center", color=OURS,
+                    transform=ax.get_xaxis_transform(), ha="center", color=style.OURS,
                 )  # fmt: skip
 
 
@@ -160,7 +147,7 @@ def _panels(results: Found, metric: str) -> list[Panel]:
         if metric in row["metrics"] and "compile" in row["case"] and "B" in row["case"]
         and row["case"]["model"] in PRESETS
     ]  # fmt: skip
-    look = looks(in_order([row["variant"] for row in rows]))
+    look = style.looks(in_order([row["variant"] for row in rows]))
     panels = []
     for compiled in (False, True):
         chosen = [row for row in rows if row["case"]["compile"] == compiled]

@@ -8,6 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rcParams
+from matplotlib.figure import Figure
+
 from gpt2.common.files import atomic_write, write_json
 from gpt2.compare_decoding.measures import Continuations, Measures
 from gpt2.compare_decoding.plot import plot
@@ -46,7 +49,11 @@ _EXAMPLES = 3
 
 def table(measures: Mapping[str, Measures]) -> str:
     """Format the measures as a table for a terminal."""
-    rows = [["", *_HEADERS], *([name, *cells(m)] for name, m in measures.items())]
+    return in_columns([["", *_HEADERS], *([name, *cells(m)] for name, m in measures.items())])
+
+
+def in_columns(rows: Sequence[Sequence[str]]) -> str:
+    """Align the cells of rows: those of the first column left, the others right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for name, *figures in rows:
@@ -159,17 +166,12 @@ def _escape(text: str) -> str:
 
 
 def _save_plot(out: Path, measures: Mapping[str, Measures], title: str) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    matplotlib.rcParams["svg.hashsalt"] = "decoding"  # the same file for the same figures
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7.2, 4), layout="constrained")
+    rcParams["svg.hashsalt"] = "decoding"  # the same file for the same figures
+    figure = Figure(figsize=(7.2, 4), layout="constrained")
+    axes = figure.subplots()
     plot(axes, measures)
     axes.set_title(title)
     axes.grid(alpha=0.25, lw=0.5)
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with atomic_write(out / f"decoding.{kind}") as file:
             figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-    plt.close(figure)

@@ -8,6 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
 from gpt2.common.files import atomic_write
 from gpt2.compare_sizes.results import Comparison, Row
 
@@ -60,13 +63,9 @@ def _draw(
     *,
     log: bool = False,
 ) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(7.5, 4.4), layout="constrained")
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(7.5, 4.4), layout="constrained")
+        axes = figure.subplots()
         for i, row in enumerate(rows):
             losses = [loss for _, loss in row.val_curve]
             axes.plot(
@@ -89,4 +88,3 @@ def _draw(
             with atomic_write(path.with_suffix(f".{kind}")) as file:
                 metadata = {"Date": None} if kind == "svg" else {}
                 figure.savefig(file, format=kind, dpi=150, metadata=metadata)
-        plt.close(figure)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gpt2.common.devices import human_bytes
 from gpt2.common.files import atomic_write, write_json
+from gpt2.compare_decoding.report import in_columns
 from gpt2.compare_sizes.results import Comparison, Row
 
 FILES = ("sizes.json", "sizes.md")
@@ -17,15 +18,7 @@ _HEAD = (
 
 def table(comparison: Comparison) -> str:
     """The figures in columns, for a terminal."""
-    rows = [_HEAD, *map(_cells, comparison.rows)]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    return "\n".join(
-        "  ".join(
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
+    return in_columns([_HEAD, *map(_cells, comparison.rows)])
 
 
 def _cells(row: Row) -> list[str]:

@@ -6,6 +6,9 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+
 from gpt2.compare_decoding.measures import HUMAN
 from gpt2.compare_decoding.plot import COLOURS, MARKERS, label_few, plot
 from gpt2.report.result_files import Decoding, Sizes
@@ -134,18 +137,8 @@ def _unit(tokens: float) -> tuple[float, str]:
 @contextmanager
 def _figure(columns: int, height: float, widths: Sequence[float] | None = None) -> Iterator[Any]:
     """Yield axes side by side, and a file that holds the SVG after the block."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    file, size = BytesIO(), (_WIDTH, height)
-    with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(
-            1, columns, figsize=size, layout="constrained", width_ratios=widths
-        )
-        try:
-            yield axes, file
-            figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-        finally:
-            plt.close(figure)
+    file = BytesIO()
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        yield figure.subplots(1, columns, width_ratios=widths), file
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})

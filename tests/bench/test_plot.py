@@ -2,10 +2,8 @@
 
 import json
 import re
-from typing import Any
 
 import pytest
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from PIL import Image
 
@@ -15,12 +13,6 @@ from gpt2.config import PRESETS
 from gpt2.training.estimate import flops_per_token
 from tests.bench import synthetic_results as made
 from tests.bench.synthetic_results import not_timed, results
-
-
-@pytest.fixture(autouse=True)
-def _close_figures() -> Any:
-    yield
-    plt.close("all")
 
 
 def _points(ax: Axes, colour: str) -> list[tuple[float, float]]:
