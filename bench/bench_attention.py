@@ -29,7 +29,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from bench.harness.measure import Case, Measure, Setting, Unavailable
 from bench.harness.passes import PASSES, Contender, Function, Inputs, operator_case
-from bench.harness.peers import missing, ours
+from bench.harness.peers import NO_COMPILE, missing, ours
 from gpt2.attention import causal_mask
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 
@@ -175,7 +175,7 @@ def _no_forced(name: str, setting: Setting, window: int | None) -> str | None:
 
 def _no_flex(setting: Setting, T: int, D: int, packed: bool) -> str | None:
     if setting.smoke:
-        return "left out of this profile, as compiling takes longer than the rest"
+        return NO_COMPILE
     everything = setting.on_gpu and setting.profile == "full"
     if not everything and not (T in FLEX_LENGTHS and D == 64 and packed):
         return "left out of this profile, as it compiles anew for each shape"

@@ -27,6 +27,7 @@ import torch
 
 from bench.harness.measure import Case, Measure, Setting, Variant
 from bench.harness.peer_models import CHECKOUT, TRANSFORMERS, checkout_name
+from bench.harness.peers import NO_COMPILE
 from bench.harness.resident_memory import resident_memory
 from bench.harness.results import Scalar
 from bench.harness.training_steps import Problem, Recipe
@@ -34,7 +35,6 @@ from bench.harness.training_variants import largest_batch_variant, step_variants
 from gpt2.config import PRESETS, VOCAB_MULTIPLE, Kernel, TrainConfig
 from gpt2.training.machine import choose_machine
 
-NO_COMPILE = "left out of this profile, as compiling takes longer than the rest"
 # Sequences and their length by preset; on a GPU memory for several variants at once is needed.
 GPU_SIZES = {
     "gpt2": (32, 1024),

@@ -26,12 +26,7 @@ class Limits:
 
 
 def measure_limits(clock: Clock, *, quick: bool = False) -> Limits:
-    """Measure the limits of the clock's device.
-
-    Args:
-        clock: of the device.
-        quick: small sizes and few rounds, for a smoke test.
-    """
+    """Measure the limits of the clock's device; `quick` takes small sizes and few rounds."""
     device = clock.device
     gpu = device.type == "cuda"
     dtype = torch.bfloat16 if gpu else torch.float32

@@ -272,17 +272,9 @@ def measure(
     budget: Budget,
     only: Container[str] | None = None,
 ) -> list[Measured]:
-    """Check, warm up and time the variants of a case, in turn.
+    """Check, warm up and time the variants of a case, in turn: all, or those named in `only`.
 
-    Args:
-        case: the problem and its variants.
-        clock: of the device.
-        limits: of the device, for the fractions of the limit.
-        budget: time to spend on each variant.
-        only: names of the variants to measure; None for all.
-
-    Returns:
-        One result per variant, in their order; a variant that fails raises nothing.
+    Returns one result per variant, in their order; a variant that fails raises nothing.
     """
     torch.manual_seed(0)
     if "torch._dynamo" in sys.modules:  # else nothing has been compiled, and this takes seconds

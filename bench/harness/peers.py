@@ -9,6 +9,8 @@ from typing import Any
 from bench.harness.measure import Setting
 from bench.harness.passes import Contender, Function
 
+NO_COMPILE = "left out of this profile, as compiling takes longer than the rest"
+
 
 def ours(
     setting: Setting,
@@ -26,13 +28,8 @@ def ours(
 
 
 def eager_and_compiled(function: Function, *, compile: bool = True) -> list[Contender]:
-    """A function of plain PyTorch, eager and under torch.compile.
-
-    Args:
-        function: in plain PyTorch.
-        compile: False skips the compiled one, to save the time of compiling.
-    """
-    skip = None if compile else "left out of this profile, as compiling takes longer than the rest"
+    """A function of plain PyTorch, eager and, unless `compile` is False, under torch.compile."""
+    skip = None if compile else NO_COMPILE
     return [
         Contender("eager", function),
         Contender("torch.compile", function, compile=True, skip=skip),
@@ -45,13 +42,7 @@ def liger(
     *,
     overwrites: tuple[str, ...] = (),
 ) -> Contender:
-    """A function of Liger-Kernel, skipped if it is not installed.
-
-    Args:
-        setting: of this run.
-        make: the function, from the module `liger_kernel.ops`; called once.
-        overwrites: inputs that Liger writes its gradients over.
-    """
+    """The function that `make` returns for `liger_kernel.ops`; skipped if it is not installed."""
     skip = missing("liger_kernel")
     if skip is None and not setting.on_gpu:
         skip = "liger_kernel needs a GPU"

@@ -103,10 +103,8 @@ class Recipe:
 class WholeLogits(nn.Module):
     """A GPT that computes all logits before the loss, as in a first implementation.
 
-    Args:
-        gpt: the model.
-        padded: compute the logits of the padded vocabulary, whose rows beyond the real one are
-            masked by a bias, so that the product is aligned.
+    With `padded` they are those of the padded vocabulary, whose rows beyond the real one are masked
+    by a bias, so that the product is aligned.
     """
 
     bias: Tensor | None
@@ -143,13 +141,7 @@ class Training:
 
 
 class Step:
-    """A recipe's training step on a problem.
-
-    Args:
-        problem: what is trained on what.
-        recipe: what computes it.
-        training: weights to share with other steps; by default its own.
-    """
+    """A recipe's training step on a problem; steps may share the weights of `training`."""
 
     def __init__(self, problem: Problem, recipe: Recipe, training: Training | None = None) -> None:
         self.problem, self.recipe = problem, recipe

@@ -71,10 +71,7 @@ def step_variants(
 ) -> list[Variant]:
     """The recipes as variants of one case; eager ones of ours share weights, to save memory.
 
-    Args:
-        problem: the training step that all of them compute.
-        recipes: how each variant computes it.
-        memory_of: measures the peak memory in bytes on a CPU, whose allocator keeps no statistics.
+    `memory_of` measures the peak memory in bytes on a CPU, whose allocator keeps no statistics.
     """
     shared = functools.cache(lambda: Training(build_model(problem)))
     referee = Referee(problem)
@@ -149,11 +146,9 @@ def largest_batch_variant(problem: Problem, recipe: Recipe) -> Variant:
 
 
 def largest(fits: Callable[[int], bool], most: int = MOST_SEQUENCES) -> int:
-    """The largest number that fits, within a sixteenth of it; 0 if 1 does not.
+    """The largest number up to `most` that fits, within a sixteenth of it; 0 if 1 does not.
 
-    Args:
-        fits: tells if a number fits; if one does, so do all smaller ones.
-        most: upper limit of the search.
+    If a number fits, so do all smaller ones.
     """
     good, bad = 0, 1
     while bad <= most and fits(bad):

@@ -32,15 +32,10 @@ PLOTS: dict[str, Callable[[Found], Figure]] = {
 
 
 def draw(results: Found, folder: Path, source: str) -> dict[str, str | None]:
-    """Draw every plot that `results` has rows for, as <plot>.png and <plot>.svg.
+    """Draw every plot that `results` has rows for, as <plot>.png and <plot>.svg in `folder`.
 
-    Args:
-        results: a result file.
-        folder: of the pictures, made if needed.
-        source: name of the result file, which the pictures carry as metadata.
-
-    Returns:
-        The reason that a plot was left out, or None, for each plot.
+    The pictures carry `source`, the name of the result file, as metadata. Returns for each plot the
+    reason that it was left out, or None.
     """
     folder.mkdir(parents=True, exist_ok=True)
     left_out: dict[str, str | None] = {}

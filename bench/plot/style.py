@@ -95,11 +95,7 @@ def new_figure(
 ) -> tuple[Figure, Any]:
     """Make a figure and its axes, with the run that it shows named at the foot.
 
-    Args:
-        results: the result file.
-        width, height: of the figure, in inches.
-        margin: inches kept free at the right.
-        grid: keyword arguments of `Figure.subplots`.
+    Width, height and the margin at the right are in inches; `grid` is for `Figure.subplots`.
     """
     rcParams.update(
         {

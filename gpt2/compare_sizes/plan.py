@@ -138,12 +138,7 @@ def check_runs(runs: Mapping[str, Settings], prepared: Prepared) -> None:
 
 
 def check_folder(out: Path, runs: Mapping[str, Settings], files: Iterable[str]) -> None:
-    """Refuse a folder that holds something else than this comparison.
-
-    Args:
-        out: the folder; it need not exist.
-        runs: what will be trained in it.
-        files: names of the comparison's own files.
+    """Refuse a folder that holds something else than this comparison: its runs and its files.
 
     Raises:
         ValueError: it holds other things, or a run of one of the sizes with other settings.

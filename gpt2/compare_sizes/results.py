@@ -109,12 +109,8 @@ def compare(
 ) -> Comparison:
     """Read finished runs that share all but their size, and have each continue the prompts.
 
-    Args:
-        folders: by name of the size.
-        prompts: token ids by text.
-        data: the data set's name.
-        device: where to sample.
-        sample_tokens: new tokens of a sample, at most.
+    Folders come by the name of the size, prompts as token ids by their text; samples have at most
+    `sample_tokens` new tokens.
     """
     rows = [
         _row(name, folder, _samples(folder, prompts, device, sample_tokens))

@@ -282,22 +282,17 @@ def _step(small: Size, large: Size) -> Facts:
 def _equal_cost(rows: Sequence[Size]) -> Facts:
     """The validation losses after the operations that the cheapest size took in all."""
     budget = min(size.flops for size in rows)
-    losses = {size.name: _loss_at(size, budget) for size in rows}
-    known = {name: loss for name, loss in losses.items() if loss is not None}
+    losses = {}
+    for size in rows:
+        steps, values = zip(*size.val_curve, strict=True)
+        flops = np.multiply(steps, size.flops / size.tokens)
+        if budget >= flops[0]:  # else the size had not been evaluated yet
+            losses[size.name] = float(np.interp(budget, flops, values))
     return {
         "flops": f"{budget:.1e}",
-        "best": min(known, key=lambda name: known[name]),
-        "losses": ", ".join(f"{name} {loss:.3f}" for name, loss in known.items()),
+        "best": min(losses, key=losses.__getitem__),
+        "losses": ", ".join(f"{name} {loss:.3f}" for name, loss in losses.items()),
     }
-
-
-def _loss_at(size: Size, flops: float) -> float | None:
-    """Validation loss after so many operations; None before the first evaluation."""
-    per_token = size.flops / size.tokens
-    spent = [tokens * per_token for tokens, _ in size.val_curve]
-    if flops < spent[0]:
-        return None
-    return float(np.interp(flops, spent, [loss for _, loss in size.val_curve]))
 
 
 def _bench(bench: Bench) -> Facts:
