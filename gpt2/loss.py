@@ -24,12 +24,7 @@ import torch
 from torch import Tensor
 
 from gpt2.config import Kernel
-from kernels._common.head import (
-    check_head,
-    chunk_rows,
-    count_targets,
-    scaled_gradients,
-)
+from kernels._common.head import check_head, chunk_rows, count_targets, scaled_gradients
 
 CHUNK_BYTES = 256 * 2**20
 CACHE_ELEMENTS = 2**19  # of a CPU softmax block: 2 MiB of fp32 scratch

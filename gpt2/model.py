@@ -22,14 +22,7 @@ from torch.utils.checkpoint import checkpoint
 from gpt2.attention import BACKENDS, attend_past
 from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
-from gpt2.layers import (
-    GELU,
-    Norm,
-    SwiGLU,
-    build_mlp,
-    build_norm,
-    create_sinusoidal_positions,
-)
+from gpt2.layers import GELU, Norm, SwiGLU, build_mlp, build_norm, create_sinusoidal_positions
 from gpt2.loss import linear_cross_entropy
 
 

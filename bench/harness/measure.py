@@ -266,11 +266,7 @@ class _Entry:
 
 
 def measure(
-    case: Case,
-    clock: Clock,
-    limits: Limits,
-    budget: Budget,
-    only: Container[str] | None = None,
+    case: Case, clock: Clock, limits: Limits, budget: Budget, only: Container[str] | None = None
 ) -> list[Measured]:
     """Check, warm up and time the variants of a case, in turn: all, or those named in `only`.
 

@@ -37,10 +37,7 @@ def eager_and_compiled(function: Function, *, compile: bool = True) -> list[Cont
 
 
 def liger(
-    setting: Setting,
-    make: Callable[[Any], Function],
-    *,
-    overwrites: tuple[str, ...] = (),
+    setting: Setting, make: Callable[[Any], Function], *, overwrites: tuple[str, ...] = ()
 ) -> Contender:
     """The function that `make` returns for `liger_kernel.ops`; skipped if it is not installed."""
     skip = missing("liger_kernel")

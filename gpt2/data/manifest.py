@@ -64,11 +64,7 @@ def write_manifest(
 
 
 def open_splits(
-    folder: Path,
-    tokenizer: Tokenizer,
-    *,
-    source: Source | None = None,
-    verify: bool | None = None,
+    folder: Path, tokenizer: Tokenizer, *, source: Source | None = None, verify: bool | None = None
 ) -> dict[str, TokenStream]:
     """Map the shards of a finished folder into memory, checked against its manifest.
 

@@ -98,10 +98,7 @@ def _score(
 ) -> "tuple[str, Evaluation | WordPerplexity | HellaSwag | Lambada]":
     """Describe what is scored, and score it."""
     split = arguments.split
-    common: dict[str, Any] = {
-        "batch_size": arguments.batch_size,
-        "progress": not arguments.json,
-    }
+    common: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": not arguments.json}
     if arguments.task == "perplexity":
         from gpt2.data.prepare import prepare
 

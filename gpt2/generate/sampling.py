@@ -110,10 +110,7 @@ def distribution(logits: Tensor, sampling: Sampling, seen: Tensor | None = None)
 
 
 def next_token(
-    logits: Tensor,
-    sampling: Sampling,
-    generator: Generators = None,
-    seen: Tensor | None = None,
+    logits: Tensor, sampling: Sampling, generator: Generators = None, seen: Tensor | None = None
 ) -> Tensor:
     """Choose a token for each row: logits (B, V) -> ids (B,), int64.
 

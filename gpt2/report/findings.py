@@ -165,8 +165,7 @@ def _text(run: RunFacts) -> Findings:
     text, seen = in_words(tokens), in_words(run.tokens)
     if epochs < 1:
         yield Finding(
-            WEAKNESS,
-            f"Only {epochs:.0%} of the training text was read: {seen} of {text} tokens.",
+            WEAKNESS, f"Only {epochs:.0%} of the training text was read: {seen} of {text} tokens."
         )
     elif epochs > _EPOCHS:
         yield Finding(

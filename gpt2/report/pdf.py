@@ -107,9 +107,7 @@ def _without_glyph(typst: Any, characters: list[str]) -> Iterator[str]:
 def _has_glyphs(typst: Any, characters: list[str]) -> bool:
     source = f'#set text(font: "{_FONT}")\n#sys.inputs.characters'
     compiler = typst.Compiler(
-        source.encode(),
-        ignore_system_fonts=True,
-        sys_inputs={"characters": " ".join(characters)},
+        source.encode(), ignore_system_fonts=True, sys_inputs={"characters": " ".join(characters)}
     )
     try:
         compiler.compile(format="pdf", pdf_standards="a-2b", timestamp=0)

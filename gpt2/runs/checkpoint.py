@@ -104,11 +104,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
-    tensor_files = {
-        MODEL: checkpoint.model,
-        OPTIMIZER: checkpoint.optimizer,
-        RNG: checkpoint.rng,
-    }
+    tensor_files = {MODEL: checkpoint.model, OPTIMIZER: checkpoint.optimizer, RNG: checkpoint.rng}
     for name, tensors in tensor_files.items():
         whole = {k: v.detach().contiguous().cpu() for k, v in tensors.items()}
         try:
@@ -122,10 +118,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         _flush(temporary / name)
     write_json(temporary / STATE, dataclasses.asdict(checkpoint.state))
     files = {
-        name: {
-            "bytes": (temporary / name).stat().st_size,
-            "sha256": sha256_file(temporary / name),
-        }
+        name: {"bytes": (temporary / name).stat().st_size, "sha256": sha256_file(temporary / name)}
         for name in (*tensor_files, STATE)
     }
     write_json(temporary / MANIFEST, {"format": FORMAT, "files": files})

@@ -38,11 +38,7 @@ _BORDER, _INSIDE = -1, -2  # mark the places between pre-tokens and inside symbo
 
 
 def train_bpe(
-    texts: Iterable[str],
-    vocab_size: int,
-    *,
-    processes: int | None = None,
-    progress: bool = False,
+    texts: Iterable[str], vocab_size: int, *, processes: int | None = None, progress: bool = False
 ) -> list[tuple[bytes, bytes]]:
     """Learn the merges of a byte-level BPE vocabulary, the most frequent pair first.
 

@@ -43,10 +43,7 @@ def build_optimizers(
         # The adjustment gives its updates the size of AdamW's, so that one --lr serves both.
         optimizers.append(
             torch.optim.Muon(
-                hidden,
-                lr=lr,
-                weight_decay=weight_decay,
-                adjust_lr_fn="match_rms_adamw",
+                hidden, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
             )
         )
         taken = {id(p) for p in hidden}
@@ -56,12 +53,7 @@ def build_optimizers(
         {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
     ]
     fused = named[0][1].device.type in ("cpu", "cuda")
-    adamw = torch.optim.AdamW(
-        [g for g in groups if g["params"]],
-        lr=lr,
-        betas=betas,
-        fused=fused,
-    )
+    adamw = torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, betas=betas, fused=fused)
     return [*optimizers, adamw]
 
 

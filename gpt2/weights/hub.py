@@ -74,10 +74,7 @@ def _snapshot(
 ) -> Path:
     try:
         folder = hub.snapshot_download(
-            repository,
-            revision=revision,
-            allow_patterns=files,
-            local_files_only=bool(unreachable),
+            repository, revision=revision, allow_patterns=files, local_files_only=bool(unreachable)
         )
     # Any of several libraries may fail here; whichever it is, the advice is the same.
     except Exception as error:

@@ -1,8 +1,8 @@
 """The interpreter, device and architecture that a kernel is launched on, and checks of tensors."""
 
 import functools
-import importlib.metadata
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import version
 
 import torch
 import triton
@@ -19,7 +19,7 @@ def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
     refuses from 2.4 on.
     """
     triton_release, numpy_release = (
-        tuple(map(int, version.split(".")[:2])) for version in (triton_version, numpy_version)
+        tuple(map(int, words.split(".")[:2])) for words in (triton_version, numpy_version)
     )
     if triton_release >= (3, 7) or numpy_release < (2, 4):
         return None
@@ -29,11 +29,7 @@ def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
     )
 
 
-_FAULT = (
-    interpreter_fault(triton.__version__, importlib.metadata.version("numpy"))
-    if INTERPRETED
-    else None
-)
+_FAULT = interpreter_fault(triton.__version__, version("numpy")) if INTERPRETED else None
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

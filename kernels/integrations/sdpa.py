@@ -74,10 +74,8 @@ def _forward(
     return _laid_out_as(query, o), lse * LN2
 
 
-# Compiled code asserts the strides that PyTorch's meta functions (torch/_meta_registrations.py)
-# promise for each operator.
 def _laid_out_as(like: Tensor, x: Tensor) -> Tensor:
-    """Return x with the strides of `torch.empty_like(like)`, copied only if they differ."""
+    """Return x with the strides of `torch.empty_like(like)`, which compiled code relies on."""
     out = torch.empty_like(like)
     return x if x.stride() == out.stride() else out.copy_(x)
 
