@@ -284,8 +284,8 @@ def _equal_cost(rows: Sequence[Size]) -> Facts:
     budget = min(size.flops for size in rows)
     losses = {}
     for size in rows:
-        steps, values = zip(*size.val_curve, strict=True)
-        flops = np.multiply(steps, size.flops / size.tokens)
+        tokens, values = zip(*size.val_curve, strict=True)
+        flops = np.multiply(tokens, size.flops / size.tokens)
         if budget >= flops[0]:  # else the size had not been evaluated yet
             losses[size.name] = float(np.interp(budget, flops, values))
     return {
