@@ -28,8 +28,7 @@ def _draw(packed: bool, draw: Draw) -> Case:
     if math.prod(b_and_h) == 0:
         b, t, h = draw.choose((0, t, 2), (2, 0, 1), (1, t, 0))
     shape = (b, t, h, d)
-    # Triton's interpreter multiplies bfloat16 matrices wrongly.
-    dtype = draw.dtype() if draw.on_gpu else draw.choose(torch.float32, torch.float16)
+    dtype = draw.dtype()
     values = {name: draw.values(shape, dtype) for name in ("q", "k", "v")}
     if packed:
         inputs = draw.inputs({"qkv": torch.stack([*values.values()], 2)}, unit_last=True)

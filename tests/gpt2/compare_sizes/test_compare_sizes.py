@@ -117,9 +117,10 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
     out = workplace / "broken"
     second = out / "1x8"
     _copy(workplace / "out", out)
-    shutil.rmtree(second)
-    # After 5 lines of the log, nothing was saved yet: it is trained anew.
-    for name, lines in (("SIGKILL", 5), ("SIGINT", 20), ("SIGTERM", 40), ("SIGKILL", 60)):
+    shutil.rmtree(second / "checkpoints")  # nothing was saved: it is trained anew
+    for name in ("result.json", "metrics.jsonl"):
+        (second / name).unlink()
+    for name, lines in {"SIGINT": 5, "SIGTERM": 30, "SIGKILL": 60}.items():
         process = start_python(*COMMAND, "broken", cwd=workplace)
         wait_for_step(process, second, lines)
         number = signal.Signals[name]
