@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Mapping
 from typing import Any
 
-from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
-
 from gpt2.compare_decoding.measures import HUMAN, Measures
 
 # Okabe and Ito's palette, which stays distinct for colour-blind readers.
@@ -34,6 +32,8 @@ def plot(axes: Any, measures: Mapping[str, Measures]) -> None:
 
 def label_few(axis: Any) -> None:
     """Label a logarithmic axis at powers of ten, a short one also at 2 and 5 times these."""
+    from matplotlib.ticker import FuncFormatter, LogFormatterSciNotation, LogLocator, NullLocator
+
     low, high = axis.get_view_interval()
     small = FuncFormatter(lambda value, _: f"{value:,g}")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,), numticks=8))

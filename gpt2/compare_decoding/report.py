@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rcParams
-from matplotlib.figure import Figure
-
 from gpt2.common.files import atomic_write, write_json
 from gpt2.compare_decoding.measures import Continuations, Measures
 from gpt2.compare_decoding.plot import plot
@@ -166,6 +163,9 @@ def _escape(text: str) -> str:
 
 
 def _save_plot(out: Path, measures: Mapping[str, Measures], title: str) -> None:
+    from matplotlib import rcParams
+    from matplotlib.figure import Figure
+
     rcParams["svg.hashsalt"] = "decoding"  # the same file for the same figures
     figure = Figure(figsize=(7.2, 4), layout="constrained")
     axes = figure.subplots()

@@ -8,9 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from gpt2.common.files import atomic_write
 from gpt2.compare_sizes.results import Comparison, Row
 
@@ -63,6 +60,9 @@ def _draw(
     *,
     log: bool = False,
 ) -> None:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     with rc_context(_STYLE):
         figure = Figure(figsize=(7.5, 4.4), layout="constrained")
         axes = figure.subplots()

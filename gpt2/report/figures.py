@@ -6,9 +6,6 @@ from contextlib import contextmanager
 from io import BytesIO
 from typing import Any
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
 from gpt2.compare_decoding.measures import HUMAN
 from gpt2.compare_decoding.plot import COLOURS, MARKERS, label_few, plot
 from gpt2.report.result_files import Decoding, Sizes
@@ -137,6 +134,9 @@ def _unit(tokens: float) -> tuple[float, str]:
 @contextmanager
 def _figure(columns: int, height: float, widths: Sequence[float] | None = None) -> Iterator[Any]:
     """Yield axes side by side, and a file that holds the SVG after the block."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
     file = BytesIO()
     with rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")

@@ -180,11 +180,11 @@ class Trainer:
             try:
                 return self._try_step()
             except (RuntimeError, MemoryError) as error:
-                if self.machine.compile and _compiler_failed(error):
-                    raise ValueError(
-                        f"torch.compile failed: {first_line(error)}; train with --no-compile"
-                    ) from error
                 if not is_out_of_memory(error):
+                    if self.machine.compile and _compiler_failed(error):
+                        raise ValueError(
+                            f"torch.compile failed: {first_line(error)}; train with --no-compile"
+                        ) from error
                     raise
                 self._halve_micro_batch(error)
             # Not before here, as the exception held on to all tensors of the step.
