@@ -1,15 +1,17 @@
 """Compile kernels for any GPU, on a machine that has none, and examine the machine code.
 
-`compile_jobs` calls launching functions in processes without the interpreter, under a driver that
+`compile_job` calls a launching function in a process without the interpreter, under a driver that
 reports the wanted target. Every kernel that the call would launch is compiled exactly as it would
 be there (specialisation, tile choice and options included), and none is run. The report counts
 what decides speed: registers, spills, shared memory, tensor-core instructions and 16-byte loads,
-read from the machine code with the tools that Triton ships. Reports are kept in Triton's cache
-until a source or a version changes, so that nothing is compiled twice, by whichever process.
+read from the machine code with the tools that Triton ships.
+
+A process that runs tests keeps one compiling process, which gets each job when a test needs it.
+Processes beside each other thus never wait for one another, and find what the others compiled in
+Triton's cache.
 """
 
 import functools
-import hashlib
 import importlib
 import json
 import os
@@ -17,15 +19,12 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import triton
-from filelock import FileLock
 
 ROOT = Path(__file__).parents[2]
 
@@ -85,58 +84,36 @@ class Job:
     args: tuple[Any, ...] = ()
 
 
-def compile_jobs(jobs: Sequence[Job]) -> dict[Job, list[Code]]:
-    """Compile every kernel that the jobs would launch, in two child processes.
+@functools.cache
+def compile_job(job: Job) -> list[Code]:
+    """Compile every kernel that the job would launch, and return them in the order launched.
 
-    The called functions launch kernels on CPU tensors; their arguments are JSON values.
-
-    Returns:
-        For each job its kernels in the order launched.
+    The called function launches kernels on CPU tensors; its arguments are JSON values.
     """
-    cache = Path(triton.knobs.cache.dir) / f"gpt2_triton_{_version()}.json"
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    keys = {job: json.dumps(asdict(job)) for job in jobs}
-    with FileLock(f"{cache}.lock"):  # processes that run tests beside this one wait for the reports
-        done = json.loads(cache.read_text()) if cache.exists() else {}
-        todo = [job for job, key in keys.items() if key not in done]
-        shares = [share for share in (todo[::2], todo[1::2]) if share]
-        with ThreadPoolExecutor(2) as pool:
-            for share, reports in zip(shares, pool.map(_compile_in_child, shares), strict=True):
-                done.update(zip((keys[job] for job in share), reports, strict=True))
-        if todo:
-            partial = cache.with_suffix(".partial")
-            partial.write_text(json.dumps(done))
-            partial.replace(cache)
-    return {job: [Code(**code) for code in done[key]] for job, key in keys.items()}
+    child = _compiling_process()
+    child.stdin.write(json.dumps(asdict(job)) + "\n")
+    child.stdin.flush()
+    line = child.stdout.readline()
+    assert line, f"the compiling process ended with status {child.wait()} at {job}"
+    report = json.loads(line)
+    assert isinstance(report, list), report
+    return [Code(**code) for code in report]
 
 
 @functools.cache
-def _version() -> str:
-    """Changes with the kernels, the functions that launch them, this file and the compiler."""
-    sources = [*(ROOT / "kernels").rglob("*.py"), *Path(__file__).parent.glob("*codegen.py")]
-    digest = hashlib.sha256(f"{triton.__version__} {torch.__version__}".encode())
-    for source in sorted(sources):
-        digest.update(source.read_bytes())
-    return digest.hexdigest()[:16]
-
-
-def _compile_in_child(jobs: list[Job]) -> list[list[dict[str, Any]]]:
+def _compiling_process() -> Any:
+    """Start the process that compiles for this one; it ends when its input does."""
     environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    child = subprocess.run(
-        [sys.executable, "-m", "tests.kernels.codegen"],
-        input=json.dumps([asdict(job) for job in jobs]),
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert child.returncode == 0, child.stderr
-    reports: list[list[dict[str, Any]]] = json.loads(child.stdout)
-    return reports
+    command = [sys.executable, "-m", "tests.kernels.codegen"]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, env=environment, text=True)
 
 
 def _main() -> None:
-    """In the child: call each job under a driver that compiles for its target and runs nothing."""
+    """In the child: call each job under a driver that compiles for its target and runs nothing.
+
+    Each line of the input is a job, and each line of the output its report, or what went wrong.
+    """
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
 
@@ -168,18 +145,24 @@ def _main() -> None:
         compiled.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
 
     JITFunction.run = warm_up
-    results = []
-    for job in json.load(sys.stdin):
+    reports, sys.stdout = sys.stdout, sys.stderr
+    for line in sys.stdin:
+        job = json.loads(line)
         driver.target = job["target"]
         _architecture.cache_clear()
         module, _, function = job["call"].partition(":")
-        getattr(importlib.import_module(module), function)(*job["args"])
-        examine = _examine_nvidia if driver.target.startswith("sm_") else _examine_amd
-        results.append([asdict(examine(kernel, driver.target)) for kernel in compiled])
         compiled.clear()
-    print(json.dumps(results))
+        report: Any
+        try:
+            getattr(importlib.import_module(module), function)(*job["args"])
+            examine = _examine_nvidia if driver.target.startswith("sm_") else _examine_amd
+            report = [asdict(examine(kernel, driver.target)) for kernel in compiled]
+        except Exception:
+            report = traceback.format_exc()
+        print(json.dumps(report), file=reports, flush=True)
 
 
+@functools.cache
 def _examine_nvidia(kernel: Any, target: str) -> Code:
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
@@ -208,6 +191,7 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
     )
 
 
+@functools.cache
 def _examine_amd(kernel: Any, target: str) -> Code:
     assembly = kernel.asm["amdgcn"]
     loads = re.findall(r"\b(?:global|buffer)_load_(\w+)", assembly)
