@@ -39,6 +39,7 @@ def test_commands_run_in_their_order(tmp_path):
         if "gpt2.report" in words and importlib.util.find_spec("typst") is None:
             continue
         if "gpt2.compare_sizes" in words:
+            words += ["--data", "stories.txt", "--vocab-size", "300"]
             words += ["--tokens", "1000", "--seq-len", "32", "--batch-size", "2"]
         if words[1] == "train.py" and "--resume" not in words:
             short = ["--steps", "2"]

@@ -30,6 +30,7 @@ from gpt2.training.estimate import (
     training_memory,
     visible_positions,
 )
+from gpt2.training.optim import iterate_dtype
 
 ADAMW_BYTES = 28  # a weight: reads weight, gradient and two moments, writes all but the gradient
 CLIP_BYTES = 12  # a weight: the norm reads the gradient, clipping reads and writes it
@@ -234,10 +235,11 @@ class Step:
         if self.optimizer == "adamw":
             return Cost("optimizer", 0, (ADAMW_BYTES + CLIP_BYTES) * parameters)
         hidden = config.n_layer * sum(i * o for i, o in self.shapes)
-        # An iteration is X = a X + (b XX' + c (XX')^2) X, with X in bf16.
+        # An iteration is X = a X + (b XX' + c (XX')^2) X.
         flops = sum(MUON_STEPS * (4 * min(i) ** 2 * max(i) + 2 * min(i) ** 3) for i in self.shapes)
-        # Momentum, look-ahead, bf16, its norm; iterations; decay and step.
-        a_hidden = 12 + 12 + 6 + 6 + MUON_STEPS * (2 + 6) + 8 + 10
+        s = iterate_dtype(DTYPES[self.dtype]).itemsize
+        # Momentum, look-ahead, its iterate, the norm; iterations; decay and step.
+        a_hidden = 12 + 12 + (4 + s) + 3 * s + MUON_STEPS * 4 * s + 8 + (8 + s)
         bytes_ = a_hidden * hidden + ADAMW_BYTES * (parameters - hidden) + CLIP_BYTES * parameters
         return Cost("optimizer", config.n_layer * flops, bytes_)
 

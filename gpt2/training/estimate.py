@@ -39,6 +39,7 @@ from gpt2.common.devices import human_bytes
 from gpt2.config import GPTConfig
 from gpt2.loss import CACHE_ELEMENTS, CHUNK_BYTES
 from gpt2.model import GPT, count_parameters
+from gpt2.training.optim import iterate_dtype
 from kernels._common.head import chunk_rows
 
 
@@ -155,7 +156,7 @@ def training_memory(
     model = _without_memory(config)
     weights = 4 * sum(t.numel() for t in (*model.parameters(), *model.buffers()))
     gradients = 4 * sum(p.numel() for p in model.parameters())
-    moments, update = _optimizer_bytes(model, optimizer)
+    moments, update = _optimizer_bytes(model, optimizer, dtype)
     run = _Run(config, batch_size * seq_len, seq_len, dtype, device_type == "cpu")
     blocks = [_Block([run.embedding()])]
     for i in range(config.n_layer):
@@ -381,14 +382,15 @@ def _without_memory(config: GPTConfig) -> GPT:
         return GPT(config)
 
 
-def _optimizer_bytes(model: GPT, optimizer: str) -> tuple[int, int]:
+def _optimizer_bytes(model: GPT, optimizer: str, dtype: torch.dtype) -> tuple[int, int]:
     """Return the bytes of the optimizer's state, and of its working memory."""
     kept = working = 0
     for name, p in model.named_parameters():
         if optimizer == "muon" and name.startswith("h.") and p.ndim == 2:
             kept += 4 * p.numel()
-            # The update in float32, two iterates and two Gram matrices in bf16.
-            working = max(working, 8 * p.numel() + 4 * min(p.shape) ** 2)
+            # The matrix to make orthogonal, two iterates and two Gram matrices.
+            size = iterate_dtype(dtype).itemsize
+            working = max(working, size * (3 * p.numel() + 2 * min(p.shape) ** 2))
         else:
             kept += 8 * p.numel() + 4  # two moments and a counter
     return kept, working

@@ -115,6 +115,7 @@ class Trainer:
             optimizer=settings.optimizer,
             weight_decay=settings.weight_decay,
             betas=(settings.beta1, settings.beta2),
+            dtype=machine.dtype,
         )
         self.scaler = (
             torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None

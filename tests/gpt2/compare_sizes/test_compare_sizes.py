@@ -24,7 +24,7 @@ from gpt2.runs.run import load_run
 from gpt2.training.estimate import flops_per_token
 from tests.gpt2.stand_ins import STORIES, curve, run_python, start_python, wait_for_step
 
-STEPS = 300  # long enough for a signal to arrive in time on a fast machine
+STEPS = 900  # long enough for a signal to arrive in time on a fast machine
 SMALL = [
     *("--data", "stories.txt", "--vocab-size", "300", "--seq-len", "16", "--batch-size", "4"),
     *("--tokens", str(STEPS * 16 * 4 + 5), "--device", "cpu", "--dtype", "fp32"),

@@ -105,7 +105,7 @@ def measure(config, *, batch_size, dtype, optimizer="adamw", grad_accum=1):
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as prof:
         model = GPT(config)
         mark("model")
-        optimizers = build_optimizers(model, lr=1e-3, optimizer=optimizer)  # type: ignore[arg-type]
+        optimizers = build_optimizers(model, lr=1e-3, optimizer=optimizer, dtype=dtype)  # type: ignore[arg-type]
         x = torch.randint(config.vocab_size, (batch_size, config.block_size))
         batches = grad_accum * [(x, x)]
         train_step(model, optimizers, batches, autocast=autocast())
@@ -196,7 +196,11 @@ FEW_TOKENS = dataclasses.replace(SMALL, block_size=16)
             {},
         ),
         ("backward of the embedding", FEW_TOKENS, {}),
-        ("optimizer step", dataclasses.replace(FEW_TOKENS, tie=False), {"optimizer": "muon"}),
+        (
+            "optimizer step",
+            dataclasses.replace(FEW_TOKENS, tie=False),
+            {"optimizer": "muon", "dtype": FP32},
+        ),
     ],
 )
 def test_the_peak_is_where_it_is_said_to_be(moment, config, settings):

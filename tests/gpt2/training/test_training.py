@@ -10,7 +10,7 @@ import gpt2.training.trainer
 from gpt2.config import GPTConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
-from gpt2.training.optim import build_optimizers, learning_rate
+from gpt2.training.optim import Muon, build_optimizers, learning_rate
 from gpt2.training.step import train_step
 from tests.gpt2.data.streams import ArrayStream, make_trainer, text_stream
 
@@ -77,6 +77,30 @@ def test_muon_takes_the_hidden_matrices_and_adamw_the_rest():
     hidden = {names[id(p)] for g in muon.param_groups for p in g["params"]}
     assert hidden == {n for n, p in model.named_parameters() if n.startswith("h.") and p.ndim == 2}
     assert sum(len(g["params"]) for g in adamw.param_groups) + len(hidden) == len(names)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.bfloat16, 1e-6), (torch.float32, 2e-2), (torch.float16, 2e-2)]
+)
+def test_muon_updates_as_pytorchs_and_rounds_as_the_model_does(dtype, rtol):
+    """PyTorch rounds to bfloat16 whatever the model computes in."""
+    ours, theirs = (torch.nn.Linear(24, 60, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    options = {"lr": 0.01, "weight_decay": 0.1}
+    optimizers = [
+        Muon(ours.parameters(), dtype=dtype, **options),
+        torch.optim.Muon(theirs.parameters(), **options, adjust_lr_fn="match_rms_adamw"),
+    ]
+    for _ in range(3):
+        theirs.weight.grad = torch.randn_like(theirs.weight)
+        ours.weight.grad = theirs.weight.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    moved, expected = (layer.weight.detach() - start for layer in (ours, theirs))
+    error = ((moved - expected).norm() / expected.norm()).item()
+    assert error < rtol
+    assert error > 1e-4 or dtype == torch.bfloat16, "rounded to bfloat16"
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
