@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from gpt2.common.cpu import cpu_model
+from gpt2.common.cpu import cpu_model, memory_limit
 from gpt2.common.distributed import world
 
 
@@ -46,13 +46,14 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def device_memory(device: torch.device) -> int | None:
-    """Bytes of memory of the device; None if the system does not tell."""
+    """Bytes of memory of the device that this process may use; None if the system does not tell."""
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return None
+    return min(there, memory_limit() or there)
 
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

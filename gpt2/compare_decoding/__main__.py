@@ -21,9 +21,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 from tyro.conf import Positional
 
+from gpt2.common.progress import progress_bar
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure, ngram_budget
 from gpt2.compare_decoding.report import table, write_report
 from gpt2.compare_decoding.text_metrics import CopySearch, words
@@ -106,7 +106,7 @@ def continue_prompts(
     max_tokens: int,
     batch_size: int,
     seed: int,
-    bar: "tqdm[Any]",
+    bar: Any,
 ) -> list[list[int]]:
     """Continue every prompt by at most `max_tokens` tokens, up to and with <|endoftext|>.
 
@@ -255,7 +255,7 @@ def _continue_by_all(
     """A row for the human text, then one for each strategy."""
     size, seed = arguments.batch_size, arguments.seed
     ids = {HUMAN: [prompt.human for prompt in prompts]}
-    with tqdm(total=len(STRATEGIES) * len(prompts), unit="text", leave=False) as bar:
+    with progress_bar(True, total=len(STRATEGIES) * len(prompts), unit="text", leave=False) as bar:
         for name, sampling in STRATEGIES.items():
             bar.set_description(name)
             settings = {"max_tokens": max_tokens, "batch_size": size, "seed": seed}

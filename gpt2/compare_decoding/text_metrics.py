@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from gpt2.common.progress import progress_bar
 from gpt2.data.shards import TokenStream
 from gpt2.tokenizer import Tokenizer
 
@@ -127,7 +127,7 @@ class CopySearch:
         """Search the first `max_tokens` tokens at most, and return how many there were."""
         total = min(len(stream), max_tokens)
         rest, before = b"", list[str]()
-        with tqdm(total=total, unit="tok", unit_scale=True, leave=False) as bar:
+        with progress_bar(True, total=total, unit="tok", unit_scale=True, leave=False) as bar:
             for start in range(0, total, _BLOCK_TOKENS):
                 stop = min(start + _BLOCK_TOKENS, total)
                 text = rest + tokenizer.decode_bytes(stream.read(start, stop).tolist())

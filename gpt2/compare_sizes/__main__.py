@@ -113,8 +113,6 @@ def _train(settings: Settings) -> None:
             TrainConfig(resume=settings.out, device=settings.device, cache_dir=settings.cache_dir)
         )
     else:
-        with hold(folder):
-            (folder / "config.json").unlink(missing_ok=True)  # of a run that saved nothing
         train(settings)
 
 

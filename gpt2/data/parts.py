@@ -22,10 +22,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
+from gpt2.common.progress import progress_bar
 from gpt2.data.documents import SPLITS
 from gpt2.data.job import Job, Part
 from gpt2.data.shards import (
@@ -151,7 +150,7 @@ class Parts:
         makers = {name: part for part, manifest in manifests.items() for name in manifest.sha256}
         first = next(iter(manifests.values()))
         shards: dict[str, list[ShardInfo]] = {split: [] for split in first.totals}
-        with tqdm(_names(first), "verifying", unit="shard", disable=not self.job.progress) as bar:
+        with progress_bar(self.job.progress, _names(first), "verifying", unit="shard") as bar:
             for split, name in bar:
                 part = makers[name]
                 try:

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
+from gpt2.common.progress import progress_bar
 from gpt2.data.documents import Piece
 from gpt2.data.job import WHOLE, Job, Part
 from gpt2.data.shards import (
@@ -67,12 +67,12 @@ def write_splits(
         done.counts += shard.counts
 
     total = sum(source.sizes.values()) or None
-    with tqdm(
+    with progress_bar(
+        job.progress,
         total=total,
         desc=f"tokenising {source.name}" + (f", part {part}" if part != WHOLE else ""),
         unit="B",
         unit_scale=True,
-        disable=not job.progress,
     ) as bar:
         for split, piece in split_pieces(source, plan):
             if split not in unfinished:

@@ -13,15 +13,15 @@ import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2.common.distributed import World, all_reduce
+from gpt2.common.progress import progress_bar
 from gpt2.data.batches import IGNORE
 from gpt2.model import GPT
 
@@ -119,7 +119,7 @@ def evaluate(
     )
     was_training = model.training
     model.eval()
-    bar = tqdm(total=total, unit="tok", unit_scale=True, disable=not progress, leave=False)
+    bar = progress_bar(progress, total=total, unit="tok", unit_scale=True, leave=False)
     with autocast or nullcontext(), bar:
         nll, tokens = _score(model, windows, here, total, bar)
     model.train(was_training)
@@ -140,7 +140,7 @@ def _score(
     windows: Iterable[tuple[Tensor, Tensor]],
     here: World | None,
     enough: int | None,
-    bar: "tqdm[NoReturn]",
+    bar: Any,
 ) -> tuple[float, int]:
     """The nll of all targets, and their number, until `enough` are scored."""
     device = next(model.parameters()).device

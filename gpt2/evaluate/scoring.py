@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
+from gpt2.common.progress import progress_bar
 from gpt2.model import GPT
 
 _LOGITS = 1 << 25  # logits that exist at a time: 128 MiB of fp32
@@ -76,7 +76,7 @@ def score(
     ]
     stretches = [s for i, r in enumerate(requests) for s in _cut(i, r, model.config.block_size)]
     stretches.sort(key=lambda s: -len(s.inputs))  # longest first: out of memory at once or never
-    with tqdm(total=len(stretches), unit="seq", disable=not progress, leave=False) as bar:
+    with progress_bar(progress, total=len(stretches), unit="seq", leave=False) as bar:
         for start in range(0, len(stretches), batch_size):
             batch = stretches[start : start + batch_size]
             logprob, greedy = _forward(model, batch, device)

@@ -20,9 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2.cache import KVCache
+from gpt2.common.progress import progress_bar
 from gpt2.generate.sampling import Generators, Sampling, next_token
 from gpt2.model import GPT
 
@@ -187,7 +187,7 @@ def continuations(
     tokens = stream_tokens(
         model, prompts, max_new_tokens, sampling=sampling, generator=generator, use_cache=use_cache
     )
-    shown = tqdm(tokens, total=max_new_tokens, unit="tok", disable=not progress, leave=False)
+    shown = progress_bar(progress, tokens, total=max_new_tokens, unit="tok", leave=False)
     columns = [token.tolist() for token in _until_all_ended(shown, stop_id)]
     return [list(until((c[b] for c in columns), stop_id)) for b in range(len(prompts))]
 

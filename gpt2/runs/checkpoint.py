@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt2.common.files import sha256_file, sync_folder, write_json
+from gpt2.common.files import remove_leftovers, sha256_file, sync_folder, write_json
 from gpt2.common.json_files import from_json, read_json_object
 from gpt2.runs.metrics import Fingerprint
 from gpt2.runs.random_state import check_random_states
@@ -246,7 +246,7 @@ def load_newest(folder: Path) -> tuple[Checkpoint, list[str]]:
             return load_checkpoint(path), damaged
         except DamagedCheckpoint as error:
             damaged.append(f"damaged checkpoint passed over: {error}")
-    found = "; ".join(damaged) if damaged else "none was ever written"
+    found = "; ".join(damaged) or f"none was written: train anew, with --out {folder.parent}"
     raise ValueError(f"no usable checkpoint in {folder}: {found}")
 
 
@@ -278,8 +278,10 @@ def prune(folder: Path, keep: int) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what a killed process left behind. Only for the process that owns the run."""
-    for path in (*folder.glob(".step-*.tmp"), *folder.glob(".step-*.old")):
+    """Delete what a killed process left in a run folder. Only for the process that owns it."""
+    remove_leftovers(folder)
+    checkpoints = folder / "checkpoints"
+    for path in (*checkpoints.glob(".step-*.tmp"), *checkpoints.glob(".step-*.old")):
         shutil.rmtree(path, ignore_errors=True)
 
 

@@ -24,7 +24,8 @@ from heapq import heapify, heappop, heappush
 from itertools import pairwise, repeat
 
 from gpt2.common.cpu import available_cores
-from gpt2.tokenizer.pretokens import check_unicode, count_pretokens, progress_bar
+from gpt2.common.progress import progress_bar
+from gpt2.tokenizer.pretokens import check_unicode, count_pretokens
 
 END_OF_TEXT = "<|endoftext|>"
 

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, TypeVar
 
 T = TypeVar("T")
 
@@ -126,6 +126,8 @@ def in_batches(
 
 
 def _show_progress(pieces: Iterable[list[str]], progress: bool) -> Iterator[list[str]]:
+    from gpt2.common.progress import progress_bar  # here, not above: the workers do without
+
     with progress_bar(progress, desc="counting words", unit=" chars", unit_scale=True) as bar:
         for piece in pieces:
             yield piece
@@ -207,13 +209,6 @@ def _work() -> None:
             words: Counter[str] = Counter()
             _count(pickle.load(sys.stdin.buffer), words)
             _send(dict(words), sys.stdout.buffer)
-
-
-def progress_bar(enabled: bool, **options: Any) -> Any:
-    """A tqdm bar, or a silent stand-in."""
-    from tqdm import tqdm  # here, not above: the workers do without
-
-    return tqdm(disable=not enabled, **options)
 
 
 if __name__ == "__main__":

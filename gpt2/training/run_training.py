@@ -12,7 +12,7 @@ Everything that can be refused is refused before the run folder is made.
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,13 @@ import torch
 
 from gpt2.common.devices import choose_device, device_memory
 from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
-from gpt2.common.files import lock, remove_leftovers
+from gpt2.common.files import lock
 from gpt2.config import GPTConfig, Settings, TrainConfig, model_config, settle
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.model import GPT, count_parameters
-from gpt2.runs.checkpoint import load_newest, remove_unfinished
+from gpt2.runs.checkpoint import list_checkpoints, load_newest, remove_unfinished
 from gpt2.runs.resume import resumed_settings
-from gpt2.runs.run import write_config
+from gpt2.runs.run import read_config, write_config
 from gpt2.training.machine import Machine, choose_machine
 from gpt2.training.out_of_memory import of_memory, oom_advice, step_memory, what_to_lower
 from gpt2.training.results import report
@@ -109,13 +109,8 @@ def make_plan(config: TrainConfig) -> Plan:
 
 def _new_folder(settings: Settings) -> Path:
     if settings.out is not None:
-        folder = Path(settings.out)
-        if (folder / "config.json").exists():
-            raise ValueError(
-                f"{folder} already holds a run, which is never overwritten: go on with it by "
-                f"--resume {folder}, or choose another --out"
-            )
-        return folder
+        _left_no_checkpoint(Path(settings.out))
+        return Path(settings.out)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(settings.data).name).strip("-.") or "run"
     model = Path(settings.init_from).resolve().name if settings.init_from else settings.preset
     folder = base = Path("runs") / f"{name}-{model}"
@@ -124,6 +119,20 @@ def _new_folder(settings: Settings) -> Path:
         number += 1
         folder = base.with_name(f"{base.name}-{number}")
     return folder
+
+
+def _left_no_checkpoint(folder: Path) -> bool:
+    """Tell whether `folder` is that of a run without a checkpoint; ValueError if it holds more."""
+    if not (folder / "config.json").exists():
+        return False
+    with suppress(ValueError):  # of a config.json that is none of ours, such as an exported model's
+        read_config(folder)
+        if not (list_checkpoints(folder / "checkpoints") or (folder / "result.json").exists()):
+            return True
+    raise ValueError(
+        f"{folder} already holds a run or another model, which is never overwritten: go on with a "
+        f"run by --resume {folder}, or choose another --out"
+    )
 
 
 def prepare_text(plan: Plan) -> Prepared:
@@ -229,7 +238,7 @@ def begin(plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
     """Write what a new run folder holds, or restore the trainer of a resumed run.
 
     Raises:
-        ValueError: a run that cannot be resumed.
+        ValueError: a run that cannot be resumed, or that another process has begun meanwhile.
     """
     folder = plan.folder
     if plan.resumed:
@@ -237,10 +246,12 @@ def begin(plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
         for message in damaged:
             say(message)
         if world().main:
-            remove_leftovers(folder)
-            remove_unfinished(folder / "checkpoints")
+            remove_unfinished(folder)
         trainer.restore(checkpoint)
         say(f"resumed {folder} after step {trainer.step:,}")
     elif world().main:
+        if _left_no_checkpoint(folder):  # asked again, now that nobody else can train in it
+            remove_unfinished(folder)
+            say(f"{folder} was begun before and holds no checkpoint: beginning anew")
         prepared.tokenizer.save(folder / "tokenizer.json")
         write_config(folder, trainer.settings, trainer.model.config)

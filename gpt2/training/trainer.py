@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from gpt2.common.devices import peak_flops
 from gpt2.common.distributed import all_reduce_max, say, world
+from gpt2.common.progress import progress_bar
 from gpt2.config import Settings
 from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
@@ -148,8 +148,8 @@ class Trainer:
         logs = None
         if main:
             logs = Logs(self.folder, tensorboard=self.settings.tensorboard, after_step=self.step)
-        bar = tqdm(
-            total=self.steps, initial=self.step, unit="step", dynamic_ncols=True, disable=not main
+        bar = progress_bar(
+            main, total=self.steps, initial=self.step, unit="step", dynamic_ncols=True
         )
         ended_by = 0
         try:
@@ -243,7 +243,7 @@ class Trainer:
             metrics |= self._pace(result, lr)
             if "loss" in metrics:
                 pace = f"loss {metrics['loss']:.3f}, {metrics['tokens_per_s']:,.0f} tok/s"
-                bar.set_postfix_str(pace)
+                bar.set_postfix_str(pace, refresh=False)
         if settings.check_kernels and self.step % settings.check_kernels == 0:
             scale = 1.0 if self.scaler is None else self.scaler.get_scale()
             metrics |= check_kernels(

@@ -2,6 +2,7 @@
 
 import json
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -51,6 +52,7 @@ def workplace(tmp_path_factory) -> Path:
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stderr, "a bar for a terminal in a log file"
     (folder / "output.txt").write_text(done.stdout)
     return folder
 
@@ -109,6 +111,25 @@ def test_an_interrupted_command_resumes_exactly(workplace, name):
     resumed = run_python(TRAIN, "--resume", out, cwd=workplace)
     assert resumed.returncode == 0, resumed.stderr
     assert curve(workplace / out) == curve(straight)
+
+
+def test_a_run_without_a_checkpoint_is_begun_anew_under_its_name(workplace, typed, capsys):
+    words = [TRAIN, "--data", "stories.txt", *SMALL, "--steps", "30", "--eval-every", "10"]
+    words += ["--grad-accum", "2", "--out", "vain"]
+    vain = shutil.copytree(workplace / "run", workplace / "vain")
+    shutil.rmtree(vain / "checkpoints")
+    assert typed(*words) == 2, "it has a result"
+    (vain / "result.json").rename(vain / "config.json")
+    assert typed(*words) == 2, "the configuration is none of ours"
+    shutil.copy(workplace / "run/config.json", vain)
+    (vain / "checkpoints/.step-000010.tmp").mkdir(parents=True)
+    assert typed(TRAIN, "--resume", "vain") == 2
+    assert capsys.readouterr().err.strip().endswith("train anew, with --out vain")
+    assert typed(*words) == 0
+    assert "vain was begun before and holds no checkpoint" in capsys.readouterr().out
+    assert curve(vain) == curve(workplace / "run")
+    assert typed(*words) == 2, "now it holds a run"
+    assert not list(vain.glob("checkpoints/.*"))
 
 
 def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typed, capsys):

@@ -30,7 +30,7 @@ class Case:
 CASES = {
     "kill -9 at a random moment of training": Case(kills.interrupted, "resumed", 2, 200),
     "kill -9 with a checkpoint every step": Case(
-        partial(kills.interrupted, options=kills.SAVING), "resumed", 2, 200
+        partial(kills.interrupted, options=kills.SAVING), "resumed", 5, 200
     ),
     "SIGINT, SIGTERM, SIGHUP at a random moment": Case(kills.signalled, "resumed", 3, 90),
     "kill -9 while tokenising": Case(kills.killed_in_tokenising, "done again", 1, 60),

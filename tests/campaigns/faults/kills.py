@@ -26,7 +26,7 @@ _RANKS_END = 60.0  # seconds until all processes must have ended: torchrun gives
 
 
 def interrupted(place, options=MODEL, number=signal.SIGKILL):
-    """End a training four times at random moments, resuming it in between; then let it finish."""
+    """End a training four times at random moments, going on in between; then let it finish."""
     name = f"ended-{number}"
     while True:
         shutil.rmtree(place.folder / name, ignore_errors=True)
@@ -35,14 +35,10 @@ def interrupted(place, options=MODEL, number=signal.SIGKILL):
             process = start(place.folder, "train.py", *words)
             time.sleep(place.random.uniform(0, place.seconds))
             stop(process, number)
-            finish(process)
-            begun = list((place.folder / name / "checkpoints").glob("step-*"))
-            words = ["--resume", name] if begun else [*options, "--out", name]
-            if not begun:  # nothing was there to lose
-                shutil.rmtree(place.folder / name, ignore_errors=True)
-            yield None
-        if begun:
-            yield place.resume(name)
+            yield "it was refused" if finish(process) == 2 else None
+            if list((place.folder / name / "checkpoints").glob("step-*")):
+                words = ["--resume", name]
+        yield place.run_now(name, *words)
 
 
 def signalled(place: Workplace) -> Iterator[Attempt]:
