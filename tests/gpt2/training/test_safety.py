@@ -112,7 +112,7 @@ def test_auto_batch_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypa
 def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
     trainer = make_trainer(tmp_path / "run", **SETTINGS, compile=True)
-    # Not by monkeypatch, which would delete the option: `config.cpp` is a class without it.
+    # monkeypatch would delete the option, which PyTorch keeps elsewhere than in __dict__.
     no_compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
     with no_compiler, pytest.raises(ValueError, match=r"torch.compile failed: .*--no-compile"):
         trainer.fit()
