@@ -46,10 +46,6 @@ class SpikeGuard:
         mean = statistics.fmean(self.losses)
         return mean + self.sigma * statistics.pstdev(self.losses, mean)
 
-    def add(self, loss: float) -> None:
-        """Remember the loss of a step."""
-        self.losses.append(loss)
-
 
 class StepGuard:
     """Judges each step by its loss, counts those that were skipped, and ends a hopeless run."""
@@ -86,7 +82,7 @@ class StepGuard:
         """
         if not result.skipped:
             self.skipped_in_a_row = 0
-            self.spikes.add(result.loss)
+            self.spikes.losses.append(result.loss)
             return
         self.skipped += 1
         self.skipped_in_a_row += 1
