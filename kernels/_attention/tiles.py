@@ -1,7 +1,7 @@
 """Tile sizes of the attention kernels: a written table, so that nothing is tuned at start-up.
 
 The rows were chosen without a GPU, by arithmetic on the compiled code, among the shapes that spill
-no register and fit the shared memory of their architecture:
+no register on Triton 3.6 to 3.9 and fit the shared memory of their architecture:
 
 - 128 rows of queries halve the traffic of keys and values against 64, and execute 1.12 times the
   useful work at T = 1024; up to a length of 256, where they would execute 1.5 times, it is 64 rows.
@@ -14,12 +14,20 @@ no register and fit the shared memory of their architecture:
 - dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
   they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. Widths
   up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
+- sm_90: up to Triton 3.8, products of tiles of 32 rows with dk and dv are not overlapped ("wgmma
+  serialized", says ptxas), and 64 rows at width 128 are; Triton 3.9 overlaps both, and spills with
+  64 rows at width 128, whatever the warps and stages. That row alone depends on the version.
 
 `python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
 """
 
 from functools import cache
 from typing import NamedTuple
+
+import triton
+
+VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
+"""The version of Triton, which chooses one of the rows."""
 
 
 class Tile(NamedTuple):
@@ -51,31 +59,26 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
-    ("sm_80", 128): (((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 8, 2)),),
-    ("sm_80", 192): (((64, 64, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),),
-    ("sm_80", 256): (((64, 64, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),),
+    ("sm_80", 128): (((64, 64, 4, 2), (64, 32, 4, 2), (32, 64, 8, 2)),),
+    ("sm_80", 256): (((64, 64, 8, 2), (64, 32, 8, 1), (16, 32, 8, 2)),),
     ("sm_86", 64): (
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 8, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
     ),
-    ("sm_86", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),),
-    ("sm_86", 192): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 32, 8, 2)),),
-    ("sm_86", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 64, 8, 2)),),
+    ("sm_86", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (32, 64, 8, 2)),),
+    ("sm_86", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (16, 32, 8, 2)),),
     ("sm_90", 64): (
-        ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        ((128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 2)),
+        ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 8, 2)),
+        ((128, 64, 8, 3), (64, 64, 4, 2), (64, 128, 8, 3)),
     ),
     ("sm_90", 128): (
         ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
         ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
     ),
-    ("sm_90", 192): (
-        ((64, 32, 8, 2), (64, 32, 8, 2), (16, 32, 8, 2)),
-        ((128, 32, 8, 2), (64, 32, 8, 2), (16, 32, 8, 2)),
-    ),
+    ("sm_90", 192): (((64, 32, 8, 2), (64, 16, 8, 2), (16, 32, 8, 2)),),
     ("sm_90", 256): (
-        ((64, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
-        ((128, 32, 8, 2), (64, 32, 8, 2), (32, 32, 8, 2)),
+        ((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
+        ((128, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
     ),
     ("sm_100", 64): (
         ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
@@ -113,6 +116,9 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
     ("other", 64): (((32, 32, 8, 1), (32, 32, 8, 1), (32, 32, 8, 1)),),
     ("other", 256): (((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),),
 }
+
+if VERSION >= (3, 9):  # see above
+    TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
 # Architectures that take the rows of another.
 SAME = {"interpreter": "sm_90", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}

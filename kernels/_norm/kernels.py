@@ -3,8 +3,8 @@
 A program holds ROWS whole rows in registers, so every element is read once. A row is held in
 pieces whose widths are powers of two, as Triton wants them, and add up to its own: 1600 is
 3 * 512 + 64, where rounding up to 2048 would leave a fifth of the lanes idle. A piece is as wide as
-the lanes that share a row can load at 16 bytes each; usually a warp has a row to itself, and no sum
-leaves the warp.
+the lanes that share a row can load at 16 bytes each; in the forward a warp usually has a row to
+itself, and no sum leaves the warp.
 
 Forward: one tile of rows per program. Weight and bias are read once per program, from the cache.
 

@@ -4,9 +4,10 @@
     python -m tests.campaigns fuzz --seconds 600 --seed 7   hostile files for every reader
     python -m tests.campaigns soak --long                   20,000 steps, while nothing may grow
     python -m tests.campaigns stress --only rms_norm        random arguments for the kernels
+    python -m tests.campaigns compilers --long              machine code by every supported Triton
     python -m tests.campaigns tables                        the committed results, into a README
 
-tests/README.md describes them. Faults and soak need Linux.
+tests/README.md describes them. Compilers, faults and soak need Linux.
 """
 
 import importlib
@@ -29,6 +30,7 @@ from tests.campaigns.options import Options
 README = Path(__file__).resolve().parents[1] / "README.md"
 RESULTS = Path(__file__).resolve().parent / "results"
 _MODULES = {
+    "compilers": "tests.campaigns.compilers",
     "faults": "tests.campaigns.faults.cases",
     "fuzz": "tests.campaigns.fuzz.engine",
     "soak": "tests.campaigns.soak",

@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-Name = Literal["faults", "fuzz", "soak", "stress", "tables"]
+Name = Literal["compilers", "faults", "fuzz", "soak", "stress", "tables"]
 
 
 @dataclass
@@ -30,8 +30,9 @@ class Budget:
 
 @dataclass(frozen=True)
 class Options:
-    """Disturb training (faults), feed it hostile files (fuzz), run it for long (soak), or give the
-    kernels random arguments (stress). `tables` writes the committed results into tests/README.md.
+    """Disturb training (faults), feed it hostile files (fuzz), run it for long (soak), give the
+    kernels random arguments (stress), or compile them by every supported Triton (compilers).
+    `tables` writes the committed results into tests/README.md.
 
     Without options a campaign does what pytest does, in a minute or so. It ends with status 1 when
     anything was found.
@@ -39,7 +40,8 @@ class Options:
 
     campaign: tyro.conf.Positional[Name]
     long: bool = False
-    """Search for long: faults an hour or so, fuzz and stress ten minutes, soak 20,000 steps."""
+    """Search for long: faults an hour or so, fuzz and stress ten minutes, soak 20,000 steps, all
+    compilers an hour."""
     steps: int | None = None
     """Attempts of each fault, files for each reader, cases of each operator, or training steps."""
     seconds: float | None = None

@@ -18,9 +18,9 @@ def rows(target: str, width: int) -> list[Tiles]:
     return [choose_tiles(target, width, length, itemsize=2) for length in (SHORT, 1024)]
 
 
-# The default path of every target at the width of GPT-2, where the machine code differs: for sm_89
-# it is that of sm_86, instruction for instruction. Slow: the rest, short sequences where the table
-# has tiles of their own.
+# The default path of every target at the width of GPT-2, where the machine code differs: that of
+# sm_89 is that of sm_86, in every figure. Slow: the rest, short sequences where the table has tiles
+# of their own.
 CASES = [
     pytest.param(
         target, width, length, deterministic,
@@ -76,8 +76,8 @@ def test_tensor_cores_and_no_spills(target, width, length, deterministic):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("width", [160, 192, 256])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("width", [192, 256])
+@pytest.mark.parametrize("target", [target for target in TARGETS if target != "sm_89"])
 def test_wide_heads_do_not_spill_either(target, width, deterministic):
     for c in code(target, width, 1024, deterministic):
         assert c.shared <= SHARED_LIMIT[target], c
