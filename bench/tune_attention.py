@@ -194,7 +194,7 @@ def tune(
         widths, lengths, dtype = (16,), (32, SHORT + 32), "float16"
     elif INTERPRETED:
         raise ValueError("tuning needs a GPU; on a CPU only --dry-run works")
-    arch = architecture(torch.empty(0, device=DEVICE))
+    arch = architecture(torch.device(DEVICE))
     report: dict[str, Any] = {
         "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
         "torch": torch.__version__,

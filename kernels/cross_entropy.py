@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels._common.head import count_targets
-from kernels._common.launch import check_launchable, multiprocessors, on_device_of, warps
+from kernels._common.launch import check_launchable, launch_options, multiprocessors, on_device_of
 from kernels._common.op import register_op
 from kernels._common.rows import as_rows
 
@@ -219,7 +219,7 @@ def launch_cross_entropy(
             n, width, vocab_size, ignore_index, label_smoothing, z_loss,
             SMOOTHED=smoothed, MEAN=mean, LOADS=SMOOTHED_LOADS if smoothed else LOADS,
             LANES=threads, VECTOR=16 // logits.element_size(),
-            num_warps=warps(threads, logits),
+            **launch_options(threads, logits),
         )  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def _scale_(x: Tensor, factor: Tensor) -> None:
     if x.numel() > 0:
         with on_device_of(x):
             _scale_kernel[(min(n, SCALE_PROGRAMS * multiprocessors(x)),)](
-                x, factor, x.stride(0), n, width, BLOCK=SCALE_BLOCK
+                x, factor, x.stride(0), n, width, BLOCK=SCALE_BLOCK, enable_fp_fusion=True
             )
 
 

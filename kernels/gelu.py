@@ -29,7 +29,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._common.launch import check_launchable, multiprocessors, on_device_of, warps
+from kernels._common.launch import check_launchable, launch_options, multiprocessors, on_device_of
 from kernels._common.op import register_op
 from kernels._common.partials import sum_partials
 from kernels._common.rows import THREADS, as_few_rows, as_rows, element_tile
@@ -120,7 +120,7 @@ def _fwd(x: Tensor, bias: Tensor | None) -> Tensor:
     with on_device_of(x):
         _gelu_fwd_kernel[_grid(rows, *tile)](
             rows, bias, y, rows.stride(0), n, width,
-            ROWS=tile[0], COLS=tile[1], num_warps=warps(THREADS, x),
+            ROWS=tile[0], COLS=tile[1], **launch_options(THREADS, x),
         )  # fmt: skip
     return y
 
@@ -144,7 +144,7 @@ def _bwd(dy: Tensor, x: Tensor, bias: Tensor | None, need_dbias: bool) -> tuple[
     with on_device_of(x):
         _gelu_bwd_kernel[grid](
             dy, x, bias, dx, partials, dy.stride(0), x.stride(0), n, width,
-            ROWS=tile[0], COLS=tile[1], num_warps=warps(THREADS, x),
+            ROWS=tile[0], COLS=tile[1], **launch_options(THREADS, x),
         )  # fmt: skip
         if partials is not None:
             sum_partials(partials, dbias)

@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._common.launch import check_launchable, on_device_of, warps
+from kernels._common.launch import check_launchable, launch_options, on_device_of
 from kernels._common.op import register_op
 from kernels._common.rows import THREADS, as_few_rows, element_tile
 
@@ -85,7 +85,7 @@ def _launch_fwd(gate: Tensor, up: Tensor) -> Tensor:
     with on_device_of(y):
         _swiglu_fwd_kernel[(triton.cdiv(n, rows) * triton.cdiv(width, cols),)](
             gate, up, y, gate.stride(0), up.stride(0), n, width,
-            ROWS=rows, COLS=cols, num_warps=warps(THREADS, gate),
+            ROWS=rows, COLS=cols, **launch_options(THREADS, gate),
         )  # fmt: skip
     return y
 
@@ -104,7 +104,7 @@ def _launch_bwd(dy: Tensor, gate: Tensor, up: Tensor, dgate: Tensor, dup: Tensor
         _swiglu_bwd_kernel[(triton.cdiv(n, rows) * triton.cdiv(width, cols),)](
             dy, gate, up, dgate, dup,
             dy.stride(0), gate.stride(0), up.stride(0), dgate.stride(0), n, width,
-            ROWS=rows, COLS=cols, num_warps=warps(THREADS, gate),
+            ROWS=rows, COLS=cols, **launch_options(THREADS, gate),
         )  # fmt: skip
 
 

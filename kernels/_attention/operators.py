@@ -48,7 +48,7 @@ def _sizes(q: Tensor) -> tuple[int, int, int, int]:
 
 def _widths(q: Tensor) -> dict[str, int]:
     d = q.shape[-1]
-    return {"D": d, "BLOCK_D": max(16, triton.next_power_of_2(d))}
+    return {"D": d, "BLOCK_D": max(16, triton.next_power_of_2(d)), "enable_fp_fusion": True}
 
 
 def _options(q: Tensor, tile: Tile, window: int | None, allow_tf32: bool) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _narrow(window: int | None, q: Tensor) -> int | None:
 
 
 def _tiles(q: Tensor) -> Tiles:
-    return choose_tiles(architecture(q), q.shape[-1], q.shape[1], q.element_size())
+    return choose_tiles(architecture(q.device), q.shape[-1], q.shape[1], q.element_size())
 
 
 def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:

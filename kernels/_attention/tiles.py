@@ -76,10 +76,7 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
         ((128, 64, 8, 3), (128, 64, 8, 2), (64, 64, 8, 2)),
     ),
     ("sm_90", 192): (((64, 32, 8, 2), (64, 16, 8, 2), (16, 32, 8, 2)),),
-    ("sm_90", 256): (
-        ((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
-        ((128, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),
-    ),
+    ("sm_90", 256): (((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),),
     ("sm_100", 64): (
         ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
         ((128, 64, 8, 2), (128, 64, 8, 2), (64, 128, 8, 2)),
@@ -124,6 +121,12 @@ if VERSION >= (3, 9):  # see above
 SAME = {"interpreter": "sm_90", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 
+def rows_of(architecture: str) -> str:
+    """Name the architecture whose rows this one takes; "other" for one that the table lacks."""
+    rows = SAME.get(architecture, architecture)
+    return rows if (rows, 64) in TABLE else "other"
+
+
 @cache
 def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
     """Look up the tiles of a problem in the table.
@@ -134,8 +137,8 @@ def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int)
         length: T.
         itemsize: bytes per element.
     """
-    rows = SAME.get(architecture, architecture)
-    if (itemsize == 4 and architecture != "interpreter") or (rows, 64) not in TABLE:
+    rows = rows_of(architecture)
+    if itemsize == 4 and architecture != "interpreter":
         rows = "other"
     widths = (width for name, width in TABLE if name == rows and width >= head_width)
     fwd, dq, dkv = TABLE[rows, min(widths)][-1 if length > SHORT else 0]

@@ -4,7 +4,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kernels._common.launch import warps
+from kernels._common.launch import launch_options
 
 # One tile takes the partial sums of all programs of most GPUs, so that every load is in flight at
 # once; 16 columns of float32 are two sectors of memory.
@@ -39,5 +39,5 @@ def sum_partials(partials: Tensor, first: Tensor, second: Tensor | None = None) 
     assert count == (1 if second is None else 2), partials.shape
     sum_partials_kernel[(triton.cdiv(width, COLS), count)](
         partials, first, first if second is None else second, programs, width,
-        ROWS=ROWS, COLS=COLS, num_warps=warps(THREADS, partials),
+        ROWS=ROWS, COLS=COLS, **launch_options(THREADS, partials),
     )  # fmt: skip

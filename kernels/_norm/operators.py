@@ -14,9 +14,9 @@ from torch.autograd.function import once_differentiable
 from kernels._common.launch import (
     check_dtype,
     check_launchable,
+    launch_options,
     multiprocessors,
     on_device_of,
-    warps,
 )
 from kernels._common.op import register_op
 from kernels._common.partials import sum_partials
@@ -102,7 +102,7 @@ def norm_fwd(
         norm_fwd_kernel[(triton.cdiv(n, plan.rows),)](
             x, residual, weight, bias, y, None if residual is None else total, stats,
             x.stride(0), 0 if residual is None else residual.stride(0), n, eps,
-            **plan.options(width, centred), num_warps=warps(plan.threads, x),
+            **plan.options(width, centred), **launch_options(plan.threads, x),
         )  # fmt: skip
     return y, total, stats
 
@@ -145,7 +145,7 @@ def norm_bwd(
             partials if need_dweight else None, partials if need_dbias else None,
             dy.stride(0), 0 if dtotal is None else dtotal.stride(0), x.stride(0), n,
             STAGES=1 + min(2, BWD_FETCH_BYTES // (plan.rows * width * staged)),
-            **plan.options(width, centred), num_warps=warps(plan.threads, x),
+            **plan.options(width, centred), **launch_options(plan.threads, x),
         )  # fmt: skip
         if sums:
             sum_partials(partials, *sums)

@@ -1,12 +1,12 @@
 """Compile kernels for any GPU, on a machine that has none, and examine the machine code.
 
-`compile_job` calls a launching function in a process without the interpreter, under a driver that
+`compile_for` calls a launching function in a process without the interpreter, under a driver that
 reports the wanted target. Every kernel that the call would launch is compiled exactly as it would
 be there (specialisation, tile choice and options included), and none is run. The report counts
 what decides speed: registers, spills, shared memory, tensor-core instructions and 16-byte loads,
 read from the machine code with the tools that Triton ships.
 
-A process that runs tests keeps one compiling process, which gets each job when a test needs it.
+A process that runs tests keeps one compiling process, which gets each call when a test needs it.
 Processes beside each other thus never wait for one another, and find what the others compiled in
 Triton's cache.
 """
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,8 +65,6 @@ class Code:
     """The others that load from global memory."""
     wide_stores: int
     """Instructions that store 16 bytes per thread to global memory."""
-    narrow_stores: int
-    """The others that store to global memory."""
 
     @property
     def programs_per_sm(self) -> int:
@@ -75,26 +74,17 @@ class Code:
         return min(65536 // registers, pool // (self.shared + 1024), 64 // self.warps)
 
 
-@dataclass(frozen=True)
-class Job:
-    """A launching function to call for a target, by name: `Job("sm_90", "package.module:name")`."""
-
-    target: str
-    call: str
-    args: tuple[Any, ...] = ()
-
-
 @functools.cache
-def compile_job(job: Job) -> list[Code]:
-    """Compile every kernel that the job would launch, and return them in the order launched.
+def compile_for(target: str, launch: Callable[..., None], *args: Any) -> list[Code]:
+    """Compile every kernel that a call would launch on a target, in the order launched.
 
-    The called function launches kernels on CPU tensors; its arguments are JSON values.
+    `launch` is a function of a module that launches kernels on CPU tensors; `args` JSON values.
     """
     child = _compiling_process()
-    child.stdin.write(json.dumps(asdict(job)) + "\n")
+    child.stdin.write(json.dumps([target, launch.__module__, launch.__name__, args]) + "\n")
     child.stdin.flush()
     line = child.stdout.readline()
-    assert line, f"the compiling process ended with status {child.wait()} at {job}"
+    assert line, f"the compiling process ended with status {child.wait()} at {launch}"
     report = json.loads(line)
     assert isinstance(report, list), report
     return [Code(**code) for code in report]
@@ -103,16 +93,16 @@ def compile_job(job: Job) -> list[Code]:
 @functools.cache
 def _compiling_process() -> Any:
     """Start the process that compiles for this one; it ends when its input does."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    environment = os.environ | {"TRITON_INTERPRET": "0"}
     command = [sys.executable, "-m", "tests.kernels.codegen"]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdin=pipe, stdout=pipe, cwd=ROOT, env=environment, text=True)
 
 
 def _main() -> None:
-    """In the child: call each job under a driver that compiles for its target and runs nothing.
+    """In the child: make each call under a driver that compiles for its target and runs nothing.
 
-    Each line of the input is a job, and each line of the output its report, or what went wrong.
+    Each line of the input is a call, and each line of the output its report, or what went wrong.
     """
     from triton.backends.compiler import GPUTarget
     from triton.runtime.jit import JITFunction
@@ -142,19 +132,18 @@ def _main() -> None:
     compiled: list[Any] = []
 
     def warm_up(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        assert kwargs["enable_fp_fusion"]
         compiled.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
 
     JITFunction.run = warm_up
     reports, sys.stdout = sys.stdout, sys.stderr
     for line in sys.stdin:
-        job = json.loads(line)
-        driver.target = job["target"]
+        driver.target, module, name, args = json.loads(line)
         _architecture.cache_clear()
-        module, _, function = job["call"].partition(":")
         compiled.clear()
         report: Any
         try:
-            getattr(importlib.import_module(module), function)(*job["args"])
+            getattr(importlib.import_module(module), name)(*args)
             examine = _examine_nvidia if driver.target.startswith("sm_") else _examine_amd
             report = [asdict(examine(kernel, driver.target)) for kernel in compiled]
         except Exception:
@@ -187,7 +176,6 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
         wide_loads=wide,
         narrow_loads=len(re.findall(r"\b(?:LDG|LDGSTS)\.E", sass)) - wide,
         wide_stores=len(re.findall(r"\bSTG\.E\.[\w.]*128", sass)),
-        narrow_stores=len(re.findall(r"\bSTG\.E(?!\.[\w.]*128)", sass)),
     )
 
 
@@ -195,7 +183,6 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
 def _examine_amd(kernel: Any, target: str) -> Code:
     assembly = kernel.asm["amdgcn"]
     loads = re.findall(r"\b(?:global|buffer)_load_(\w+)", assembly)
-    stores = re.findall(r"\b(?:global|buffer)_store_(\w+)", assembly)
 
     def note(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s*(\d+)", assembly)[0])
@@ -211,8 +198,7 @@ def _examine_amd(kernel: Any, target: str) -> Code:
         matrix={"MFMA": assembly.count("v_mfma_")},
         wide_loads=loads.count("dwordx4"),
         narrow_loads=len(loads) - loads.count("dwordx4"),
-        wide_stores=stores.count("dwordx4"),
-        narrow_stores=len(stores) - stores.count("dwordx4"),
+        wide_stores=len(re.findall(r"\b(?:global|buffer)_store_dwordx4\b", assembly)),
     )
 
 
