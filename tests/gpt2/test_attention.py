@@ -142,23 +142,16 @@ def test_what_cannot_run_is_refused_with_a_reason(name, options, device, message
     assert message in reason
 
 
-@pytest.mark.parametrize(
-    ("card", "capability", "said"),
-    [
-        ("sm_90", (9, 0), ""),
-        ("sm_89", (8, 9), ", whose table has no tile sizes for sm_89 and takes those of sm_86"),
-        ("sm_87", (8, 7), ", whose table has no tile sizes for sm_87 and takes small ones"),
-    ],
-)
-def test_whose_tiles_our_kernel_takes_and_where_it_is_slow_is_said(
-    card, capability, said, monkeypatch
-):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+def test_whose_tiles_our_kernel_takes_and_where_it_is_slow_is_said(monkeypatch):
+    cuda, unknown = torch.device("cuda"), ", whose table has no tile sizes for {} and takes {}"
     monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
-    monkeypatch.setattr("kernels._common.launch._architecture", lambda _: card)
-    assert describe("triton", torch.device("cuda")) == "our Triton kernel" + said
+    for card, taken in (("sm_90", ""), ("sm_89", "those of sm_86"), ("sm_87", "small ones")):
+        monkeypatch.setattr("kernels._common.launch._architecture", lambda _, card=card: card)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+        said = unknown.format(card, taken) if taken else ""
+        assert describe("triton", cuda) == "our Triton kernel" + said
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))  # a T4
-    assert "no tensor cores" in describe("triton", torch.device("cuda"))
+    assert "no tensor cores" in describe("triton", cuda)
     assert "interpreted" in describe("triton", torch.device("cpu"))
 
 

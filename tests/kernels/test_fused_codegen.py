@@ -10,7 +10,7 @@ import kernels.gelu
 import kernels.swiglu
 from kernels._norm import operators as norm
 from kernels.cross_entropy import LOADS, launch_cross_entropy
-from tests.kernels.codegen import SHARED_LIMIT, Code, compile_for
+from tests.kernels.codegen import SHARED_LIMIT, TENSOR_CORE, Code, compile_for
 
 TARGETS = list(SHARED_LIMIT)
 
@@ -77,11 +77,7 @@ CASES = [
     )
     for target in TARGETS
     for call, every in CALLS.items()
-    for args in (
-        every
-        if target == "sm_90" or (call is norms and target not in ("sm_75", "sm_89"))
-        else every[:1]
-    )
+    for args in (every if target in (TENSOR_CORE if call is norms else ["sm_90"]) else every[:1])
 ]  # fmt: skip
 
 
