@@ -168,32 +168,24 @@ def describe(name: str, device: torch.device) -> str:
         package = _use_flash_attn_package(device.type)
         return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
     if name == "triton":
-        return "our Triton kernel" + _why_slow(device) + _borrowed_tiles(device)
+        return "our Triton kernel" + _limits(device)
     named = {"naive": "masked matrix products", "sdpa": "PyTorch's scaled_dot_product_attention"}
     return named.get(name, "a backend of your own")
 
 
-def _why_slow(device: torch.device) -> str:
+def _limits(device: torch.device) -> str:
+    """What makes our kernel slow on a device, or whose tile sizes it takes."""
     if device.type == "cpu":
         return ", interpreted: for checking, and slow"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return ", slow here: before compute capability 8.0 Triton uses no tensor cores"
-    return ""
-
-
-def _borrowed_tiles(device: torch.device) -> str:
-    """Which tile sizes our kernel takes on a GPU that its table does not name."""
-    if device.type != "cuda":
-        return ""
     from kernels._attention.tiles import rows_of
     from kernels._common.launch import architecture
 
-    found = architecture(device)
-    rows = rows_of(found)
-    if rows == found:
-        return ""
+    card = architecture(device)
+    rows = rows_of(card)
     taken = "small ones" if rows == "other" else f"those of {rows}"
-    return f", whose table has no tile sizes for {found} and takes {taken}"
+    return "" if rows == card else f", whose table has no tile sizes for {card} and takes {taken}"
 
 
 @lru_cache

@@ -14,9 +14,8 @@ no register on Triton 3.6 to 3.9 and fit the shared memory of their architecture
 - dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
   they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. Widths
   up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
-- sm_90: up to Triton 3.8, products of tiles of 32 rows with dk and dv are not overlapped ("wgmma
-  serialized", says ptxas), and 64 rows at width 128 are; Triton 3.9 overlaps both, and spills with
-  64 rows at width 128, whatever the warps and stages. That row alone depends on the version.
+- sm_90: with Triton 3.9 dk and dv spill at width 128 with 64 rows, whatever the warps and stages;
+  before, ptxas serializes the products with 32. That row alone depends on the version.
 
 `python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
 """
@@ -25,9 +24,6 @@ from functools import cache
 from typing import NamedTuple
 
 import triton
-
-VERSION = tuple(map(int, triton.__version__.split(".")[:2]))
-"""The version of Triton, which chooses one of the rows."""
 
 
 class Tile(NamedTuple):
@@ -50,11 +46,9 @@ class Tiles(NamedTuple):
 SHORT = 256
 """Lengths up to this take the first row of a head width, longer ones the last."""
 
-Row = tuple[tuple[int, int, int, int], ...]
-
 # (architecture, head width up to): rows (forward, dq, dk and dv) of short and of long sequences, or
 # one row for both.
-TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
+TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] = {
     ("sm_80", 64): (
         ((64, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
         ((128, 32, 4, 3), (64, 32, 4, 2), (32, 64, 4, 2)),
@@ -114,7 +108,7 @@ TABLE: dict[tuple[str, int], tuple[Row, ...]] = {
     ("other", 256): (((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),),
 }
 
-if VERSION >= (3, 9):  # see above
+if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9):  # see above
     TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
 # Architectures that take the rows of another.
@@ -129,17 +123,8 @@ def rows_of(architecture: str) -> str:
 
 @cache
 def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
-    """Look up the tiles of a problem in the table.
-
-    Args:
-        architecture: `"sm_90"`, `"gfx942"`, or `"interpreter"`, as `_common.launch` names them.
-        head_width: D.
-        length: T.
-        itemsize: bytes per element.
-    """
-    rows = rows_of(architecture)
-    if itemsize == 4 and architecture != "interpreter":
-        rows = "other"
+    """Look up the tiles for D = head_width, T = length and elements of itemsize bytes."""
+    rows = "other" if itemsize == 4 and architecture != "interpreter" else rows_of(architecture)
     widths = (width for name, width in TABLE if name == rows and width >= head_width)
     fwd, dq, dkv = TABLE[rows, min(widths)][-1 if length > SHORT else 0]
     return Tiles(Tile(*fwd), Tile(*dq), Tile(*dkv))

@@ -73,18 +73,12 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 
 def architecture(device: torch.device) -> str:
-    """The architecture that a kernel is compiled for on this device: `"sm_90"`, `"gfx942"`.
-
-    In the interpreter it is `"interpreter"`.
-    """
+    """What kernels are compiled for on this device: `"sm_90"`, `"gfx942"` or `"interpreter"`."""
     return "interpreter" if INTERPRETED else _architecture(device.index)
 
 
 def launch_options(threads: int, tensor: Tensor) -> dict[str, int]:
-    """Triton's options for programs of that many threads, on the tensor's device.
-
-    Products and sums are fused, which Triton 3.9 wants said: from 3.10 on it is not the default.
-    """
+    """Triton's options for programs of that many threads; products and sums are to be fused."""
     lanes = 64 if architecture(tensor.device).startswith("gfx9") else 32
     return {"num_warps": threads // lanes, "enable_fp_fusion": True}
 

@@ -26,13 +26,12 @@ def register_op(
     Returns:
         A decorator that gives the `torch._ops.OpOverload`, called like the launcher.
     """
-    namespace = NAMESPACE
 
     def register(launcher: Callable[..., Any]) -> Any:
-        name = f"{namespace}::{op}"
+        name = f"{NAMESPACE}::{op}"
         torch.library.define(name, torch.library.infer_schema(launcher, mutates_args=mutates))
         torch.library.impl(name, ("cpu", "cuda"), launcher)
         torch.library.register_fake(name, fake)
-        return getattr(getattr(torch.ops, namespace), op).default
+        return getattr(getattr(torch.ops, NAMESPACE), op).default
 
     return register
