@@ -15,7 +15,7 @@ is not empty. A task that samples draws from all tokens unless it names a cut; t
 take the 50 most probable ones.
 
 lm-eval imports transformers, for its version, and transformers looks for a package `kernels`, finds
-this project's and, as that states no version, does without. Where the package of that name from
+this project's and, as that states version 0, does without. Where the package of that name from
 PyPI is installed too, transformers takes this project's for it, and its models cannot be imported:
 runs are scored all the same, but a task that needs such a model wants another environment. (Checked
 with lm-eval 0.4.13, transformers 5.23 and a package that states version 0.18.3.)

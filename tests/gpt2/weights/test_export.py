@@ -71,7 +71,7 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     done = run_python(
-        *("-P", str(ROOT / "tests/gpt2/weights/children/exported_gpt2.py")),
+        str(ROOT / "tests/gpt2/weights/children/exported_gpt2.py"),
         *(str(tmp_path / name) for name in ("exported", "texts.json", "")),
         cwd=tmp_path,
         PYTHONPATH="",  # our package `kernels` is not the one that transformers knows

@@ -38,7 +38,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Tensor]
     folder = tmp_path_factory.mktemp("patched")
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     done = subprocess.run(
-        [sys.executable, "-P", str(CHILD), str(ROOT), str(folder)],
+        [sys.executable, str(CHILD), str(ROOT), str(folder)],
         cwd=folder,
         env=environment | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
         capture_output=True,
@@ -142,6 +142,6 @@ def test_the_other_package_called_kernels_is_not_taken_for_ours(tmp_path):
         f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import kernels; "
         f"sys.path.insert(0, {str(ROOT)!r}); import kernels.integrations.transformers"
     )
-    command = [sys.executable, "-P", "-c", code]
+    command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert "No module named 'kernels.integrations'" in done.stderr

@@ -1,6 +1,6 @@
 """A child process of test_export: an exported folder as transformers reads it.
 
-    python -P exported_gpt2.py FOLDER TEXTS OUT
+    python exported_gpt2.py FOLDER TEXTS OUT
 
 TEXTS is a JSON list. It writes OUT/logits.safetensors (float32 and float64, for the ids in
 FOLDER/../ids.safetensors), OUT/answers.json, and the tokenizer anew into OUT/saved.

@@ -1,6 +1,6 @@
 """A child process of test_transformers: a GPT-2 of transformers with and without our kernels.
 
-    python -P patched_gpt2.py REPOSITORY OUT
+    python patched_gpt2.py REPOSITORY OUT
 
 It writes OUT/tensors.safetensors, named case/mode/model/quantity, and OUT/facts.json.
 """
