@@ -8,6 +8,7 @@ import pytest
 
 from tests.campaigns import __main__ as runner
 from tests.campaigns import soak
+from tests.campaigns.compilers import TRITONS
 from tests.campaigns.faults.cases import CASES
 from tests.campaigns.fuzz import engine
 from tests.campaigns.fuzz.targets import TARGETS
@@ -72,10 +73,11 @@ def test_what_cannot_be_done_is_refused(message, run):
 def test_the_readme_shows_the_committed_results():
     readme = runner.README.read_text(encoding="utf-8")
     assert runner.with_tables(readme) == readme, "run: python -m tests.campaigns tables"
-    faults, fuzz = (
+    compilers, faults, fuzz = (
         json.loads((runner.RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
-        for name in ("faults", "fuzz")
+        for name in ("compilers", "faults", "fuzz")
     )
+    assert [row["Triton"] for row in compilers] == TRITONS
     assert {row["case"] for row in faults} == set(CASES)
     assert {row["target"] for row in fuzz} <= set(TARGETS)
 
