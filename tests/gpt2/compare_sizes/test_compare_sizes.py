@@ -120,6 +120,8 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
     shutil.rmtree(second / "checkpoints")  # nothing was saved: it is trained anew
     for name in ("result.json", "metrics.jsonl"):
         (second / name).unlink()
+    # Ignored in what a shell starts in the background, it would be ignored by the command too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for name, lines in {"SIGINT": 5, "SIGKILL": 40}.items():
         process = start_python(*COMMAND, "broken", cwd=workplace)
         wait_for_step(process, second, lines)

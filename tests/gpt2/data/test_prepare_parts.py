@@ -107,7 +107,6 @@ def test_processes_in_one_folder_train_one_tokenizer_and_end_in_a_merge(place):
     said = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
     assert sum("trained in" in output for output, _ in said) == 1
-    assert all(f"part {i}/2: 100%" in errors for i, (_, errors) in enumerate(said, start=1))
     merged = merge(Job(str(place.data), **own))
     assert any("merged in" in note for note in merged.notes)
     alone = prepare(str(place.data), **own | {"cache_dir": place.cache_dir / "alone"})
