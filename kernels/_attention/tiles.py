@@ -25,6 +25,8 @@ from typing import NamedTuple
 
 import triton
 
+from kernels._common.launch import release
+
 
 class Tile(NamedTuple):
     """How one kernel is cut: rows of queries and of keys per tile, warps, pipeline stages."""
@@ -108,7 +110,7 @@ TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] 
     ("other", 256): (((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),),
 }
 
-if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9):  # see above
+if release(triton.__version__) >= (3, 9):  # see above
     TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
 # Architectures that take the rows of another.

@@ -12,16 +12,18 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, in NumPy."""
 
 
+def release(words: str) -> tuple[int, ...]:
+    """Return the first two numbers of a version, to be compared."""
+    return tuple(map(int, words.split(".")[:2]))
+
+
 def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
     """The reason why this Triton cannot interpret with this NumPy, with the remedy; None if it can.
 
     Triton before 3.7 takes arrays of one element for numbers (triton-lang/triton#9171), which NumPy
     refuses from 2.4 on.
     """
-    triton_release, numpy_release = (
-        tuple(map(int, words.split(".")[:2])) for words in (triton_version, numpy_version)
-    )
-    if triton_release >= (3, 7) or numpy_release < (2, 4):
+    if release(triton_version) >= (3, 7) or release(numpy_version) < (2, 4):
         return None
     return (
         f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}; "
