@@ -6,12 +6,13 @@ is declared once, in `ModelOptions`.
 """
 
 import dataclasses
-import reprlib
 import sys
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+
+from gpt2.common.ranges import check_number
 
 Norm = Literal["layernorm", "quicknorm"]
 NormPosition = Literal["pre", "post"]
@@ -36,17 +37,6 @@ def _compile_pays() -> bool:
 
 # Rows of the embedding are padded to a multiple of this, so that products with it are aligned.
 VOCAB_MULTIPLE = 128
-
-# The largest are far beyond any model: a damaged file could ask for memory and time without end.
-_LARGEST = {
-    "n_layer": 1 << 12,
-    "n_head": 1 << 12,
-    "n_embd": 1 << 20,
-    "vocab_size": 1 << 24,
-    "block_size": 1 << 24,
-    "n_inner": 1 << 24,
-    "window": sys.maxsize,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +81,15 @@ class GPTConfig(ModelOptions):
     loss_kernel: Kernel = "torch"
 
     def __post_init__(self) -> None:
-        for name, largest in _LARGEST.items():
-            value = getattr(self, name)
-            if value is not None and not 1 <= value <= largest:
-                side = "at least 1" if value < 1 else f"at most {largest:,}"
-                raise ValueError(f"{name} must be {side}, got {reprlib.repr(value)}")
+        for name in ("n_layer", "n_head", "n_embd", "block_size", "n_inner", "window", "dropout"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), name)
+        check_number("model_vocab_size", self.vocab_size, "vocab_size")
         if self.n_embd % self.n_head:
             raise ValueError(
                 f"n_embd={self.n_embd} cannot be split over n_head={self.n_head} heads: "
                 "choose a width that is a multiple of the number of heads"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for name, kind in get_type_hints(type(self)).items():
             choices, value = get_args(kind), getattr(self, name)
             if get_origin(kind) is Literal and value not in choices:
@@ -355,7 +342,7 @@ def settle(config: TrainConfig, default: str = "demo") -> Settings:
         default: the preset where none is named.
 
     Raises:
-        ValueError: an unknown preset, both --steps and --epochs, or a number below 1.
+        ValueError: an unknown preset, or both --steps and --epochs.
     """
     preset = config.preset or default
     if preset not in PRESETS:
@@ -372,9 +359,6 @@ def settle(config: TrainConfig, default: str = "demo") -> Settings:
     values = asked | {name: value for name, value in values.items() if asked[name] is None}
     if values["min_lr"] is None:
         values["min_lr"] = values["lr"] / 10
-    for name in ("steps", "batch_size", "seq_len", "grad_accum", "eval_every", "checkpoint_every"):
-        if values[name] is not None and values[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {values[name]}")
     return Settings(**values)
 
 

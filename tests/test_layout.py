@@ -13,7 +13,8 @@ import kernels
 ROOT = Path(__file__).resolve().parents[1]
 # A room is a folder or a flat file. Rooms on one line know nothing of each other.
 ORDER = [
-    ["kernels", "gpt2.common", "gpt2.config"],
+    ["kernels", "gpt2.common"],
+    ["gpt2.config"],
     ["gpt2.tokenizer", "gpt2.cache", "gpt2.attention", "gpt2.layers", "gpt2.loss"],
     ["gpt2.model"],
     ["gpt2.data"],

@@ -70,10 +70,6 @@ def plan(arguments: Arguments) -> tuple[Step, str]:
         raise ValueError("--attn flash: FlashAttention takes fp16 and bf16, got --dtype fp32")
     preset = PRESETS[arguments.preset]
     seq_len = preset.block_size if arguments.seq_len is None else arguments.seq_len
-    counts = {"batch-size": arguments.batch_size, "grad-accum": arguments.grad_accum}
-    for option, value in {**counts, "seq-len": seq_len}.items():
-        if value < 1:
-            raise ValueError(f"--{option} must be at least 1, got {value}")
     given = dataclasses.asdict(arguments)
     for key in PORTABLE.keys() - {"attn"}:
         given[key] = given[key] or arguments.kernels

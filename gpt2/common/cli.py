@@ -7,6 +7,8 @@ from typing import TypeVar
 
 import tyro
 
+from gpt2.common.ranges import check_numbers
+
 T = TypeVar("T")
 
 
@@ -17,7 +19,9 @@ def run_tool(
     description: str | None = None,
     failures: tuple[type[Exception], ...] = (),
 ) -> None:
-    """Parse the command line and call `main`; a user's mistake is one sentence and status 2.
+    """Parse the command line, check its numbers (`gpt2.common.ranges`) and call `main`.
+
+    A user's mistake is one sentence and status 2.
 
     Args:
         main: the command.
@@ -26,7 +30,9 @@ def run_tool(
         failures: see `failing_plainly`.
     """
     with failing_plainly(*failures):
-        main(tyro.cli(arguments, prog=_name(), description=description))
+        options = tyro.cli(arguments, prog=_name(), description=description)
+        check_numbers(options)
+        main(options)
 
 
 @contextmanager

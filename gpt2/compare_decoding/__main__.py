@@ -234,12 +234,6 @@ def _check(arguments: Arguments, context: int) -> int:
     max_tokens = arguments.max_tokens
     if max_tokens is None:
         max_tokens = min(128, context - arguments.prompt_tokens)
-    for name in ("prompts", "prompt_tokens", "batch_size"):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
-    if arguments.copy_tokens < 0:
-        raise ValueError(f"--copy-tokens must be 0 or more, got {arguments.copy_tokens}")
     if max_tokens < 1 or arguments.prompt_tokens + max_tokens > context:
         raise ValueError(
             f"--prompt-tokens {arguments.prompt_tokens} and --max-tokens {max_tokens} must fit the "

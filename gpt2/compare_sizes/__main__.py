@@ -62,8 +62,6 @@ def main(arguments: Arguments) -> None:
     out = Path(arguments.out)
     runs = _runs(arguments)
     check_folder(out, runs, {*FILES, *PLOTS})
-    if arguments.sample_tokens < 1:
-        raise ValueError(f"--sample-tokens must be at least 1, got {arguments.sample_tokens}")
     first = next(iter(runs.values()))
     prepared = prepare_text(Plan(out, first, resumed=False))
     check_runs(runs, prepared)

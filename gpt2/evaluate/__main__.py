@@ -81,10 +81,6 @@ def main(arguments: Arguments) -> None:
 def _check(arguments: Arguments) -> None:
     """Refuse options that the task would ignore."""
     task = arguments.task
-    if arguments.batch_size < 1:
-        raise ValueError(f"--batch-size must be at least 1, got {arguments.batch_size}")
-    if arguments.limit is not None and arguments.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {arguments.limit}")
     if arguments.limit is not None and task == "wikitext":
         raise ValueError("--task wikitext counts the words of the whole split: leave out --limit")
     if arguments.stride is not None and task not in ("perplexity", "wikitext"):

@@ -73,10 +73,6 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     from gpt2.weights.open_model import open_model
 
-    for name in ("max_tokens", "samples", "batch_size"):
-        if getattr(arguments, name) < 1:
-            option = name.replace("_", "-")
-            raise ValueError(f"--{option} must be at least 1, got {getattr(arguments, name)}")
     options = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     chosen = {name: getattr(arguments, name) for name in options}
     sampling = strategy(arguments.strategy, **chosen)

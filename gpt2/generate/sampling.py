@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2.common.ranges import check_numbers
+
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
@@ -36,18 +38,7 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature must be 0 (greedy) or more, got {self.temperature}")
-        if self.top_k is not None and self.top_k < 1:
-            raise ValueError(f"top-k must be at least 1, got {self.top_k}")
-        for name, value in (("top-p", self.top_p), ("min-p", self.min_p)):
-            if value is not None and not 0 < value <= 1:
-                raise ValueError(f"{name} must be in (0, 1], got {value}")
-        if not 0 < self.repetition_penalty < float("inf"):
-            raise ValueError(
-                "repetition-penalty must be above 0 (1 for none, 1.2 is usual), "
-                f"got {self.repetition_penalty}"
-            )
+        check_numbers(self)
 
 
 def strategy(
@@ -132,6 +123,11 @@ def next_token(
 
 def _penalised(logits: Tensor, sampling: Sampling, seen: Tensor | None) -> Tensor:
     logits = logits.float()
+    if not logits.amax(dim=-1).isfinite().all():  # -inf for some tokens is no harm
+        raise ValueError(
+            "the model's logits are infinite or NaN, so there is no next token: take an earlier "
+            "--checkpoint of the run"
+        )
     penalty = sampling.repetition_penalty
     if penalty == 1:
         return logits

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from gpt2.common.distributed import say
 from gpt2.config import Settings
-from gpt2.runs.checkpoint import TrainerState
+from gpt2.runs.checkpoint import TrainerState, best_checkpoint, step_of
 from gpt2.training.step import StepResult
 
 WINDOW = 100
@@ -28,7 +28,22 @@ LEAST = 20  # losses to know before anything is called a spike
 
 
 class Diverged(RuntimeError):
-    """Too many steps were skipped in a row, or too often rolled back."""
+    """Too many steps were skipped in a row, or too often rolled back, or the end is not finite."""
+
+
+def diverged_at_the_end(folder: Path) -> Diverged:
+    """Build the error of a run whose last weights give no finite loss; it has no test nor samples.
+
+    Names the best checkpoint in `folder`/checkpoints, where one has a finite validation loss.
+    """
+    best = best_checkpoint(folder / "checkpoints")
+    kept = "no checkpoint has a finite one"
+    if best is not None:
+        kept = f"the best checkpoint, step {step_of(best):,}, is what --init-from {folder} takes"
+    return Diverged(
+        f"the run in {folder} has diverged: the validation loss after its last step is not finite, "
+        f"so it is neither scored nor sampled; {kept}. Train anew with a lower --lr"
+    )
 
 
 class SpikeGuard:

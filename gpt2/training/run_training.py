@@ -21,6 +21,7 @@ import torch
 from gpt2.common.devices import choose_device, device_memory
 from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
 from gpt2.common.files import lock
+from gpt2.common.ranges import check_numbers
 from gpt2.config import GPTConfig, Settings, TrainConfig, model_config, settle
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.model import GPT, count_parameters
@@ -92,18 +93,24 @@ def make_plan(config: TrainConfig) -> Plan:
     """Settle what `config` leaves open: by the preset, the weights to begin from, or the run.
 
     Raises:
-        ValueError: an unknown preset, an --out that holds a run, a --resume that holds none or that
-            is given together with settings which it cannot change, an --init-from that cannot be
-            loaded or that contradicts other settings.
+        ValueError: an unknown preset, a number out of range, an --out that holds a run, a --resume
+            that holds none or that is given together with settings which it cannot change, an
+            --init-from that cannot be loaded or that contradicts other settings.
     """
+    check_numbers(config)
     if config.resume is not None:
-        return Plan(Path(config.resume), resumed_settings(config), resumed=True)
+        settings = resumed_settings(config)
+        check_numbers(settings)
+        return Plan(Path(config.resume), settings, resumed=True)
     device, _ = choose_device(config.device)
     start = None
     if config.init_from is not None:
         start = find_pretrained(config.init_from)
         config = begin_from(start, config)
     settings = settle(config, "demo" if device.type == "cpu" else "mini")
+    if settings.min_lr > settings.lr:
+        raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
+    model_config(settings, settings.vocab_size)  # what cannot be built is refused before the text
     return Plan(_new_folder(settings), settings, resumed=False, start=start)
 
 

@@ -52,7 +52,7 @@ from gpt2.training.out_of_memory import (
     what_to_lower,
 )
 from gpt2.training.parallel import check_parallel, distribute_like, full_tensors, wrap
-from gpt2.training.recovery import StepGuard
+from gpt2.training.recovery import StepGuard, diverged_at_the_end
 from gpt2.training.step import StepResult, train_step
 
 MicroBatch = tuple[Tensor, Tensor]
@@ -121,7 +121,7 @@ class Trainer:
             torch.amp.GradScaler(machine.device.type) if machine.dtype == torch.float16 else None
         )
         self.step = 0
-        self.best_val_loss = math.inf
+        self.val_loss = self.best_val_loss = math.inf
         self.guard = StepGuard(settings, folder)
         self._interval = Interval(LossSum())
         self._last_saved_step = -1
@@ -141,7 +141,8 @@ class Trainer:
         one kills.
 
         Raises:
-            Diverged: too many steps in a row were skipped.
+            Diverged: too many steps in a row were skipped, or the last validation loss is not
+                finite.
             OutOfMemory: with the estimate and what to lower.
         """
         main = self.world.main
@@ -164,6 +165,8 @@ class Trainer:
                     elif logs:  # rolled back
                         logs.go_back(self.step)
                 if not ended_by or self.step == self.steps:
+                    if not math.isfinite(self.val_loss):
+                        raise diverged_at_the_end(self.folder)
                     return None
                 if self._last_saved_step != self.step:
                     self.save(None)
@@ -251,7 +254,7 @@ class Trainer:
             )
         evaluating = self.step % settings.eval_every == 0 or last
         if evaluating:
-            metrics["val_loss"] = self._validate()
+            metrics["val_loss"] = self.val_loss = self._validate()
         if logs and len(metrics) > 1:
             logs.write(**metrics)
         if logs and evaluating:
@@ -413,6 +416,7 @@ class Trainer:
             self.scaler.load_state_dict(state.scaler)
         self.step = state.step
         self.best_val_loss = math.inf if state.best_val_loss is None else state.best_val_loss
+        self.val_loss = math.inf if state.val_loss is None else state.val_loss
         self.guard = StepGuard(self.settings, self.folder, state)
         self._interval = Interval(state.interval)
         set_random_states(checkpoint.rng, seed=self.settings.seed)

@@ -192,7 +192,6 @@ def test_the_tool_prints_json(capsys: pytest.CaptureFixture[str]) -> None:
         ({"preset": "gpt3"}, "choose one of demo"),
         ({"device": "h300"}, "choose one of b200, h200"),
         ({"device": "t4"}, "no bf16"),
-        ({"batch_size": 0}, "--batch-size must be at least 1"),
         ({"attn": "flash", "dtype": "fp32"}, "fp16 and bf16"),
         ({"window": 0}, "window must be at least 1"),
         ({"vocab_size": 0}, "vocab_size must be at least 1"),

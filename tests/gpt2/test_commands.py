@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import gpt2.training.trainer
 from gpt2.runs.metrics import read_metrics
 from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python, wait_for_step
 
@@ -148,6 +149,34 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
+def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, capsys):
+    rate = gpt2.training.trainer.learning_rate
+
+    def wild(step, **options):
+        return 1e12 if step >= 6 else rate(step, **options)
+
+    words = ["--data", "stories.txt", *SMALL, "--steps", "8", "--eval-every", "4"]
+    words += ["--checkpoint-every", "4", "--grad-accum", "1"]
+    message = (
+        "error: the run in wild has diverged: the validation loss after its last step is not "
+        "finite, so it is neither scored nor sampled; the best checkpoint, step 4, is what "
+        "--init-from wild takes. Train anew with a lower --lr"
+    )
+    for begin in ([*words, "--out", "wild"], ["--resume", "wild"]):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("gpt2.training.trainer.learning_rate", wild)
+            assert typed(TRAIN, *begin) == 2
+        assert message in capsys.readouterr().err
+        assert not Path("wild/result.json").exists()
+    for strategy in ("top-p", "greedy"):
+        last = ["-m", "gpt2.generate", "wild", "--strategy", strategy, "--checkpoint"]
+        assert typed(*last, "last") == 2
+        assert "take an earlier --checkpoint of the run" in capsys.readouterr().err
+        assert typed(*last, "4", "--max-tokens", "2") == 0
+    again = ["--init-from", "wild", "--out", "tame", "--steps", "1", "--sample-tokens", "2"]
+    assert typed(TRAIN, "--data", "stories.txt", *again, "--lr", "1e-4") == 0
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -166,7 +195,14 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
             (TRAIN, "--data", "stories.txt", "--attn", "triton", *SMALL, *BF16),
             "--attn triton: Triton's interpreter multiplies bf16 matrices wrongly",
         ),
-        ((TRAIN, "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1"),
+        ((TRAIN, "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1, got 0"),
+        ((TRAIN, "--clip", "-1"), "--clip must be at least 0 (0: no clipping), got -1.0"),
+        ((TRAIN, "--min-lr", "1", "--lr", "0.1"), "--min-lr 1 is above --lr 0.1: lower it"),
+        ((TRAIN, "--n-head", "5", "--data", "absent.txt"), "n_embd=192 cannot be split over n_he"),
+        (
+            (TRAIN, "--vocab-size", "256", "--data", "absent.txt"),
+            "--vocab-size must be at least 257",
+        ),
         ((TRAIN, "--data", "stories.txt", *SMALL, "--seq-len", "50000"), "training text is too sh"),
         (("-m", "gpt2.data.prepare", "--data", "none.txt"), "error: --data none.txt: no such file"),
         (("-m", "gpt2.report", "."), "is not a run folder"),
@@ -176,7 +212,7 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
         ),
         (("-m", "gpt2.evaluate", "."), "has no config.json: give a folder of a run"),
         (("-m", "gpt2.generate", "run", "--checkpoint", "77"), "no checkpoint '77'"),
-        (("-m", "gpt2.generate", "run", "--top-p", "2"), "top-p must be in (0, 1]"),
+        (("-m", "gpt2.generate", "run", "--top-p", "2"), "--top-p must be above 0 and at most 1"),
     ],
     ids=lambda value: " ".join(value[1:])[:40] if isinstance(value, tuple) else None,
 )

@@ -156,7 +156,7 @@ def test_the_model_compiles_whole_and_agrees(options):
     [
         ({"n_embd": 10, "n_head": 3}, "n_embd=10 cannot be split over n_head=3"),
         ({"norm": "batchnorm"}, "norm must be one of layernorm, quicknorm, got 'batchnorm'"),
-        ({"dropout": 1.0}, "dropout must be in"),
+        ({"dropout": 1.0}, "dropout must be at least 0 and below 1 "),
         ({"recompute": "layer"}, "recompute must be one of none, block, got 'layer'"),
         ({"window": 0}, "window must be at least 1"),
         ({"n_layer": 0}, "n_layer must be at least 1"),

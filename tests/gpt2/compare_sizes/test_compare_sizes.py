@@ -152,7 +152,6 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
         ({"seq_len": 50000, "tokens": 1000000}, "the training text is too short"),
         ({"prompt": ("a b c d e f g " * 9,)}, "the models will see 16: shorten it"),
         ({"device": "cuda:9"}, "--device cuda:9"),
-        ({"sample_tokens": 0}, "--sample-tokens must be at least 1"),
         ({"out": "stories.txt"}, "--out stories.txt is a file: name a folder"),
         ({"out": "FULL"}, "holds something else than a comparison of sizes (thesis.txt)"),
         ({"out": "out/1x8"}, "--out out/1x8 holds something else than a comparison"),

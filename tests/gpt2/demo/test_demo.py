@@ -124,7 +124,6 @@ def test_mistakes_are_one_sentence(run, monkeypatch):
         other.listen()
         port = other.getsockname()[1]
         refuse(f"port {port} .* choose another --port", port=port)
-    refuse("--port must be 1 to 65535, got 0", port=0)
     with monkeypatch.context() as absent:
         absent.setitem(sys.modules, "gradio", None)
         refuse(r"pip install -e '\.\[demo\]'")
