@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import tyro
 
+from gpt2.common.load import sleeping_under_load
 from gpt2.common.ranges import check_numbers
 
 T = TypeVar("T")
@@ -37,10 +38,14 @@ def run_tool(
 
 @contextmanager
 def failing_plainly(*failures: type[Exception]) -> Iterator[None]:
-    """End the process with one sentence for a ValueError, an OSError or one of `failures`."""
+    """End the process with one sentence for a ValueError, an OSError or one of `failures`.
+
+    Meanwhile its threads sleep under load (gpt2/common/load.py).
+    """
     known: tuple[type[Exception], ...] = (ValueError, OSError, *failures)
     try:
-        yield
+        with sleeping_under_load():
+            yield
     except known as error:
         print(f"error: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)

@@ -1,0 +1,164 @@
+"""Tokens per second of training, evaluation and generation beside another busy process (Linux).
+
+    python -m bench.busy --out bench/results/<device>/busy/<date>-<commit>.json
+
+Every way of waiting is a process of its own, and they take turns: on an idle machine, beside `yes`,
+and beside a niced `yes`. `libgomp` is that library's default, named as a number of spins, which
+gpt2/common/load.py leaves as it is; `ours` is what the commands do; the others are what the
+environment can choose. The demo model, random tokens, float32. The file holds every turn; printed
+is a table of the medians, and of what they are to those of `libgomp`.
+"""
+
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from os import environ
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from bench.harness.results import ROOT, commit, device_name, versions
+from bench.harness.training_steps import Problem, Recipe, Step
+from gpt2.common.files import write_json
+from gpt2.common.load import CHOICES, SLEEP, sleeping_under_load
+from gpt2.config import PRESETS
+from gpt2.generate.decoding import continuations
+from gpt2.generate.sampling import Sampling
+from gpt2.model import GPT
+
+WAYS = {
+    "libgomp": {"GOMP_SPINCOUNT": "300000"},
+    "ours": {},
+    "passive": {"OMP_WAIT_POLICY": "passive"},
+    "1,000 spins": {"GOMP_SPINCOUNT": "1000"},
+    "10,000 spins": {"GOMP_SPINCOUNT": "10000"},
+    "bound": {"GOMP_SPINCOUNT": "300000", "OMP_PROC_BIND": "true"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+LOADS = {"idle": [], "busy": ["yes"], "niced": ["nice", "-n", "19", "yes"]}
+TASKS = ("train", "evaluate", "generate")
+WARM_UP = 0.6  # seconds of a turn before it is timed
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure how the speed of training, evaluation and generation suffers from other processes."""
+
+    out: Path | None = None
+    """Write every turn to this .json file."""
+    ways: tuple[str, ...] = tuple(WAYS)
+    """The ways of waiting to measure; the first is what the others are compared with."""
+    rounds: int = 5
+    """Turns of each."""
+    seconds: float = 1.0
+    """Time of a turn, at least; a step that has begun is ended."""
+
+
+Rates = dict[str, dict[str, dict[str, list[float]]]]  # by task, load and way
+
+
+def main(arguments: Arguments) -> None:
+    rates: Rates = {t: {load: {w: [] for w in arguments.ways} for load in LOADS} for t in TASKS}
+    workers = {way: _start(WAYS[way], arguments.seconds) for way in arguments.ways}
+    for round_ in range(arguments.rounds):
+        for load in LOADS:
+            with _beside(load):
+                for task in TASKS:
+                    for way in list(workers)[:: -1 if round_ % 2 else 1]:
+                        rates[task][load][way].append(_ask(workers[way], task))
+    for worker in workers.values():
+        worker.communicate()  # its input ends, and so does it
+    if arguments.out:
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
+        cpu = torch.device("cpu")
+        about = {"device": device_name(cpu), "commit": commit(), "versions": versions()}
+        write_json(arguments.out, about | {"tokens_per_s": rates})
+    print(table(rates))
+
+
+def table(rates: Rates) -> str:
+    """Markdown: a line per task and load, a column per way; medians and their ratios."""
+    ways = list(rates[TASKS[0]]["idle"])
+    lines = [["tokens/s", *ways], ["---", *["---:"] * len(ways)]]
+    for task, loads in rates.items():
+        for load, found in loads.items():
+            medians = [statistics.median(turns) for turns in found.values()]
+            cells = [f"{m:,.0f} (x {m / medians[0]:.2f})" for m in medians[1:]]
+            lines.append([f"{task}, {load}", f"{medians[0]:,.0f}", *cells])
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+@contextmanager
+def _beside(load: str) -> Iterator[None]:
+    if not LOADS[load]:
+        time.sleep(SLEEP + 1)  # until no process thinks of the load before
+        yield
+        return
+    with subprocess.Popen(LOADS[load], stdout=subprocess.DEVNULL) as other:
+        try:
+            yield
+        finally:
+            other.kill()
+
+
+def _start(way: dict[str, str], seconds: float) -> "subprocess.Popen[str]":
+    """Start a process that measures, and wait until it is ready."""
+    clean = {name: value for name, value in environ.items() if name not in CHOICES}
+    clean.pop("OMP_NUM_THREADS", None)
+    worker = subprocess.Popen(
+        [sys.executable, "-c", f"from bench.busy import _work; _work({seconds})"],
+        cwd=ROOT,
+        env=clean | way,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    _ask(worker, TASKS[0])
+    return worker
+
+
+def _ask(worker: "subprocess.Popen[str]", task: str) -> float:
+    assert worker.stdin is not None
+    assert worker.stdout is not None
+    print(task, file=worker.stdin, flush=True)
+    return float(worker.stdout.readline())
+
+
+def _work(seconds: float) -> None:
+    """Answer each task named on stdin with the tokens per second that it makes."""
+    problem = Problem("demo", PRESETS["demo"], 16, 128, torch.device("cpu"), torch.float32)
+    step = Step(problem, Recipe("ours"))
+    model = cast(GPT, step.training.model)  # it has no dropout
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            model(*step.batch)
+
+    def generate() -> None:
+        continuations(model, [[0]], 32, sampling=Sampling())
+
+    calls: dict[str, tuple[int, Callable[[], object]]] = {
+        "train": (problem.tokens, step.run),
+        "evaluate": (problem.tokens, evaluate),
+        "generate": (32, generate),
+    }
+    with sleeping_under_load():
+        for line in sys.stdin:
+            tokens, call = calls[line.strip()]
+            for enough in (WARM_UP, seconds):
+                began, count = time.perf_counter(), 0
+                while (spent := time.perf_counter() - began) < enough:
+                    call()
+                    count += 1
+            print(count * tokens / spent, flush=True)
+
+
+if __name__ == "__main__":
+    from gpt2.common.cli import run_tool
+
+    run_tool(main, Arguments)

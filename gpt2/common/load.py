@@ -1,0 +1,89 @@
+"""Threads that wait for each other: they spin on an idle machine, and sleep on a busy one.
+
+PyTorch's wheels for Linux compute by libgomp, whose threads spin for milliseconds while they wait
+for the others of their team. Where another process takes one of the cores, they spin on what is
+left, while the thread that they wait for cannot run. OMP_WAIT_POLICY=passive lets them sleep, but
+is read once, when PyTorch is imported; it costs speed on an idle machine, and loads come and go.
+
+libgomp spins 300,000 times by default, and 100 times while it has more threads than there are
+cores (its manual, GOMP_SPINCOUNT). So while the machine is busy, teams of threads that do nothing
+are kept. The team that computes keeps its size, and so every result its bits.
+"""
+
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tqdm import tqdm
+
+LOOK, SLEEP = (
+    0.25,
+    8.0,
+)  # seconds: from look to look, and of sleeping before they spin and look again
+BUSY = 0.15  # of their time, for which threads that spin could run and did not get a core
+CHOICES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # by which the user decides it
+_PROCESS = Path("/proc/self")  # of Linux
+
+
+@contextmanager
+def sleeping_under_load() -> Iterator[None]:
+    """Let PyTorch's threads sleep instead of spin in this block while the machine is busy.
+
+    Nothing happens without PyTorch and libgomp in this process, or with one of the `CHOICES`.
+    """
+    torch, maps, end = sys.modules.get("torch"), _PROCESS / "maps", threading.Event()
+    theirs = CHOICES & os.environ.keys() or not maps.exists() or "libgomp" not in maps.read_text()
+    if torch and not theirs and (threads := torch.get_num_threads()) > 1:
+        threading.Thread(target=_watch, args=(end, threads), daemon=True).start()
+    try:
+        yield
+    finally:
+        end.set()
+
+
+def _watch(end: threading.Event, threads: int) -> None:
+    """Keep idle teams while the machine is busy, until `end` is set; `threads` make a team.
+
+    Only threads that spin tell whether that does harm: beside a niced process it may do none, and
+    threads that sleep would wait for it. So they spin for one look now and then.
+    """
+    said = False
+    while not end.is_set():
+        before, waited = time.monotonic(), _waited()
+        end.wait(LOOK)
+        if _waited() - waited > BUSY * threads * (time.monotonic() - before):
+            if not said:
+                line = "the CPU is busy: threads sleep instead of spinning while they wait"
+                tqdm.write(line, file=sys.stderr)
+            said = True
+            release = _idle_teams(threads)
+            end.wait(SLEEP)
+            release.set()
+
+
+def _waited() -> float:
+    """Seconds for which the threads of this process could run and did not get a core."""
+    total = 0
+    for thread in os.listdir(_PROCESS / "task"):
+        with suppress(OSError):  # it has ended, or this kernel does not count
+            total += int((_PROCESS / "task" / thread / "schedstat").read_text().split()[1])
+    return total / 1e9
+
+
+def _idle_teams(threads: int) -> threading.Event:
+    """Begin as many teams as give libgomp more threads than cores; they end with the event."""
+    import torch
+
+    release = threading.Event()
+
+    def team() -> None:
+        torch.zeros(1 << 17).add_(1)  # large enough for a team, which ends with this thread
+        release.wait()
+
+    for _ in range((len(os.sched_getaffinity(0)) - threads) // (threads - 1) + 1):
+        threading.Thread(target=team, daemon=True).start()
+    return release
