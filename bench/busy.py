@@ -2,11 +2,12 @@
 
     python -m bench.busy --out bench/results/<device>/busy/<date>-<commit>.json
 
-Every way of waiting is a process of its own, and they take turns: on an idle machine, beside `yes`,
-and beside a niced `yes`. `libgomp` is that library's default, named as a number of spins, which
-gpt2/common/load.py leaves as it is; `ours` is what the commands do; the others are what the
+Every way of waiting is a process of its own, and they take turns: on an idle machine, beside a
+niced `yes`, and beside `yes`. `libgomp` is that library's default, as a number of spins, which our
+code leaves as it is; `ours` is what the commands do; the others are what the
 environment can choose. The demo model, random tokens, float32. The file holds every turn; printed
-is a table of the medians, and of what they are to those of `libgomp`.
+is a table of the medians. The ratios are medians of those to the turn of the first way in the same
+round, as the machine drifts from round to round.
 """
 
 import statistics
@@ -40,9 +41,9 @@ WAYS = {
     "bound": {"GOMP_SPINCOUNT": "300000", "OMP_PROC_BIND": "true"},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
-LOADS = {"idle": [], "busy": ["yes"], "niced": ["nice", "-n", "19", "yes"]}
+# In this order, as `ours` may go on sleeping for a while after the last.
+LOADS = {"idle": [], "niced": ["nice", "-n", "19", "yes"], "busy": ["yes"]}
 TASKS = ("train", "evaluate", "generate")
-WARM_UP = 0.6  # seconds of a turn before it is timed
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Arguments:
     """The ways of waiting to measure; the first is what the others are compared with."""
     rounds: int = 5
     """Turns of each."""
-    seconds: float = 1.0
-    """Time of a turn, at least; a step that has begun is ended."""
+    seconds: float = 0.5
+    """Time of a turn, at least, after as long a warm-up; a step that has begun is ended."""
 
 
 Rates = dict[str, dict[str, dict[str, list[float]]]]  # by task, load and way
@@ -82,14 +83,17 @@ def main(arguments: Arguments) -> None:
 
 
 def table(rates: Rates) -> str:
-    """Markdown: a line per task and load, a column per way; medians and their ratios."""
+    """Markdown: a line per task and load, a column per way; medians and ratios to the first way."""
     ways = list(rates[TASKS[0]]["idle"])
     lines = [["tokens/s", *ways], ["---", *["---:"] * len(ways)]]
     for task, loads in rates.items():
         for load, found in loads.items():
-            medians = [statistics.median(turns) for turns in found.values()]
-            cells = [f"{m:,.0f} (x {m / medians[0]:.2f})" for m in medians[1:]]
-            lines.append([f"{task}, {load}", f"{medians[0]:,.0f}", *cells])
+            first, *others = found.values()
+            cells = [f"{statistics.median(first):,.0f}"]
+            for turns in others:
+                ratio = statistics.median(t / f for t, f in zip(turns, first, strict=True))
+                cells.append(f"{statistics.median(turns):,.0f} (x {ratio:.2f})")
+            lines.append([f"{task}, {load}", *cells])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
@@ -118,7 +122,8 @@ def _start(way: dict[str, str], seconds: float) -> "subprocess.Popen[str]":
         stdout=subprocess.PIPE,
         text=True,
     )
-    _ask(worker, TASKS[0])
+    for task in TASKS:
+        _ask(worker, task)
     return worker
 
 
@@ -150,9 +155,9 @@ def _work(seconds: float) -> None:
     with sleeping_under_load():
         for line in sys.stdin:
             tokens, call = calls[line.strip()]
-            for enough in (WARM_UP, seconds):
+            for _ in range(2):  # the first warms up, and sees the load
                 began, count = time.perf_counter(), 0
-                while (spent := time.perf_counter() - began) < enough:
+                while (spent := time.perf_counter() - began) < seconds:
                     call()
                     count += 1
             print(count * tokens / spent, flush=True)
