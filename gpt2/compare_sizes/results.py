@@ -89,7 +89,7 @@ def encode_prompts(
     Raises:
         ValueError: a prompt is longer than `context`.
     """
-    prompts = {text: tokenizer.encode(text) or [tokenizer.eot_id] for text in texts}
+    prompts = {text: tokenizer.encode_prompt(text) for text in texts}
     for text, ids in prompts.items():
         if len(ids) > context:
             raise ValueError(

@@ -125,7 +125,7 @@ def _text(run: Run, token: int) -> str:
 
 
 def _encode(run: Run, prompt: str) -> list[int]:
-    ids = run.tokenizer.encode(prompt) or [run.tokenizer.eot_id]
+    ids = run.tokenizer.encode_prompt(prompt)
     check_prompts(run.model, [ids])
     return ids
 

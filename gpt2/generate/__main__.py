@@ -78,7 +78,7 @@ def main(arguments: Arguments) -> None:
     sampling = strategy(arguments.strategy, **chosen)
     prompts = _read_prompts(arguments)
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
-    ids = [run.tokenizer.encode(prompt) or [run.tokenizer.eot_id] for prompt in prompts]
+    ids = [run.tokenizer.encode_prompt(prompt) for prompt in prompts]
     check_prompts(run.model, ids)
     if len(prompts) == arguments.samples == 1:
         _stream(run, sampling, prompts[0], ids[0], arguments)

@@ -20,7 +20,8 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
@@ -59,6 +60,9 @@ class Tokenizer:
         )
         self.vocab_size = len(vocabulary.ids) + len(vocabulary.special_tokens)
         self.eot_id = vocabulary.special_tokens[END_OF_TEXT]
+        self._own_special = {
+            token: id for token, id in vocabulary.special_tokens.items() if token != END_OF_TEXT
+        }
 
     @classmethod
     def train(
@@ -110,25 +114,32 @@ class Tokenizer:
     def encode(self, text: str, *, allow_special: bool = False) -> list[int]:
         """Token ids of a text.
 
+        Special tokens that a vocabulary has besides "<|endoftext|>", such as "<|user|>", are always
+        encoded as such, as Hugging Face `tokenizers` does: only their own texts have them.
+
         Args:
             text: any valid Unicode.
-            allow_special: encode "<|endoftext|>" in the text as the special token. By default, as
-                befits a document of unknown origin, it is 13 ordinary characters.
+            allow_special: encode "<|endoftext|>" in the text as the special token too. By default,
+                as befits a document of unknown origin, it is 13 ordinary characters.
 
         Raises:
             ValueError: the text has a lone surrogate.
         """
         check_unicode(text)
-        if allow_special:
-            return self._encoding.encode(text, allowed_special="all", disallowed_special=())
-        return _join(self._encode_parts(cut(text, _PART_CHARS))).tolist()
+        special = self._vocabulary.special_tokens if allow_special else self._own_special
+        return _join(self._encode_parts(_parts(text, special))).tolist()
+
+    def encode_prompt(self, text: str) -> list[int]:
+        """Token ids of a text to continue, all special tokens allowed; an empty one begins a new
+        document, as "<|endoftext|>" does. At least one id."""
+        return self.encode(text, allow_special=True) or [self.eot_id]
 
     def encode_documents(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encode many texts on all cores: the ids of each, uint32. No token is special."""
+        """Encode many texts on all cores, as `encode` does: the ids of each, uint32."""
         for text in texts:
             check_unicode(text)
-        parts = [list(cut(text, _PART_CHARS)) for text in texts]
-        batches = in_batches(chain.from_iterable(parts), _PART_CHARS)
+        parts = [list(_parts(text, self._own_special)) for text in texts]
+        batches = in_batches(chain.from_iterable(parts), _PART_CHARS, _length)
         with ThreadPoolExecutor(available_cores()) as pool:
             encoded = chain.from_iterable(pool.map(self._encode_parts, batches))
             return [_join([next(encoded) for _ in own_parts]) for own_parts in parts]
@@ -157,8 +168,31 @@ class Tokenizer:
         if text := decoder.decode(b"", final=True):
             yield text
 
-    def _encode_parts(self, parts: Iterable[str]) -> list[np.ndarray]:
-        return [self._encoding.encode_to_numpy(part, disallowed_special=()) for part in parts]
+    def _encode_parts(self, parts: Iterable[str | int]) -> list[np.ndarray]:
+        return [
+            np.array([part], dtype=np.uint32)
+            if isinstance(part, int)
+            else self._encoding.encode_to_numpy(part, disallowed_special=())
+            for part in parts
+        ]
+
+
+def _parts(text: str, special: Mapping[str, int]) -> Iterator[str | int]:
+    """Cut a text into parts to be encoded one by one, at least one, and the ids of special tokens
+    between them; of tokens that begin alike the longest counts."""
+    if not special:
+        yield from cut(text, _PART_CHARS)
+        return
+    names = "|".join(map(re.escape, sorted(special, key=len, reverse=True)))
+    for piece in re.split(f"({names})", text):
+        if piece in special:
+            yield special[piece]
+        else:
+            yield from cut(piece, _PART_CHARS)
+
+
+def _length(part: str | int) -> int:
+    return 1 if isinstance(part, int) else len(part)
 
 
 def _join(arrays: list[np.ndarray]) -> np.ndarray:

@@ -27,6 +27,12 @@ _BYTE_TO_CHAR = {
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()}
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, Hugging Face's
+# As OpenAI published it, and as tiktoken has it.
+_GPT2_PATTERNS = {
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
+}
+_KEEPING = {("Isolated", False), ("Isolated", True), ("Removed", True)}
 _NEEDED = (
     f"Needed: byte-level BPE with GPT-2's split and {END_OF_TEXT}. Copy the file anew, or train a "
     "tokenizer (Tokenizer.train)."
@@ -118,7 +124,10 @@ def _read_pair(encoder: Path, merges: Path) -> Vocabulary:
     pairs = [line.partition(" ")[::2] for line in lines if line]
     ids = _read_json(encoder)
     special_tokens = {token: id for token, id in ids.items() if token == END_OF_TEXT}
-    return _check(encoder, ids, pairs, special_tokens)
+    added = encoder.with_name("added_tokens.json")  # of transformers before version 5
+    if added.is_file():
+        special_tokens |= _read_json(added)
+    return _check(encoder, ids | special_tokens, pairs, special_tokens)
 
 
 def _read_tokenizer_json(path: Path) -> Vocabulary:
@@ -148,25 +157,46 @@ def _objection(tokenizer: dict[str, Any]) -> str | None:
     for option in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(option):
             return f"its model has {option}={reprlib.repr(model[option])}"
-    for part in ("normalizer", "truncation", "padding"):
-        if tokenizer.get(part):
-            return f"it has a {part}"
-    split = tokenizer["pre_tokenizer"] or {}
-    as_gpt2 = split.get("use_regex", True) and not split.get("add_prefix_space")
-    if split.get("type") != "ByteLevel" or not as_gpt2:
-        return f"its pre_tokenizer is not that of GPT-2: {reprlib.repr(split)}"
-    after = tokenizer.get("post_processor")
-    if after and _adds_tokens(after):
-        return f"its post_processor adds tokens to every text ({reprlib.repr(after)})"
+    if changes := _steps(tokenizer.get("normalizer"), "normalizers"):
+        return f"it has a normalizer: {reprlib.repr(changes[0])}"
+    splits = _steps(tokenizer["pre_tokenizer"], "pretokenizers")
+    if not _split_as_gpt2(splits):
+        return f"its pre_tokenizer is not that of GPT-2: {reprlib.repr(splits)}"
+    for after in _steps(tokenizer.get("post_processor"), "processors"):
+        if _adds_tokens(after):
+            return f"its post_processor adds tokens to every text ({reprlib.repr(after)})"
     for token in tokenizer.get("added_tokens") or []:
-        if not token["special"] or token["single_word"] or token["lstrip"] or token["rstrip"]:
-            return f"it looks for the added token {reprlib.repr(token['content'])} in plain text"
+        for option in ("single_word", "lstrip", "rstrip"):
+            if token.get(option):
+                content = reprlib.repr(token["content"])
+                return f"its added token {content} has {option}: what is beside it decides"
     return None
 
 
+def _steps(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+    """List what a part of a tokenizer.json does, one after another; a Sequence is its members."""
+    if part is None:
+        return []
+    if part["type"] != "Sequence":
+        return [part]
+    return [step for member in part[members] for step in _steps(member, members)]
+
+
+def _split_as_gpt2(steps: list[dict[str, Any]]) -> bool:
+    """Tell whether text is split by GPT-2's pattern: ByteLevel's own, or given to a Split before
+    it; applied to a pre-token, ByteLevel's changes nothing."""
+    if not steps or steps[-1]["type"] != "ByteLevel" or steps[-1].get("add_prefix_space"):
+        return False
+    if len(steps) == 1:
+        return bool(steps[0].get("use_regex", True))
+    split = steps[0]
+    if len(steps) > 2 or split["type"] != "Split":
+        return False
+    kept = (split["behavior"], split["invert"])  # the pattern matches all of a text
+    return split["pattern"].get("Regex") in _GPT2_PATTERNS and kept in _KEEPING
+
+
 def _adds_tokens(post_processor: dict[str, Any]) -> bool:
-    if post_processor["type"] == "Sequence":
-        return any(map(_adds_tokens, post_processor["processors"]))
     if post_processor["type"] == "TemplateProcessing":
         return any("SpecialToken" in piece for piece in post_processor["single"])
     return post_processor["type"] != "ByteLevel"

@@ -179,6 +179,11 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
             model = GPT(shape).to(device)
         else:
             say(plan.start.note)
+            if (rows := plan.start.config.vocab_size) > shape.vocab_size:
+                say(
+                    f"their vocabulary is padded: {shape.vocab_size:,} tokens in {rows:,} rows; "
+                    "the rows without a token are left out"
+                )
             model = plan.start.build(shape).to(device)
     if world().rank:  # equal weights in all processes, but other dropout masks
         torch.manual_seed(settings.seed + world().rank)

@@ -3,7 +3,8 @@
 Tensors are named there as ours, most often with the prefix `transformer.`. They differ in this:
 
     linear layers of a block       transposed, (in, out): transformers has them as `Conv1D`
-    wte, lm_head                   V rows, where ours are padded to `padded_vocab_size`
+    wte, lm_head                   V rows, where ours are padded to `padded_vocab_size`; files may
+                                   have padding of their own, which `fit_vocabulary` cuts
     attn.bias, attn.masked_bias    the causal mask, in old files: no weights
 
 A model that only one of the two can express is refused with the reason.
@@ -23,7 +24,8 @@ from gpt2.config import GPTConfig
 from gpt2.model import GPT
 
 _PREFIX = "transformer."
-_VOCABULARY = ("wte.weight", "lm_head.weight")
+_WRAPPERS = re.compile(r"(_orig_mod\.|module\.)+")  # of torch.compile and of DDP
+VOCABULARY = ("wte.weight", "lm_head.weight")
 _TRANSPOSED = re.compile(r"h\.\d+\.(attn|mlp)\.(c_attn|c_fc|c_proj)\.weight")
 _MASK = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
@@ -130,13 +132,14 @@ def config_to_hugging_face(config: GPTConfig, *, eot_id: int, dtype: torch.dtype
 
 def our_name(name: str) -> str | None:
     """Translate the name of a tensor in a file into ours; None for a causal mask."""
+    name = _WRAPPERS.sub("", name, count=1) if _WRAPPERS.match(name) else name
     name = name.removeprefix(_PREFIX)
     return None if _MASK.fullmatch(name) else name
 
 
 def as_stored(name: str, parameter: Tensor, config: GPTConfig) -> Tensor:
     """View a parameter of a model of `config` in the layout of the files, to read or to fill it."""
-    if name in _VOCABULARY:
+    if name in VOCABULARY:
         return parameter[: config.vocab_size]
     return parameter.T if _TRANSPOSED.fullmatch(name) else parameter
 

@@ -12,7 +12,7 @@ from gpt2.common.devices import choose_device
 from gpt2.common.json_files import read_json_object
 from gpt2.runs.run import Run, load_run, read_config_file
 from gpt2.tokenizer import Tokenizer
-from gpt2.weights.pretrained import SHIPPED, find_pretrained
+from gpt2.weights.pretrained import SHIPPED, find_pretrained, fit_vocabulary
 
 
 def open_model(name: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Run:
@@ -39,14 +39,11 @@ def open_model(name: str | Path, *, checkpoint: str = "best", device: str = "aut
         )
     where, _ = choose_device(device)
     tokenizer = Tokenizer.load(found.folder)
-    if tokenizer.vocab_size != found.config.vocab_size:
-        raise ValueError(
-            f"the tokenizer in {found.folder} has {tokenizer.vocab_size} tokens, and the model "
-            f"{found.config.vocab_size}: put the tokenizer there that it was trained with"
-        )
+    remedy = "put the tokenizer there that it was trained with"
+    model_config = fit_vocabulary(found, tokenizer, f"the tokenizer in {found.folder}", remedy)
     config, step = None, None
     if found.folder == SHIPPED:
         config, _ = read_config_file(SHIPPED / "run.json")
         step = read_json_object(SHIPPED / "result.json")["step"]
-    model = found.build(found.config).to(where).eval()
+    model = found.build(model_config).to(where).eval()
     return Run(str(name), found.folder, model, tokenizer, config, step)

@@ -22,7 +22,7 @@ from gpt2.model import GPT
 from gpt2.runs.run import check_size, load_run, read_config
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights.hub import NAMES, fetch_description, fetch_weights, repository_of
-from gpt2.weights.hugging_face import as_stored, config_from_hugging_face, our_name
+from gpt2.weights.hugging_face import VOCABULARY, as_stored, config_from_hugging_face, our_name
 from gpt2.weights.tensors import LOADABLE, read_tensors, stored_bytes
 
 SHIPPED = Path(__file__).parents[1] / "pretrained_demo"
@@ -57,15 +57,17 @@ class Pretrained:
 
         Args:
             config: the checkpoint's, but for the backends, dropout, window, and a shorter
-                `block_size`, to which learned positions are cut.
+                `block_size` or `vocab_size`, to which learned positions and the rows of the
+                vocabulary are cut.
 
         Raises:
-            ValueError: a longer `block_size`; a tensor or file that is missing, damaged, of another
-                shape, not finite, or not part of the model.
+            ValueError: a longer `block_size` or `vocab_size`; a tensor or file that is missing,
+                damaged, of another shape, not finite, or not part of the model.
         """
         for name, own in vars(self.config).items():
             asked = getattr(config, name)
-            if name not in _FREE and own != asked:
+            fewer_rows = name == "vocab_size" and not self.is_run and asked < own
+            if name not in _FREE and own != asked and not fewer_rows:
                 raise ValueError(f"{self.name} has {name}={own}, got {asked}")
         if config.positions == "learned" and config.block_size > self.config.block_size:
             raise ValueError(
@@ -151,13 +153,18 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
     Raises:
         ValueError: an option that contradicts the checkpoint, or a tokenizer that does not fit it.
     """
-    own = found.config
     if config.preset is not None:
         raise ValueError(
             f"--preset {config.preset} and --init-from {found.name} both say what model to train: "
             "give one of them"
         )
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"tokenizer": config.tokenizer or str(found.folder)}
+    remedy = "give the one that the weights were trained with, by --tokenizer"
+    try:
+        tokenizer = Tokenizer.load(changes["tokenizer"])
+    except ValueError as error:
+        raise ValueError(f"{error}. Or {remedy}") from error
+    own = fit_vocabulary(found, tokenizer, f"the tokenizer {changes['tokenizer']}", remedy)
     default = TrainConfig()
     for name, has in vars(own).items():
         if not hasattr(default, name) or name in PORTABLE or name == "dropout":
@@ -177,18 +184,32 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
             f"--seq-len {config.seq_len} is longer than the {own.block_size} learned positions of "
             f"{found.name}: give at most that many"
         )
-    changes["tokenizer"] = config.tokenizer or str(found.folder)
-    remedy = "give the one that the weights were trained with, by --tokenizer"
-    try:
-        tokenizer = Tokenizer.load(changes["tokenizer"])
-    except ValueError as error:
-        raise ValueError(f"{error}. Or {remedy}") from error
-    if tokenizer.vocab_size != own.vocab_size:
-        raise ValueError(
-            f"the tokenizer {changes['tokenizer']} has {tokenizer.vocab_size} tokens, and "
-            f"{found.name} has {own.vocab_size}: {remedy}"
-        )
     return dataclasses.replace(config, **changes)
+
+
+def fit_vocabulary(found: Pretrained, tokenizer: Tokenizer, what: str, remedy: str) -> GPTConfig:
+    """Cut the vocabulary of a model to its tokenizer's where its rows are padded.
+
+    They are padded where their number is that of the tokens rounded up to a multiple of 8, 16, ...
+    or 1024, as by nanoGPT (50,304) or transformers' `pad_to_multiple_of`. The other rows stand for
+    no token: left out, they can be neither drawn nor take a part of the probability.
+
+    Args:
+        found, tokenizer: model and tokenizer.
+        what: the tokenizer in words, for the message.
+        remedy: for the message.
+
+    Returns:
+        The configuration of the model to build.
+
+    Raises:
+        ValueError: the tokenizer has another number of tokens, and that is not why.
+    """
+    rows, tokens = found.config.vocab_size, tokenizer.vocab_size
+    padded = not found.is_run and any(rows == -(-tokens // (8 << k)) * (8 << k) for k in range(8))
+    if rows != tokens and not padded:
+        raise ValueError(f"{what} has {tokens} tokens, and {found.name} has {rows}: {remedy}")
+    return dataclasses.replace(found.config, vocab_size=tokens)
 
 
 def _copy_run(folder: Path, config: GPTConfig) -> GPT:
@@ -233,12 +254,12 @@ def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
                 f"n_layer={config.n_layer}, as config.json describes it"
             )
         view = as_stored(name, parameter, config)
-        shape = (stored.block_size, stored.n_embd) if name == "wpe.weight" else tuple(view.shape)
-        _check(path, stored_name, tensor, shape)
+        rows = {"wpe.weight": stored.block_size} | dict.fromkeys(VOCABULARY, stored.vocab_size)
+        _check(path, stored_name, tensor, (rows.get(name, len(view)), *view.shape[1:]))
         if tied_head:
             head = path, stored_name, tensor.float()
             continue
-        view.copy_(tensor[: len(view)])  # positions are cut
+        view.copy_(tensor[: len(view)])  # positions and padding of the vocabulary are cut
         if not view.isfinite().all():
             raise ValueError(f"{path}: {stored_name} has values that are not finite in float32")
     missing = [name for name in parameters if name not in seen]
@@ -249,7 +270,8 @@ def _read_model(folder: Path, stored: GPTConfig, config: GPTConfig) -> GPT:
             f"{f' and {len(missing) - 3} more' if len(missing) > 3 else ''} of the model that "
             "config.json describes"
         )
-    if head is not None and not torch.equal(head[2], model.wte.weight[: config.vocab_size]):
+    tokens = config.vocab_size
+    if head is not None and not torch.equal(head[2][:tokens], model.wte.weight[:tokens]):
         raise ValueError(
             f"{head[0]}: {head[1]} is not wte.weight, although config.json says that they are tied "
             "(tie_word_embeddings): set it to false there to load both"

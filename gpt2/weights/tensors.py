@@ -19,11 +19,12 @@ from gpt2.common.json_files import read_json_object
 # In the order in which transformers looks for them.
 SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-# Pickle instructions that build a value of parts. torch.save refers to no such value twice. A file
+# Pickle instructions that build a value of parts, but for REDUCE, which makes tensors: one may be
+# there under two names. Of other values, torch.save of named tensors refers to none twice. A file
 # that does may be a few bytes long, and its value may take for ever to compare or to print.
 _BUILDING = {
     "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "DICT", "EMPTY_DICT", "EMPTY_SET",
-    "REDUCE", "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
+    "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
 }  # fmt: skip
 _PICKLES = 5  # in a file of PyTorch before 1.6: three about the format, the content, the keys
 LOADABLE = "only weights in float32, float16, bfloat16 or float64 can be loaded"
@@ -151,5 +152,5 @@ def _check_pickle(file: IO[bytes]) -> None:
         if instruction.name.endswith("PUT") and last in _BUILDING:
             built.add(argument)
         if instruction.name.endswith("GET") and argument in built:
-            raise ValueError("it refers twice to one of its parts, which torch.save never does")
+            raise ValueError("it refers twice to a list, tuple or dictionary: no named tensors")
         last = instruction.name

@@ -303,7 +303,10 @@ def test_no_cache_means_none(capsys, run, passes, samples):
 
 
 def test_no_prompt_begins_a_document(capsys, run):
-    assert _output(capsys, run) == _output(capsys, run, prompt=("",)) != "\n"
+    begun = _output(capsys, run)
+    assert begun == _output(capsys, run, prompt=("",)) != "\n"
+    marker = "<|endoftext|>"
+    assert _output(capsys, run, prompt=(marker,)) == marker + begun
 
 
 @pytest.mark.parametrize(

@@ -180,9 +180,25 @@ def _set(*keys: Any, to: Any) -> Callable[[dict[str, Any]], Any]:
     return change
 
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+TRIMMED = BYTES | {"trim_offsets": False}
+OPENAIS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+TIKTOKENS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+SPLIT = {"type": "Split", "pattern": {"Regex": OPENAIS}, "behavior": "Isolated", "invert": False}
+
+
+def sequence(*pretokenizers: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(pretokenizers)}
+
+
 ADDING = {
     "type": "TemplateProcessing",
-    "single": [{"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}}, {"Sequence": {"id": "A"}}],
+    "single": [
+        {"SpecialToken": {"id": "<|endoftext|>", "type_id": 0}},
+        {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "pair": [],
+    "special_tokens": {},
 }
 
 
@@ -199,7 +215,20 @@ ADDING = {
         (_set("model", "type", to="Unigram"), "its model is 'Unigram'"),
         (_set("model", "dropout", to=0.1), r"dropout=0\.1"),
         (_set("added_tokens", to=[]), "not among its special tokens"),
-        (_set("added_tokens", 0, "special", to=False), "the added token '<|endoftext|>'"),
+        (_set("added_tokens", 0, "lstrip", to=True), "added token '<|endoftext|>' has lstrip"),
+        (_set("added_tokens", 0, "single_word", to=True), "has single_word"),
+        (_set("pre_tokenizer", to=sequence(SPLIT)), "pre_tokenizer is not that of GPT-2"),
+        (
+            _set(
+                "pre_tokenizer",
+                to=sequence(SPLIT | {"invert": True, "behavior": "Contiguous"}, BYTES),
+            ),
+            "pre_tokenizer is not that of GPT-2",
+        ),
+        (
+            _set("pre_tokenizer", to=sequence(SPLIT | {"pattern": {"Regex": r"\w+"}}, BYTES)),
+            "pre_tokenizer is not that of GPT-2",
+        ),
         (_set("model", "vocab", "Ġt", to=5), "its ids are not 0 to 1023"),
         (lambda t: t["model"]["vocab"].pop("!"), "its ids are not 0 to 1022"),
         (lambda t: t["model"]["merges"].reverse(), "in the order of ids"),
@@ -221,20 +250,85 @@ def test_a_foreign_tokenizer_json_is_refused_with_the_reason(saved, tmp_path, ch
     assert "Tokenizer.train" in str(error.value)
 
 
+ODD_TEXTS = [
+    "it's  2 \u0663\u00b2 na\u00efve\n\n  \u65e5\u672c\t ",
+    "\r\n \u2028\x0c 'LL 've -- \U0001f98a e\u0301",
+]
+
+
 @pytest.mark.parametrize(
-    "after",
+    ("part", "value"),
     [
-        None,
-        {"type": "TemplateProcessing", "single": ADDING["single"][1:]},
-        {"type": "Sequence", "processors": [{"type": "ByteLevel"}]},
+        ("post_processor", None),
+        ("post_processor", ADDING | {"single": ADDING["single"][1:], "pair": []}),
+        ("post_processor", {"type": "Sequence", "processors": [TRIMMED, TRIMMED]}),
+        ("normalizer", {"type": "Sequence", "normalizers": []}),
+        ("truncation", {"direction": "Right", "max_length": 9999, "strategy": "LongestFirst",
+            "stride": 0}),
+        ("padding", {"strategy": "BatchLongest", "direction": "Right", "pad_to_multiple_of": None,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}),
+        ("decoder", None),
+        ("pre_tokenizer", sequence(BYTES | {"use_regex": True})),
+        ("pre_tokenizer", sequence(SPLIT, BYTES)),
+        ("pre_tokenizer", sequence(SPLIT | {"pattern": {"Regex": TIKTOKENS}}, BYTES)),
+        ("pre_tokenizer", sequence(SPLIT | {"invert": True, "behavior": "Removed"}, BYTES)),
+        ("pre_tokenizer", sequence(SPLIT, BYTES | {"use_regex": True})),
+        ("model.unk_token", "<|endoftext|>"),
+        ("model.ignore_merges", True),
+        ("model.byte_fallback", True),
     ],
     ids=str,
-)
-def test_a_post_processor_that_adds_no_tokens_is_accepted(tokenizer, saved, tmp_path, after):
-    """As in our earlier files, and as transformers writes for these."""
-    content = json.loads(saved.read_text(encoding="utf-8")) | {"post_processor": after}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(content), encoding="utf-8")
-    assert Tokenizer.load(tmp_path).hash == tokenizer.hash
+)  # fmt: skip
+def test_what_changes_no_id_is_no_objection(tokenizer, documents, saved, tmp_path, part, value):
+    """The parts of a tokenizer.json as transformers, tokenizers and people write them."""
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    _set(*part.split("."), to=value)(content)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    loaded = Tokenizer.load(tmp_path)
+    for text in [*ODD_TEXTS, documents[0][:5000]]:
+        assert loaded.encode(text) == theirs.encode(text).ids
+    assert loaded.hash == tokenizer.hash
+
+
+OWN = {"<|user|>": True, "<|user|>:": True, "[end of turn]": False}
+"""Special tokens of a checkpoint; two begin alike, one is not marked as special."""
+
+
+@pytest.mark.parametrize("form", ["tokenizer.json", "vocab.json and added_tokens.json"])
+def test_special_tokens_of_a_checkpoint_are_tokens_in_text(saved, tmp_path, form):
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    end = content["added_tokens"][0]
+    content["added_tokens"] += [
+        end | {"id": 1024 + n, "content": name, "special": special, "normalized": not special}
+        for n, (name, special) in enumerate(OWN.items())
+    ]
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    if form != "tokenizer.json":
+        path.unlink()
+        model = content["model"]
+        lines = [" ".join(pair) for pair in model["merges"]]
+        (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]), encoding="utf-8")
+        (tmp_path / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+        added = {name: 1024 + n for n, name in enumerate(OWN)}
+        (tmp_path / "added_tokens.json").write_text(json.dumps(added), encoding="utf-8")
+    loaded = Tokenizer.load(tmp_path)
+    texts = [
+        *("<|user|>hello", "hello <|user|>: who?[end of turn]", "<|user|><|user|>", "<|user"),
+        *("a  <|user|>  b\n\n[end of turn]\n", "[end of turn", "", " "), "x " * 70_000 + "<|user|>",
+    ]  # fmt: skip
+    for text, own in zip(texts, loaded.encode_documents(texts), strict=True):
+        assert loaded.encode(text) == own.tolist() == theirs.encode(text).ids
+        assert loaded.decode(own) == text
+    assert loaded.encode_prompt("<|endoftext|>a<|user|>") == [0, *loaded.encode("a"), 1024]
+    assert loaded.encode_prompt("") == loaded.encode_prompt("<|endoftext|>") == [0]
+    assert 0 not in loaded.encode("<|endoftext|>")
+    assert Tokenizer.load(tmp_path).hash == loaded.hash
+    loaded.save(tmp_path / "again.json")
+    assert Tokenizer.load(tmp_path / "again.json").hash == loaded.hash
 
 
 def test_a_damaged_file_is_refused_with_the_reason(tmp_path):

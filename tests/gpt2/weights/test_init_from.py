@@ -1,11 +1,14 @@
 """Runs that begin from trained weights: --init-from."""
 
 import dataclasses
+import importlib.util
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gpt2.config import PORTABLE, GPTConfig, TrainConfig
 from gpt2.evaluate.perplexity import evaluate
@@ -15,8 +18,9 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.training.run_training import Plan, begin, build, make_plan, prepare_text
 from gpt2.training.trainer import Trainer
 from gpt2.weights.export import export
+from gpt2.weights.open_model import open_model
 from gpt2.weights.pretrained import load_pretrained
-from tests.gpt2.stand_ins import STORIES
+from tests.gpt2.stand_ins import ROOT, STORIES, run_python
 
 SHORT = {
     "steps": 3, "batch_size": 2, "grad_accum": 1, "eval_every": 3, "checkpoint_every": 3,
@@ -108,14 +112,59 @@ def test_a_run_of_any_kind_can_be_begun_from(checkpoint):
         ({"bias": False}, "--bias False contradicts"),
         ({"seq_len": 33}, "--seq-len 33 is longer than the 32 learned positions"),
         ({"tokenizer": "other"}, "the tokenizer other has 280 tokens, and weights/stories has 300"),
+        ({"tokenizer": "more"}, "the tokenizer more has 301 tokens, and weights/stories has 300"),
     ],
     ids=str,
 )
 def test_contradictions_are_refused_before_anything_is_written(checkpoint, options, message):
     Tokenizer.train([STORIES], 280, processes=1).save("other/tokenizer.json")
+    Tokenizer.train([STORIES], 301, processes=1).save("more/tokenizer.json")
     with pytest.raises(ValueError, match=message):
         make_plan(settings(init_from=str(checkpoint), **options))
     assert not Path("runs").exists()
+
+
+def test_a_padded_vocabulary_is_cut_to_the_tokens(checkpoint, capsys):
+    expected = load_pretrained(checkpoint)
+    weights = load_file(checkpoint / "model.safetensors")
+    for name in ("transformer.wte.weight", "lm_head.weight"):
+        weights[name] = torch.cat([weights[name], torch.full((20, 16), 9.0)])  # to 64's multiple
+    save_file(weights, checkpoint / "model.safetensors")
+    description = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(description | {"vocab_size": 320}))
+    plan, trainer = start(settings(init_from=str(checkpoint)))
+    assert "padded: 300 tokens in 320 rows" in capsys.readouterr().out
+    for model in (trainer.model, open_model(checkpoint, device="cpu").model):
+        assert model.config.vocab_size == 300
+        for name, parameter in model.named_parameters():
+            assert torch.equal(parameter, expected.get_parameter(name)), name
+    trainer.fit()
+    assert load_run(plan.folder, device="cpu").model.config.vocab_size == 300
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("transformers") is None, reason="needs the library transformers"
+)
+def test_a_model_comes_back_from_transformers(checkpoint):
+    """Opened there, its tokenizer used and given a token, its weights trained, saved in shards."""
+    done = run_python(
+        str(ROOT / "tests/gpt2/weights/children/fine_tuned_gpt2.py"),
+        *map(str, (checkpoint.resolve(), Path("tuned").resolve())),
+        PYTHONPATH="",  # our package `kernels` is not the one that transformers knows
+        HF_HUB_OFFLINE="1",
+    )
+    assert done.returncode == 0, done.stderr
+    theirs = load_file("tuned/expected.safetensors")
+    assert len(list(Path("tuned").glob("model-*.safetensors"))) > 1
+    _, trainer = start(settings(init_from="tuned"))
+    model = trainer.model.eval()
+    assert model.config.vocab_size == 301
+    assert not torch.equal(model.wpe.weight, load_pretrained(checkpoint).wpe.weight)
+    logits, _ = model(theirs["ids"])
+    assert (logits - theirs["logits"][..., :301]).abs().max() < 1e-5
+    text = "<|user|>Story 7. <|endoftext|>"
+    tokenizer = Tokenizer.load("tuned")
+    assert tokenizer.encode(text, allow_special=True) == theirs["text"].tolist()
 
 
 def test_weights_without_a_tokenizer_ask_for_one(checkpoint):

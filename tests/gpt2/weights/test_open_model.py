@@ -102,7 +102,7 @@ def test_what_weights_alone_do_not_have_is_asked_for(workplace, tmp_path, monkey
         compare_decoding.main(compare_decoding.Arguments("demo", device="cpu"))
     shutil.copytree("weights", tmp_path / "other")
     Tokenizer.train([STORIES], 270, processes=1).save(tmp_path / "other/tokenizer.json")
-    with pytest.raises(ValueError, match=r"other has 270 tokens, and the model 280: put"):
+    with pytest.raises(ValueError, match=r"other has 270 tokens, and .*other has 280: put"):
         open_model(tmp_path / "other")
 
 

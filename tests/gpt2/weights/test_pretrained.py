@@ -104,9 +104,42 @@ def with_tied_head(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"lm_head.weight": tensors["transformer.wte.weight"].clone(), **tensors}
 
 
-@pytest.mark.parametrize("form", ["safetensors", "sharded", "bin", "old bin", "sharded bin"])
+def of_a_compiled_ddp_model(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"module._orig_mod.{name}": tensor for name, tensor in tensors.items()}
+
+
+def one_object_under_two_names(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As in `state_dict(keep_vars=True)` of a tied model; and one causal mask for all layers."""
+    parameters: dict[str, Tensor] = {k: torch.nn.Parameter(v) for k, v in tensors.items()}
+    mask = torch.ones(1, 1, 12, 12).tril().bool()
+    parameters |= {f"transformer.h.{layer}.attn.bias": mask for layer in range(2)}
+    return parameters | {"lm_head.weight": parameters["transformer.wte.weight"]}
+
+
+def views_of_one_tensor(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    flat = torch.cat([tensor.flatten() for tensor in tensors.values()])
+    parts = flat.split([tensor.numel() for tensor in tensors.values()])
+    return {k: part.view(v.shape) for (k, v), part in zip(tensors.items(), parts, strict=True)}
+
+
+FORMS = ["safetensors", "sharded", "bin", "old bin", "sharded bin"]
+CHANGES = [
+    dict, without_prefix, with_masks, with_tied_head, of_a_compiled_ddp_model,
+    one_object_under_two_names, views_of_one_tensor,
+]  # fmt: skip
+# Safetensors refuses to write tensors that share their memory.
+SHARED = {one_object_under_two_names, views_of_one_tensor}
+
+
 @pytest.mark.parametrize(
-    "change", [dict, without_prefix, with_masks, with_tied_head], ids=lambda f: f.__name__
+    ("form", "change"),
+    [
+        (form, change)
+        for form in FORMS
+        for change in CHANGES
+        if "bin" in form or change not in SHARED
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
 )
 def test_every_form_of_the_files_is_read(model, folder, form, change):
     tensors = change(tensors_to_hugging_face(model))
