@@ -18,12 +18,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
-LOOK, SLEEP = (
-    0.25,
-    8.0,
-)  # seconds: from look to look, and of sleeping before they spin and look again
+LOOK = 0.25  # seconds for which spinning threads are looked at
+SLEEP = 8.0  # seconds of sleeping until the next look
 BUSY = 0.15  # of their time, for which threads that spin could run and did not get a core
 CHOICES = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"}  # by which the user decides it
 _PROCESS = Path("/proc/self")  # of Linux
@@ -35,14 +31,19 @@ def sleeping_under_load() -> Iterator[None]:
 
     Nothing happens without PyTorch and libgomp in this process, or with one of the `CHOICES`.
     """
-    torch, maps, end = sys.modules.get("torch"), _PROCESS / "maps", threading.Event()
+    torch, maps = sys.modules.get("torch"), _PROCESS / "maps"
     theirs = CHOICES & os.environ.keys() or not maps.exists() or "libgomp" not in maps.read_text()
-    if torch and not theirs and (threads := torch.get_num_threads()) > 1:
-        threading.Thread(target=_watch, args=(end, threads), daemon=True).start()
+    if not torch or theirs or (threads := torch.get_num_threads()) < 2:
+        yield
+        return
+    end = threading.Event()
+    watch = threading.Thread(target=_watch, args=(end, threads), daemon=True)
+    watch.start()
     try:
         yield
     finally:
         end.set()
+        watch.join()
 
 
 def _watch(end: threading.Event, threads: int) -> None:
@@ -51,18 +52,19 @@ def _watch(end: threading.Event, threads: int) -> None:
     Only threads that spin tell whether that does harm: beside a niced process it may do none, and
     threads that sleep would wait for it. So they spin for one look now and then.
     """
-    said = False
+    slept = 0.0
     while not end.is_set():
         before, waited = time.monotonic(), _waited()
         end.wait(LOOK)
-        if _waited() - waited > BUSY * threads * (time.monotonic() - before):
-            if not said:
-                line = "the CPU is busy: threads sleep instead of spinning while they wait"
-                tqdm.write(line, file=sys.stderr)
-            said = True
+        now = time.monotonic()
+        if _waited() - waited > BUSY * threads * (now - before):
             release = _idle_teams(threads)
             end.wait(SLEEP)
             release.set()
+            slept += time.monotonic() - now
+    if slept:  # told at the end, where no text and no bar is on its way
+        line = f"the CPU was busy: for {slept:,.0f} seconds threads slept while they waited"
+        print(line, file=sys.stderr)
 
 
 def _waited() -> float:
