@@ -44,6 +44,8 @@ WAYS = {
 # In this order, as `ours` may go on sleeping for a while after the last.
 LOADS = {"idle": [], "niced": ["nice", "-n", "19", "yes"], "busy": ["yes"]}
 TASKS = ("train", "evaluate", "generate")
+ROUNDS = 5
+SECONDS = 0.5  # of a turn, at least, after as long a warm-up; a step that has begun is ended
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,6 @@ class Arguments:
     """Write every turn to this .json file."""
     ways: tuple[str, ...] = tuple(WAYS)
     """The ways of waiting to measure; the first is what the others are compared with."""
-    rounds: int = 5
-    """Turns of each."""
-    seconds: float = 0.5
-    """Time of a turn, at least, after as long a warm-up; a step that has begun is ended."""
 
 
 Rates = dict[str, dict[str, dict[str, list[float]]]]  # by task, load and way
@@ -65,8 +63,8 @@ Rates = dict[str, dict[str, dict[str, list[float]]]]  # by task, load and way
 
 def main(arguments: Arguments) -> None:
     rates: Rates = {t: {load: {w: [] for w in arguments.ways} for load in LOADS} for t in TASKS}
-    workers = {way: _start(WAYS[way], arguments.seconds) for way in arguments.ways}
-    for round_ in range(arguments.rounds):
+    workers = {way: _start(WAYS[way], SECONDS) for way in arguments.ways}
+    for round_ in range(ROUNDS):
         for load in LOADS:
             with _beside(load):
                 for task in TASKS:

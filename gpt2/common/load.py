@@ -58,11 +58,10 @@ def _watch(end: threading.Event, threads: int) -> None:
         end.wait(LOOK)
         now = time.monotonic()
         if _waited() - waited > BUSY * threads * (now - before):
-            release = _idle_teams(threads)
-            end.wait(SLEEP)
-            release.set()
+            with _idle_teams(threads):
+                end.wait(SLEEP)
             slept += time.monotonic() - now
-    if slept:  # told at the end, where no text and no bar is on its way
+    if slept >= 1:  # told at the end, where no text and no bar is on its way
         line = f"the CPU was busy: for {slept:,.0f} seconds threads slept while they waited"
         print(line, file=sys.stderr)
 
@@ -76,8 +75,9 @@ def _waited() -> float:
     return total / 1e9
 
 
-def _idle_teams(threads: int) -> threading.Event:
-    """Begin as many teams as give libgomp more threads than cores; they end with the event."""
+@contextmanager
+def _idle_teams(threads: int) -> Iterator[None]:
+    """Keep as many teams as give libgomp more threads than cores, until the block ends."""
     import torch
 
     release = threading.Event()
@@ -86,6 +86,13 @@ def _idle_teams(threads: int) -> threading.Event:
         torch.zeros(1 << 17).add_(1)  # large enough for a team, which ends with this thread
         release.wait()
 
-    for _ in range((len(os.sched_getaffinity(0)) - threads) // (threads - 1) + 1):
-        threading.Thread(target=team, daemon=True).start()
-    return release
+    needed = (len(os.sched_getaffinity(0)) - threads) // (threads - 1) + 1
+    teams = [threading.Thread(target=team, daemon=True) for _ in range(needed)]
+    for thread in teams:
+        thread.start()
+    try:
+        yield
+    finally:
+        release.set()
+        for thread in teams:
+            thread.join()  # the process would abort if it ended while one computes

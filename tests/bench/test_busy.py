@@ -10,9 +10,10 @@ from bench import busy
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
 def test_every_task_is_measured_beside_every_load(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(busy, "SLEEP", 0)
+    for name, value in {"SLEEP": 0, "ROUNDS": 1, "SECONDS": 0.01}.items():
+        monkeypatch.setattr(busy, name, value)
     out = tmp_path / "cpu" / "busy.json"
-    busy.main(busy.Arguments(out=out, ways=("one thread",), rounds=1, seconds=0.01))
+    busy.main(busy.Arguments(out=out, ways=("one thread",)))
     rates = json.loads(out.read_text())["tokens_per_s"]
     assert {task: list(loads) for task, loads in rates.items()} == {
         task: ["idle", "niced", "busy"] for task in ("train", "evaluate", "generate")
