@@ -6,18 +6,21 @@ are those of the whole. Half a million characters with no such place are no text
 the same: memory stays bounded whatever a file unpacks to.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from gpt2.tokenizer.bpe import END_OF_TEXT
-from gpt2.tokenizer.pretokens import cut
+from gpt2.tokenizer.pretokens import cut, in_batches
 
 PIECE_CHARS = 1 << 18
 _RUN_CHARS = 1 << 19  # the longest piece
 _TAIL_CHARS = 1 << 12  # never cut off running text: it may hold half of a marker or a title
 SPLITS = ("train", "valid", "test")
+
+_OPENING_ROWS = 8  # of a table, which tell whether it is WikiText
 
 _MARKER = re.compile(re.escape(END_OF_TEXT))
 # A WikiText article opens with its title, ` = Title = `, between blank lines of one space each.
@@ -56,6 +59,41 @@ def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
         yield Piece(part, False, consumed)
         consumed = 0
     yield Piece(rest, True, consumed)
+
+
+def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+    """Cut the texts of a table's rows into documents and pieces, as running text is.
+
+    A row is a document, or several with `<|endoftext|>` between them. Rows that begin as WikiText
+    does, a line in each, are its lines: they are joined, and split before each title.
+
+    Args:
+        rows: in order, each text with the number of bytes read for it. A row of white space is no
+            document; in WikiText it is a blank line.
+    """
+    rows = iter(rows)
+    first = list(itertools.islice(rows, _OPENING_ROWS))
+    rows = itertools.chain(first, rows)
+    opening = "".join(_line(text) for text, _ in first)
+    if _FIRST_ARTICLE.match(opening) and opening.count("\n") == len(first):
+        lines = ((_line(text), consumed) for text, consumed in rows)
+        batches = in_batches(lines, PIECE_CHARS, lambda line: len(line[0]))
+        yield from text_pieces(
+            ("".join(text for text, _ in batch), sum(size for _, size in batch))
+            for batch in batches
+        )
+        return
+    for text, consumed in rows:
+        text = text.replace("\r\n", "\n")
+        if END_OF_TEXT in text:
+            yield from text_pieces([(text, consumed)])
+        else:
+            yield from document_pieces(text, consumed)
+
+
+def _line(text: str) -> str:
+    """A row as a line of WikiText, whose blank lines are one space."""
+    return text.rstrip("\r\n") + "\n" if text.strip() else " \n"
 
 
 def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:

@@ -10,8 +10,7 @@ from typing import Any
 
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.data.documents import PIECE_CHARS, Piece, Source, document_pieces, text_pieces
-from gpt2.tokenizer.pretokens import in_batches
+from gpt2.data.documents import Piece, Source, row_pieces
 
 _ADVICE = "Or give a local file or folder instead: --data path/to/{}.txt (or .jsonl, .parquet)"
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
@@ -25,7 +24,6 @@ class HubDataset:
     splits: dict[str, str]  # our names of its splits, each with the hub's
     holdout: int  # one document in this many is enough for each split taken from train
     config: str | None = None  # the configuration to load, None for the only one
-    rows: str = "documents"  # or "lines" of WikiText
     revision: str = "main"  # branch
 
 
@@ -38,7 +36,6 @@ HUB_DATASETS = {
         {"train": "train", "valid": "validation", "test": "test"},
         holdout=20,
         config="wikitext-2-raw-v1",
-        rows="lines",
     ),
     # The main branch holds a script, which `datasets` 4 refuses to run; the hub's own conversion
     # holds the same documents.
@@ -85,25 +82,14 @@ def _read(name: str, revision: str, split: str) -> Iterator[Piece]:
     where = {"split": dataset.splits[split], "revision": revision}
     try:
         rows = load_dataset(dataset.repository, dataset.config, **where, streaming=True)
-        texts = (row["text"] for row in rows)
-        if dataset.rows == "lines":
-            yield from text_pieces(_blocks(texts))
-        else:
-            for text in texts:
-                yield from document_pieces(text, len(text.encode("utf-8")))
+        texts = (row["text"] or "" for row in rows)
+        yield from row_pieces((text, len(text.encode("utf-8"))) for text in texts)
     # Any of several libraries may fail here; whichever it is, the advice is the same.
     except Exception as error:
         raise ValueError(
             f"--data {name}: reading {dataset.repository} from the hub failed: {error}. "
             "Run the same command again: finished shards are kept."
         ) from error
-
-
-def _blocks(lines: Iterator[str]) -> Iterator[tuple[str, int]]:
-    """Join WikiText's rows. The original's blank lines, of one space, are empty in the hub's."""
-    for batch in in_batches((line or " \n" for line in lines), PIECE_CHARS):
-        text = "".join(batch)
-        yield text, len(text.encode("utf-8"))
 
 
 def _import_datasets(name: str) -> Any:

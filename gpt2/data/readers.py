@@ -1,131 +1,297 @@
-"""Read local files as documents: plain text and JSON lines, also gzipped, and Parquet."""
+"""Read local files: text as documents, tables (JSON lines, CSV, Parquet, Arrow) row by row.
 
+One reading for training data, prompts and evaluation. Whatever the container, text is the same:
+packed files are unpacked, byte order marks tell the encoding and are dropped, a line ends with
+"\\n" where the file has "\\r\\n", and a row without text is no document.
+"""
+
+import bz2
 import codecs
+import csv
 import gzip
+import io
+import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import chain, groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 from gpt2.common.json_files import parse_json
-from gpt2.data.documents import PIECE_CHARS, Piece, document_pieces, text_pieces
+from gpt2.data.documents import PIECE_CHARS, Piece, row_pieces, text_pieces
 
 FORMATS = {
     **dict.fromkeys((".txt", ".text", ".md", ".tokens", ".raw"), "text"),
     **dict.fromkeys((".jsonl", ".ndjson"), "jsonl"),
+    ".csv": "csv",
+    ".tsv": "tsv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
+_PACKED_BY_THEMSELVES = ("parquet", "arrow")
+Record = tuple[dict[str, Any], str, int]  # a row, its place in words, stored bytes read for it
 LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
 _PAGE_BYTES = 1 << 26  # unpacked without a check of the ratio
 _BOM = "\ufeff"
+# Longest first: the mark of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+_NO_TEXT = {
+    b"PK\x03\x04": "a zip archive (or a document made of one): unpack it first",
+    b"%PDF-": "a PDF: take its text out first, for example with pdftotext",
+    b"PAR1": "a Parquet file: name it .parquet",
+    b"ARROW1": "an Arrow file: name it .arrow",
+}
+
+
+def _open_zstd(file: IO[bytes]) -> Any:
+    try:
+        import pyarrow as pa
+    except ImportError as error:
+        raise ValueError("reading zstd needs pyarrow: pip install -e '.[hub]'") from error
+    return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
+
+
+# By suffix: the name, the first bytes, and a function that unpacks an open file.
+PACKINGS: dict[str, tuple[str, bytes, Callable[[IO[bytes]], Any]]] = {
+    ".gz": ("gzip", b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
+    ".bz2": ("bzip2", b"BZh", bz2.BZ2File),
+    ".xz": ("xz", b"\xfd7zXZ\0", lzma.LZMAFile),
+    ".zst": ("zstd", b"\x28\xb5\x2f\xfd", _open_zstd),
+}
 
 
 def split_suffix(path: Path) -> tuple[str, str]:
-    """Split a file's name into stem and suffix; `.gz` is part of the suffix."""
-    name = path.name
-    packed = name[-3:] if name.lower().endswith(".gz") else ""
-    plain = Path(name.removesuffix(packed))
+    """Split a file's name into stem and suffix; `.gz` and the like are part of the suffix."""
+    packed = path.suffix if path.suffix.lower() in PACKINGS else ""
+    plain = Path(path.name.removesuffix(packed))
     return plain.stem, plain.suffix + packed
 
 
 def file_format(path: Path) -> str | None:
-    """The format by a file's name: "text", "jsonl" or "parquet"; None if it is no such file."""
+    """The format by a file's name, a value of `FORMATS`; None if it is no such file."""
     suffix = split_suffix(path)[1].lower()
-    kind = FORMATS.get(suffix.removesuffix(".gz"))
-    return None if kind == "parquet" and suffix.endswith(".gz") else kind
+    packed = path.suffix.lower() in PACKINGS
+    kind = FORMATS.get(Path(f"x{suffix}").with_suffix("").suffix if packed else suffix)
+    return None if packed and kind in _PACKED_BY_THEMSELVES else kind
 
 
-def read_pieces(path: Path) -> Iterator[Piece]:
-    """Read the documents of a file in order, in pieces, with bounded memory.
+def read_pieces(*paths: Path) -> Iterator[Piece]:
+    """Read the documents of files in order, in pieces, with bounded memory.
 
-    `consumed` counts bytes of the file as stored, so compressed ones of a .gz. A ValueError if the
-    file is not of its format names the place in it.
+    Tables that follow one another are one table, as an article of WikiText may span two. `consumed`
+    counts bytes of a file as stored, so compressed ones of a packed file. A ValueError if a file is
+    not of its format names the place in it.
+    """
+    for is_text, group in groupby(paths, lambda path: file_format(path) == "text"):
+        if is_text:
+            for path in group:
+                yield from text_pieces(read_blocks(path))
+        else:
+            yield from row_pieces(chain.from_iterable(map(read_texts, group)))
+
+
+def read_blocks(path: Path) -> Iterator[tuple[str, int]]:
+    """Read a text file in blocks, each with the number of stored bytes read for it.
+
+    Raises:
+        ValueError: it is no text; says what it is, or where it is not UTF-8.
+    """
+    with _unpacked(path) as (file, stored):
+        encoding = _encoding(path, file)
+        decoder = codecs.getincrementaldecoder(encoding)()
+        read = offset = 0
+        kept = ""
+        block = b"?"
+        while block:
+            block = file.read(PIECE_CHARS)
+            waiting = len(decoder.getstate()[0])  # bytes of a character cut by the block before
+            try:
+                text = kept + decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                where = f"byte {offset - waiting + error.start:,}"
+                raise _undecodable(path, where, encoding, error) from error
+            if offset == 0:
+                text = text.removeprefix(_BOM)
+            offset += len(block)
+            kept = "\r" if block and text.endswith("\r") else ""  # half of a line end, perhaps
+            yield text.removesuffix(kept).replace("\r\n", "\n"), stored.tell() - read
+            read = stored.tell()
+
+
+def read_records(path: Path, columns: list[str] | None = None) -> Iterator[Record]:
+    """Read the rows of a table; blank lines are none.
+
+    Args:
+        path: CSV, Parquet or Arrow by its name, else JSON lines.
+        columns: read no others, where they can be left out; each must be there once.
+
+    Raises:
+        ValueError: the file is not of its format; names the line or row.
     """
     kind = file_format(path)
-    assert kind is not None
-    if kind == "parquet":
-        yield from _read_parquet(path)
-        return
+    if kind in ("csv", "tsv"):
+        yield from _csv_records(path, "," if kind == "csv" else "\t", columns or [])
+    elif kind in _PACKED_BY_THEMSELVES:
+        yield from _arrow_records(path, kind == "parquet", columns)
+    else:
+        yield from _json_records(path)
+
+
+def read_texts(path: Path) -> Iterator[tuple[str, int]]:
+    """Read the field "text" of the rows of a table, empty where it is null, as `read_records`."""
+    for row, place, consumed in read_records(path, ["text"]):
+        text = row.get("text", 0)
+        if text is not None and not isinstance(text, str):
+            found = "is no string" if "text" in row else "is missing"
+            keys = ", ".join(f"{key!a:.40}" for key in list(row)[:10]) or "none"
+            raise ValueError(f'{path}, {place}: the field "text" {found}. Keys found: {keys}.')
+        try:
+            (text or "").encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{path}, {place}: the text holds half a surrogate pair "
+                f"({error.object[error.start]!a}), which is no Unicode character. Write the pair "
+                "whole, or drop it."
+            ) from error
+        yield text or "", consumed
+
+
+@contextmanager
+def _unpacked(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
+    """Open a file, and unpack it if its name or its first bytes say so.
+
+    Yields:
+        The unpacked file, with `peek` and `readline`, and the one that is stored.
+    """
+    packing = PACKINGS.get(path.suffix.lower())
     try:
         with open(path, "rb") as stored:
-            if path.name.lower().endswith(".gz"):
-                with gzip.GzipFile(fileobj=stored) as unpacked:
-                    yield from _read_stream(path, kind, unpacked, stored)
+            if packing is None:
+                packing = next(
+                    (p for p in PACKINGS.values() if stored.peek().startswith(p[1])), None
+                )
+            if packing is None:
+                yield stored, stored
             else:
-                yield from _read_stream(path, kind, stored, stored)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}): fetch it again") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-
-
-def _read_stream(
-    path: Path, kind: str, file: BinaryIO | gzip.GzipFile, stored: BinaryIO
-) -> Iterator[Piece]:
-    if kind == "text":
-        yield from text_pieces(_decoded_blocks(path, file, stored))
-        return
-    read = 0
-    for number, line in enumerate(iter(lambda: file.readline(LINE_BYTES + 1), b""), start=1):
-        if len(line) > LINE_BYTES:
+                with packing[2](stored) as file:
+                    yield file, stored
+    except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
+        if packing is not None and not getattr(error, "filename", None):
             raise ValueError(
-                f"{path}, line {number:,}: longer than {LINE_BYTES >> 20} MiB, which is more than "
-                "is read at once. Cut the document, or give it as .txt."
-            )
-        consumed, read = stored.tell() - read, stored.tell()
-        yield from document_pieces(_json_text(path, number, line), consumed)
+                f"{path} is not a whole {packing[0]} file ({error}): fetch it again"
+            ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{path} cannot be read: {reason}") from error
 
 
-def _decoded_blocks(
-    path: Path, file: BinaryIO | gzip.GzipFile, stored: BinaryIO
-) -> Iterator[tuple[str, int]]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    read = offset = 0
-    while True:
-        block = file.read(PIECE_CHARS)
-        waiting = len(decoder.getstate()[0])  # bytes of a character cut by the block before
-        try:
-            text = decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            raise _not_utf8(path, f"byte {offset - waiting + error.start:,}", error) from error
-        if offset == 0:
-            text = text.removeprefix(_BOM)
-        offset += len(block)
-        yield text, stored.tell() - read
-        read = stored.tell()
-        if not block:
-            return
-
-
-def _json_text(path: Path, number: int, line: bytes) -> str:
-    """The "text" of a line of JSON; empty for a blank line."""
-    where = f"{path}, line {number:,}"
-    if not line.strip():
-        return ""
-    try:
-        row = parse_json(line.removeprefix(codecs.BOM_UTF8) if number == 1 else line)
-    except UnicodeDecodeError as error:
-        raise _not_utf8(path, f"line {number:,}, its byte {error.start:,}", error) from error
-    except ValueError as error:
-        raise ValueError(f"{where}: not JSON ({error}). Each line must be one object.") from error
-    if not isinstance(row, dict):
-        raise ValueError(f'{where}: a {type(row).__name__}; expected an object with a "text".')
-    text = row.get("text")
-    if not isinstance(text, str):
-        found = "is no string" if "text" in row else "is missing"
-        keys = ", ".join(f"{key!a:.40}" for key in list(row)[:10]) or "none"
-        raise ValueError(f'{where}: the field "text" {found}. Keys found: {keys}.')
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
+def _encoding(path: Path, file: Any) -> str:
+    """Tell the encoding of a text by its first bytes, UTF-8 without a mark; refuse what is none."""
+    head = file.peek(1 << 12)
+    for first, kind in _NO_TEXT.items():
+        if head.startswith(first):
+            raise ValueError(f"{path} is no text but {kind}")
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    text = head.decode(encoding, errors="ignore")
+    if text.count("\0") * 8 > len(text):
         raise ValueError(
-            f"{where}: the text holds half a surrogate pair ({text[error.start]!a}), which is no "
-            "Unicode character. Write the pair whole, or drop it."
-        ) from error
-    return text
+            f"{path} is no text: more than one in eight of its first characters is NUL (U+0000), "
+            "as in UTF-16 that is read, or was converted, as something else. If the file is "
+            "UTF-16: iconv -f UTF-16LE -t UTF-8"
+        )
+    return encoding
 
 
-def _read_parquet(path: Path) -> Iterator[Piece]:
+def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
+    """Number, UTF-8 bytes and stored size of each line; only line feeds end one."""
+    with _unpacked(path) as (file, stored):
+        encoding = _encoding(path, file)
+        readline = file.readline
+        if encoding != "utf-8":
+            decoded = io.TextIOWrapper(file, encoding, newline="\n")
+
+            def readline(limit: int) -> bytes:
+                return decoded.readline(limit).encode("utf-8", "surrogatepass")
+
+        read = 0
+        for number, line in enumerate(iter(lambda: readline(LINE_BYTES + 1), b""), start=1):
+            if len(line) > LINE_BYTES:
+                raise ValueError(
+                    f"{path}, line {number:,}: longer than {LINE_BYTES >> 20} MiB, which is more "
+                    "than is read at once. Cut the document, or give it as .txt."
+                )
+            plain = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+            yield number, plain, stored.tell() - read
+            read = stored.tell()
+
+
+def _json_records(path: Path) -> Iterator[Record]:
+    consumed = 0
+    for number, line, size in _lines(path):
+        consumed += size
+        where = f"{path}, line {number:,}"
+        try:
+            row = parse_json(line) if line.strip() else None
+        except UnicodeDecodeError as error:
+            place = f"line {number:,}, its byte {error.start:,}"
+            raise _undecodable(path, place, "utf-8", error) from error
+        except ValueError as error:
+            raise ValueError(
+                f"{where}: not JSON ({error}). Each line must be one object."
+            ) from error
+        if line.strip():
+            if not isinstance(row, dict):
+                raise ValueError(f"{where}: a {type(row).__name__}; expected an object")
+            yield row, f"line {number:,}", consumed
+            consumed = 0
+
+
+def _csv_records(path: Path, delimiter: str, columns: list[str]) -> Iterator[Record]:
+    consumed = 0
+
+    def lines() -> Iterator[str]:
+        nonlocal consumed
+        for number, line, size in _lines(path):
+            consumed += size
+            try:
+                yield line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                place = f"line {number:,}, its byte {error.start:,}"
+                raise _undecodable(path, place, "utf-8", error) from error
+
+    csv.field_size_limit(LINE_BYTES)
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    names: list[str] | None = None
+    try:
+        for row in rows:
+            if names is None:
+                names = row
+                _check_columns(path, names, columns)
+            elif row:  # else a blank line
+                if len(row) != len(names):
+                    raise ValueError(f"{len(row)} fields, and the header has {len(names)}")
+                yield dict(zip(names, row, strict=True)), f"line {rows.line_num:,}", consumed
+                consumed = 0
+    except (csv.Error, ValueError) as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path}, line {rows.line_num:,}: not CSV ({error})") from error
+
+
+def _check_columns(path: Path, names: list[str], columns: list[str]) -> None:
+    for column in columns:
+        if names.count(column) != 1:
+            found = ", ".join(name[:40] for name in names[:10])
+            number = "several columns" if column in names else "no column"
+            raise ValueError(f'{path}: {number} "{column}". Columns: {found}.')
+
+
+def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> Iterator[Record]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -133,33 +299,66 @@ def _read_parquet(path: Path) -> Iterator[Piece]:
         raise ValueError(
             f"reading {path} needs pyarrow: pip install -e '.[hub]', or give .txt or .jsonl"
         ) from error
+    kind = "Parquet" if is_parquet else "Arrow"
     try:
-        with pq.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if names.count("text") != 1:
-                columns = ", ".join(name[:40] for name in names[:10])
-                number = "several columns" if "text" in names else "no column"
-                raise ValueError(f'{path}: {number} "text". Columns: {columns}.')
-            kind = file.schema_arrow.field("text").type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
-                raise ValueError(f'{path}: the column "text" holds no strings.')
-            _check_packing(path, file.metadata)
-            per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+        with ExitStack() as stack:
+            if is_parquet:
+                file = stack.enter_context(pq.ParquetFile(path))
+                _check_text_columns(path, file.schema_arrow, columns)
+                _check_packing(path, file.metadata)
+                per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
+                # Few rows at a time: one long text can be packed as that of many rows.
+                batches = file.iter_batches(batch_size=4, columns=columns)
+            else:
+                file = stack.enter_context(_open_arrow(path))
+                _check_text_columns(path, file.schema, columns)
+                batches, per_row = _arrow_batches(file), 0.0
             seen = 0
-            # Few rows at a time: one long text can be packed as that of many rows.
-            for batch in file.iter_batches(batch_size=4, columns=["text"]):
-                for text in (value.as_py() for value in batch.column(0)):
-                    if text and len(text) > LINE_BYTES:
-                        raise ValueError(
-                            f"{path}, row {seen + 1:,}: longer than {LINE_BYTES:,} characters, "
-                            "which is more than is read at once. Cut the document."
-                        )
+            for batch in batches:
+                chosen = batch.select(columns or batch.schema.names)
+                if not is_parquet:
+                    per_row = batch.nbytes / max(len(batch), 1)
+                for row in chosen.to_pylist():
+                    for column in columns or []:
+                        if row[column] and len(row[column]) > LINE_BYTES:
+                            raise ValueError(
+                                f"{path}, row {seen + 1:,}: longer than {LINE_BYTES:,} characters, "
+                                "which is more than is read at once. Cut the document."
+                            )
                     consumed = int((seen + 1) * per_row) - int(seen * per_row)
                     seen += 1
-                    yield from document_pieces(text or "", consumed)
+                    yield row, f"row {seen:,}", consumed
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read as Parquet: {error!s:.500}") from error
+        raise ValueError(f"{path} cannot be read as {kind}: {error!s:.500}") from error
+
+
+def _open_arrow(path: Path) -> Any:
+    """Open an Arrow file, or a stream of `datasets`, without reading it into memory."""
+    import pyarrow as pa
+
+    stored = pa.memory_map(str(path))
+    if stored.size() >= 6 and stored.read_at(6, 0) == b"ARROW1":
+        return pa.ipc.open_file(stored)
+    return pa.ipc.open_stream(stored)
+
+
+def _arrow_batches(file: Any) -> Iterator[Any]:
+    if hasattr(file, "num_record_batches"):
+        yield from map(file.get_batch, range(file.num_record_batches))
+    else:
+        yield from file
+
+
+def _check_text_columns(path: Path, schema: Any, columns: list[str] | None) -> None:
+    """Check that each of `columns` is there once and holds strings."""
+    import pyarrow as pa
+
+    _check_columns(path, schema.names, columns or [])
+    for column in columns or []:
+        kind = schema.field(column).type
+        kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+        if kind not in (pa.string(), pa.large_string(), pa.string_view(), pa.null()):
+            raise ValueError(f'{path}: the column "{column}" holds no strings.')
 
 
 def _check_packing(path: Path, metadata: Any) -> None:
@@ -175,9 +374,17 @@ def _check_packing(path: Path, metadata: Any) -> None:
                 )
 
 
-def _not_utf8(path: Path, where: str, error: UnicodeDecodeError) -> ValueError:
-    bad = error.object[error.start]
+def _undecodable(path: Path, where: str, encoding: str, error: UnicodeDecodeError) -> ValueError:
+    """The error of a text that cannot be decoded; the remedy depends on the bytes that are seen."""
+    what = f"{path} is not {encoding.upper()}: {where} (0x{error.object[error.start]:02x})"
+    if encoding != "utf-8":
+        return ValueError(f"{what}: {error.reason}. The file is damaged, or cut off: copy it anew")
+    if b"\0" in error.object:
+        return ValueError(
+            f"{what}: {error.reason}. It has NUL bytes, as binary files and UTF-16 have. If it is "
+            "UTF-16: iconv -f UTF-16LE -t UTF-8"
+        )
     return ValueError(
-        f"{path} is not UTF-8: {where} (0x{bad:02x}): {error.reason}. Convert the file, for "
-        "example with: iconv -f LATIN1 -t UTF-8"
+        f"{what}: {error.reason}. Convert the file from what it was written in, for example with: "
+        "iconv -f WINDOWS-1252 -t UTF-8"
     )

@@ -7,26 +7,31 @@ import glob
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from gpt2.common.files import sha256_file, write_json
-from gpt2.common.json_files import from_json, read_json
-from gpt2.data.documents import SPLITS, Piece, Source
+from gpt2.common.json_files import from_json, read_json, read_json_object
+from gpt2.data.documents import SPLITS, Source
 from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
-from gpt2.data.readers import FORMATS, file_format, read_pieces, split_suffix
+from gpt2.data.readers import FORMATS, PACKINGS, file_format, read_pieces, split_suffix
+from gpt2.data.snapshots import LeftOut, hub_splits
 
 BUILT_IN = ("python-docs", *HUB_DATASETS)
 
-_LAYOUT = "1"  # part of the fingerprint: change it when files are cut into documents otherwise
+_LAYOUT = "2"  # part of the fingerprint: change it when files are cut into documents otherwise
 _SPLIT_WORD = re.compile(
     r"(?<![a-z])(?:(train|training)|(valid|validation|val|dev)|(test))(?![a-z])"
 )
 _ABOUT_THE_DATA = {"readme", "license", "licence", "notice", "copying", "changelog"}
-_KINDS = f"Usable are UTF-8 text and Parquet: {', '.join(FORMATS)}; all but .parquet also as .gz."
+_OF_DATASETS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
+_KINDS = (
+    f"Usable are {', '.join(FORMATS)}; all but .parquet and .arrow also as {', '.join(PACKINGS)}."
+)
+_NAMED = 8  # files that were left out, by name
 
 
 def open_source(data: str, *, cache_dir: Path) -> Source:
@@ -49,63 +54,148 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
             raise ValueError(
                 f"--data {data}: no known kind of file ({path.suffix or 'no suffix'}). {_KINDS}"
             )
-        return _local_source(split_suffix(path)[0], path.parent, [path], cache_dir)
+        return _local_source(
+            split_suffix(path)[0], _splits_by_name(path.parent, [path], []), [], [], cache_dir
+        )
     if path.is_dir():
-        files = [file for file in path.rglob("*") if _is_usable(file, path)]
+        files = [file for file in sorted(path.rglob("*")) if _is_shown(file, path)]
+        left_out: list[LeftOut] = []
+        for choose in (_without_descriptions, _listed_by_datasets, _known_kinds):
+            files = choose(path, files, left_out)
         if not files:
-            raise ValueError(f"--data {data}: no file in this folder can be used. {_KINDS}")
-        return _local_source(path.resolve().name, path, files, cache_dir)
+            raise ValueError(
+                f"--data {data}: no file in this folder can be used{_in_words(left_out)}. {_KINDS}"
+            )
+        notes: list[str] = []
+        splits = hub_splits(path, files, left_out, notes)
+        if splits is None:
+            splits = _splits_by_name(path, files, left_out)
+        return _local_source(path.resolve().name, splits, left_out, notes, cache_dir)
     if glob.has_magic(data):
-        files = [Path(file) for file in glob.glob(str(path), recursive=True)]
-        files = [file for file in files if file.is_file() and file_format(file)]
+        found = [Path(file) for file in glob.glob(str(path), recursive=True)]
+        left_out = []
+        files = _known_kinds(path, sorted(file for file in found if file.is_file()), left_out)
         if not files:
             raise ValueError(f"--data {data}: the pattern matches no file to use. {_KINDS}")
         root = Path(os.path.commonpath([file.parent for file in files]))
-        return _local_source(root.resolve().name or "text", root, files, cache_dir)
+        splits = _splits_by_name(root, files, left_out)
+        return _local_source(root.resolve().name or "text", splits, left_out, [], cache_dir)
     raise ValueError(
         f"--data {data}: no such file or folder, and none of the built-in names "
         f"({', '.join(BUILT_IN)})."
     )
 
 
-def _is_usable(path: Path, root: Path) -> bool:
-    """Return whether a file in a folder is text to train on: not hidden, not a README."""
-    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-    about = split_suffix(path)[0].lower() in _ABOUT_THE_DATA
-    return not hidden and not about and path.is_file() and file_format(path) is not None
+def _is_shown(path: Path, root: Path) -> bool:
+    return path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
 
 
-def _local_source(name: str, root: Path, files: Sequence[Path], cache_dir: Path) -> Source:
+def _sort_out(
+    files: Iterable[Path], reason: str, left_out: list[LeftOut], keep: Callable[[Path], bool]
+) -> list[Path]:
+    """The files that `keep` is true for; the others go to `left_out`."""
+    kept = []
     for path in files:
+        if keep(path):
+            kept.append(path)
+        else:
+            left_out.append((path, reason))
+    return kept
+
+
+def _without_descriptions(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
+    """Leave out what is about the data; what `datasets` writes beside it is read elsewhere."""
+    about = [path for path in files if path.name not in _OF_DATASETS]
+    return _sort_out(
+        about, "about the data", left_out,
+        lambda path: split_suffix(path)[0].lower() not in _ABOUT_THE_DATA,
+    )  # fmt: skip
+
+
+def _known_kinds(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
+    return _sort_out(
+        files, "of no kind that is read", left_out, lambda path: file_format(path) is not None
+    )
+
+
+def _listed_by_datasets(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
+    """Of a folder that `datasets` saved, the files that its state.json lists: others there are what
+    its operations kept, mostly the same text again."""
+    listed: dict[Path, set[str]] = {}
+    for folder in {path.parent for path in files}:
+        if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+            entries = read_json_object(folder / "state.json").get("_data_files")
+            names = from_json(list[dict[str, str]], entries)
+            listed[folder] = {entry["filename"] for entry in names}
+    return _sort_out(
+        files, "not listed in state.json", left_out,
+        lambda path: path.parent not in listed or path.name in listed[path.parent],
+    )  # fmt: skip
+
+
+def _local_source(
+    name: str,
+    chosen: dict[str, list[Path]],
+    left_out: list[LeftOut],
+    notes: list[str],
+    cache_dir: Path,
+) -> Source:
+    """The source of the files of each split, with `notes`, and one of what is left out."""
+    for path in (path for paths in chosen.values() for path in paths):
         if re.search("[\ud800-\udfff]", str(path.resolve())):
             raise ValueError(f"--data: the file name {str(path)!a} is not UTF-8: rename it")
-    named: dict[str | None, list[Path]] = {}
-    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
-        named.setdefault(_named_split(path.relative_to(root)), []).append(path)
-    rest = named.pop(None, [])
-    if rest and "train" not in named:
-        named["train"], rest = rest, []
-    chosen = {split: named[split] for split in SPLITS if split in named}
-    left_out = rest + _drop_other_forms(chosen)
+    left_out += [(path, "the same text in another form") for path in _drop_other_forms(chosen)]
 
     hashes = _hash_files([path for paths in chosen.values() for path in paths], cache_dir)
+    for split, paths in chosen.items():
+        first: dict[str, Path] = {}
+        for path in paths:
+            if first.setdefault(hashes[path], path) != path:
+                left_out.append((path, f"the same as {first[hashes[path]].name}"))
+        chosen[split] = list(first.values())
     listing = [
         {"split": split, "file": path.name, "format": file_format(path), "sha256": hashes[path]}
         for split, paths in chosen.items()
         for path in paths
     ]
     identity = [(entry["split"], entry["format"], entry["sha256"]) for entry in listing]
-    notes = [f"{name}: {', '.join(_describe(*item) for item in chosen.items())}"]
+    notes = [f"{name}: {', '.join(_describe(*item) for item in chosen.items())}", *notes]
     if left_out:
-        notes.append("left out: " + ", ".join(path.name for path in left_out))
+        notes.append(_in_words(left_out).removeprefix("; "))
     return Source(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "text",
         fingerprint=hashlib.sha256(f"local {_LAYOUT} {identity}".encode()).hexdigest(),
-        splits={split: partial(_read, paths) for split, paths in chosen.items()},
+        splits={split: partial(read_pieces, *paths) for split, paths in chosen.items()},
         sizes={split: _size(paths) for split, paths in chosen.items()},
         notes=tuple(notes),
         details={"kind": "files", "files": listing},
     )
+
+
+def _in_words(left_out: list[LeftOut]) -> str:
+    """Say what was not read, and why: "; left out: a.pdf, b.pdf (of no kind that is read)"."""
+    by_reason: dict[str, list[str]] = {}
+    for path, reason in left_out:
+        by_reason.setdefault(reason, []).append(path.name)
+    parts = []
+    for reason, names in by_reason.items():
+        more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+        parts.append(f"{', '.join(names[:_NAMED])}{more} ({reason})")
+    return f"; left out: {'; '.join(parts)}" if parts else ""
+
+
+def _splits_by_name(
+    root: Path, files: Sequence[Path], left_out: list[LeftOut]
+) -> dict[str, list[Path]]:
+    """Sort files into splits by their names and those of their folders."""
+    named: dict[str | None, list[Path]] = {}
+    for path in sorted(files, key=lambda path: path.relative_to(root).as_posix()):
+        named.setdefault(_named_split(path.relative_to(root)), []).append(path)
+    rest = named.pop(None, [])
+    if rest and "train" not in named:
+        named["train"], rest = rest, []
+    left_out += [(path, "not named for a split, as others are") for path in rest]
+    return {split: named[split] for split in SPLITS if split in named}
 
 
 def _named_split(relative: Path) -> str | None:
@@ -148,11 +238,6 @@ def _size(paths: Sequence[Path]) -> int:
 def _describe(split: str, paths: Sequence[Path]) -> str:
     what = paths[0].name if len(paths) == 1 else f"{len(paths)} files"
     return f"{split} = {what} ({_size(paths) / 1e6:,.1f} MB)"
-
-
-def _read(paths: Sequence[Path]) -> Iterator[Piece]:
-    for path in paths:
-        yield from read_pieces(path)
 
 
 def _hash_files(paths: Sequence[Path], cache_dir: Path) -> dict[Path, str]:

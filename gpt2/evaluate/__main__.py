@@ -39,7 +39,7 @@ class Arguments:
     spaces, such as WikiText. hellaswag, lambada: from --data, else from the Hugging Face hub."""
     data: str | None = None
     """Text to score: what train.py's --data takes; None: what a run was trained on. For hellaswag
-    and lambada: a .jsonl or .jsonl.gz file."""
+    and lambada: a .jsonl, .jsonl.gz or .parquet file."""
     split: str = "test"
     """train, valid or test. Of a text only."""
     stride: int | None = None

@@ -17,10 +17,8 @@ last word. Two protocols go under the one name:
 The paper's stop-word filter is left out: neither its list nor its procedure was published.
 """
 
-import gzip
 import math
 import re
-import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,8 +29,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2.common.json_files import parse_json
-from gpt2.data.readers import LINE_BYTES
+from gpt2.data.readers import read_records
 from gpt2.evaluate.perplexity import to_perplexity
 from gpt2.evaluate.scoring import Request, score
 from gpt2.model import GPT
@@ -181,36 +178,18 @@ def lambada(
 
 
 def read_rows(path: str | None, task: TaskName, *, limit: int | None = None) -> Iterator[Row]:
-    """Read the first `limit` rows of a .jsonl or .jsonl.gz file or, without a path, of the hub.
+    """Read the first `limit` rows of a table (`gpt2.data.readers`) or, without a path, of the hub.
 
     Raises:
-        ValueError: the file is not JSON lines, or the hub does not give the data.
+        ValueError: the file is none, or the hub does not give the data.
     """
     return islice(_hub_rows(task) if path is None else _file_rows(Path(path)), limit)
 
 
 def _file_rows(path: Path) -> Iterator[Row]:
     if not path.is_file():
-        raise ValueError(
-            f"--data {path}: no such file; give the task's rows as .jsonl or .jsonl.gz"
-        )
-    number = 0
-    try:
-        opener = gzip.open if path.suffix == ".gz" else open
-        with opener(path, "rb") as file:
-            while line := file.readline(LINE_BYTES + 1):
-                number += 1
-                if len(line) > LINE_BYTES:
-                    raise ValueError(f"longer than {LINE_BYTES:,} bytes")
-                if line.strip():
-                    row = parse_json(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"a {type(row).__name__} where an object should be")
-                    yield row
-    except (ValueError, EOFError, OSError, zlib.error) as error:
-        raise ValueError(
-            f"{path}, line {number:,}: cannot be read as JSON lines: {error}"
-        ) from error
+        raise ValueError(f"--data {path}: no such file; give the task's rows as .jsonl or .parquet")
+    yield from (row for row, _, _ in read_records(path))
 
 
 def _hub_rows(task: TaskName) -> Iterator[Row]:

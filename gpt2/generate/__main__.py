@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tyro.conf import Positional, UseAppendAction
 
+from gpt2.data.readers import read_blocks
 from gpt2.generate.decoding import check_prompts, continuations, stream_tokens, until
 from gpt2.generate.sampling import Sampling, strategy
 from gpt2.model import GPT
@@ -91,11 +92,8 @@ def _read_prompts(arguments: Arguments) -> list[str]:
         return list(arguments.prompt) or [""]
     if arguments.prompt:
         raise ValueError("--prompt and --prompt-file both give prompts: use one of them")
-    try:
-        lines = Path(arguments.prompt_file).read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{arguments.prompt_file} is not UTF-8 text: {error}") from error
-    prompts = [line for line in lines if line.strip()]
+    text = "".join(block for block, _ in read_blocks(Path(arguments.prompt_file)))
+    prompts = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
     if not prompts:
         raise ValueError(f"{arguments.prompt_file} holds no prompt: write one on each line")
     return prompts

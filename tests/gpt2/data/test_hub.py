@@ -94,6 +94,23 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
             ]
         manifest = json.loads((folder / "manifest.json").read_text())
         assert manifest["source"]["revision"] == COMMIT
+    # A snapshot on disk gives the same text of the splits that it names.
+    for name, repository, splits in [
+        ("wikitext-2", "Salesforce/wikitext", SPLITS),
+        ("tinystories", "roneneldan/TinyStories", ["valid"]),
+    ]:
+        for file, content in repositories[repository].items():
+            path = tmp_path / "snapshots" / name / file
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+        (folder,) = tmp_path.glob(f"{name}-*")
+        tokenizer = str(folder / "tokenizer.json")
+        found = prepare(
+            str(tmp_path / "snapshots" / name), tokenizer=tokenizer, cache_dir=tmp_path / "disk"
+        )
+        for split in splits:
+            shards = [read_header(f / f"{split}-00000.bin") for f in (folder, found.folder)]
+            assert shards[0].sha256 == shards[1].sha256
     monkeypatch.setitem(sys.modules, "datasets", None)
     prepared = prepare("tinystories", vocab_size=300, cache_dir=tmp_path)
     assert any("reused" in note for note in prepared.notes)

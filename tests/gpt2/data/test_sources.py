@@ -1,8 +1,14 @@
 """gpt2.data.sources and the modules below it: text in, documents out, every fault named."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import os
+import re
+import subprocess
 import sys
 import sysconfig
 from collections.abc import Iterator
@@ -17,6 +23,7 @@ from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import read_pieces
 from gpt2.data.sources import open_source
 from gpt2.data.splits import plan_splits, split_pieces
+from gpt2.evaluate.word_perplexity import read_documents
 
 END = "<|endoftext|>"
 
@@ -91,23 +98,117 @@ def test_what_has_no_place_to_cut_is_cut_all_the_same(monkeypatch, run, size):
 
 
 def test_kinds_of_files_give_the_same_documents(tmp_path):
+    """Whatever the container: packed or not, its encoding, its line ends, rows without text, and
+    the marker inside a row or between rows."""
     pa = pytest.importorskip("pyarrow")
     import pyarrow.parquet as pq
 
-    stories = ["One \u00e9t\u00e9.", "Two\nlines.", "\u4e2d\u6587"]
-    lines = "\n".join(json.dumps({"id": 1, "text": story}) for story in stories) + "\n\n"
+    stories = ["One \u00e9t\u00e9.\x0c\u2028 One.", 'Two\n"lines", two.', "\u4e2d\u6587", "Four."]
+    rows = [*stories[:2], None, f"{stories[2]}\n{END}\n{stories[3]}{END}", "", " \n"]
+    windows = [row and row.replace("\n", "\r\n") for row in rows]
     text = f"\n{END}\n".join([*stories, ""])
-    pq.write_table(pa.table({"text": [*stories, None, ""], "n": range(5)}), tmp_path / "a.parquet")
+    marked = "\ufeff" + text.replace("\n", "\r\n")
+    lines = "\n\n".join(json.dumps({"id": 1, "text": row}) for row in rows)
+    separated = io.StringIO(newline="")
+    csv.writer(separated).writerows([["id", "text"], *([1, row] for row in windows)])
+    tabs = separated.getvalue().replace("1,", "1\t").replace("id,", "id\t")
+    table = pa.table({"text": windows, "n": range(6)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    pq.write_table(pa.table({"text": table["text"].dictionary_encode()}), tmp_path / "b.parquet")
+    for name, write_arrow in {"a": pa.ipc.new_stream, "b": pa.ipc.new_file}.items():
+        with write_arrow(str(tmp_path / f"{name}.arrow"), table.schema) as file:
+            file.write_table(table)
     for name, content in [
         ("a.txt", text),
-        ("b.md", "\ufeff" + text),
+        ("b.md", marked),
         ("c.tokens.gz", text),
+        ("c.txt.zst", pa.compress(text.encode(), codec="zstd", asbytes=True)),
+        ("c.txt.bz2", bz2.compress(text.encode())),
+        ("c.txt.xz", lzma.compress(text.encode())),
+        ("unnamed-gzip.txt", gzip.compress(text.encode())),
         ("d.jsonl", "\ufeff" + lines),
         ("e.ndjson.gz", lines),
+        ("e.jsonl.zst", pa.compress(lines.replace("\n", "\r\n").encode(), "zstd", True)),
+        ("f.csv", "\ufeff" + separated.getvalue()),
+        ("f.CSV.bz2", bz2.compress(separated.getvalue().encode())),
+        ("f.tsv", tabs),
+        *(
+            (f"{name}-{encoding}{suffix}", content.encode(encoding))
+            for encoding in ("utf-16", "utf-32")
+            for name, suffix, content in (
+                ("g", ".txt", text),
+                ("h", ".jsonl", lines),
+                ("i", ".csv", separated.getvalue()),
+            )
+        ),
     ]:
         write(tmp_path / name, content)
     for path in tmp_path.iterdir():
         assert joined(read_pieces(path)) == stories, path
+
+
+@pytest.mark.usefixtures("small_pieces")
+@pytest.mark.parametrize("packed", ["", ".gz"])
+def test_a_line_end_cut_by_the_reading_is_one(tmp_path, packed):
+    for shift in range(70):
+        path = write(tmp_path / f"a.txt{packed}", "y" + "x" * shift + "\r\n\r" * 50 + "\r")
+        assert joined(read_pieces(path)) == ["y" + "x" * shift + "\n\r" * 50 + "\r"]
+
+
+@pytest.mark.parametrize(
+    ("written", "message", "read"),
+    [
+        ("utf-16-le", r"UTF-16.*(iconv -f UTF-16LE -t UTF-8)", True),
+        ("cp1252", r"is not UTF-8: byte 13 .*(iconv -f WINDOWS-1252 -t UTF-8)", True),
+        ("gb18030", r"is not UTF-8: byte 13 .*for example with: (iconv -f WIN\S+ -t UTF-8)", False),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".txt", ".csv", ".jsonl"])
+def test_the_remedy_for_another_encoding_works(tmp_path, written, message, read, suffix):
+    text = json.dumps({"text": "caf\u00e9 \u201cau lait\u201d"}, ensure_ascii=False) + "\n"
+    text = {".txt": text, ".jsonl": text, ".csv": "text\r\ncaf\u00e9\r\n"}[suffix] * 3
+    right = joined(read_pieces(write(tmp_path / f"right{suffix}", text)))
+    path = write(tmp_path / f"a{suffix}", text.encode(written))
+    with pytest.raises(ValueError, match=message if suffix == ".txt" else "UTF") as error:
+        list(read_pieces(path))
+    found = re.search(r"iconv -f \S+ -t UTF-8", str(error.value))
+    assert found
+    done = subprocess.run([*found[0].split(), path], capture_output=True)
+    if read:
+        assert joined(read_pieces(write(path, done.stdout))) == right
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"PK\x03\x04\x14\0", "no text but a zip archive"),
+        (b"%PDF-1.7\n%\xe2", "no text but a PDF: take its text out"),
+        (b"PAR1\x15\0", "no text but a Parquet file: name it .parquet"),
+        (b"ARROW1\0\0", "no text but an Arrow file: name it .arrow"),
+        (b"On\0c\0e\0 ", "one in eight of its first characters is NUL"),
+        (b"\x7fELF\x02\xff" + b"a" * 99 + b"\0", "has NUL bytes, as binary files and UTF-16 have"),
+        ("caf\u00e9".encode("utf-16")[:-1], "is not UTF-16: byte 8 .* damaged, or cut off"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message) as error:
+        list(read_pieces(write(tmp_path / "a.txt", content)))
+    assert "WINDOWS" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("title,body\na,b\n", r'no column "text"\. Columns: title, body'),
+        ("text,text\na,b\n", 'several columns "text"'),
+        ("id,text\n1,a\n2,b,c\n", "line 3: not CSV \\(3 fields, and the header has 2"),
+        ("id,text\n1,a\n2\n", "line 3: not CSV \\(1 fields"),
+        ('text\n"a\nb\n', "line 3: not CSV"),
+    ],
+)
+def test_bad_csv_is_named_with_its_line(tmp_path, content, message):
+    with pytest.raises(ValueError, match=rf"a\.csv.*{message}"):
+        list(read_pieces(write(tmp_path / "a.csv", content)))
 
 
 def test_progress_adds_up_to_the_size_on_disk(tmp_path):
@@ -189,13 +290,13 @@ def opened(tmp_path):
         ("nowhere.txt", r"nowhere\.txt: no such file or folder.*tinystories"),
         ("*.jsonl", r"matches no file"),
         ("empty-folder", r"no file in this folder can be used.*\.txt"),
-        ("table.csv", r"no known kind of file \(\.csv\).*\.jsonl"),
+        ("table.pdf", r"no known kind of file \(\.pdf\).*\.jsonl.*\.zst"),
         ("void.txt", r"void\.txt is empty"),
     ],
 )
 def test_nothing_to_read_is_said_clearly(tmp_path, opened, data, message):
     (tmp_path / "empty-folder").mkdir()
-    for name in ("empty-folder/README.md", "empty-folder/.hidden.txt", "table.csv"):
+    for name in ("empty-folder/README.md", "empty-folder/.hidden.txt", "table.pdf"):
         write(tmp_path / name, "text")
     write(tmp_path / "void.txt", "")
     with pytest.raises(ValueError, match=message):
@@ -222,7 +323,119 @@ def test_files_named_for_a_split_are_that_split(tmp_path, opened, files, expecte
     source = opened(str(tmp_path / "set"))
     found = {text: split for split, read in source.splits.items() for text in joined(read())}
     assert " ".join(found.get(f"I am {name}.", "-") for name in files) == expected
-    assert ("left out: extra.txt" in source.notes) == ("extra.txt" in files)
+    said = "left out: extra.txt (not named for a split, as others are)"
+    assert (said in source.notes) == ("extra.txt" in files)
+
+
+def test_what_is_not_read_is_said_with_the_reason(tmp_path, opened):
+    names = ["a.txt", "b.json", "b.html", "LICENSE", "sub/c.pdf", "sub/a-copy.txt", ".git/x.txt"]
+    for name in [*names, *(f"{n}.png" for n in range(20))]:
+        write(tmp_path / "set" / name, "text" if "a" in name else name)
+    (note,) = (n for n in opened(str(tmp_path / "set")).notes if n.startswith("left out"))
+    assert note.startswith("left out: LICENSE (about the data); 0.png, 1.png, 10.png, 11.png, ")
+    assert note.endswith(" and 15 more (of no kind that is read); a-copy.txt (the same as a.txt)")
+    (note,) = opened(str(tmp_path / "set/*.*[tl]")).notes[1:]
+    assert note == "left out: b.html (of no kind that is read)"
+
+
+def write_rows(folder: Path, **splits: list[str]) -> None:
+    """Parquet files as the hub names them."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, rows in splits.items():
+        pq.write_table(pa.table({"text": rows}), folder / f"{split}-00000-of-00001.parquet")
+
+
+def card(*configurations: str) -> str:
+    return "---\nlicense: mit\nconfigs:\n" + "".join(configurations) + "---\n# A data set\n"
+
+
+def texts_of(source: Source) -> dict[str, list[str]]:
+    return {split: joined(read()) for split, read in source.splits.items()}
+
+
+def test_a_snapshot_without_a_card_is_the_files_of_data(tmp_path, opened):
+    """TinyStories holds its stories as .txt too."""
+    write(tmp_path / "set/README.md", "---\nlicense: mit\n---\n")
+    write(tmp_path / "set/Stories-train.txt", f"One.{END}Two.")
+    write(tmp_path / "set/Stories-valid.txt", "Held out.")
+    write_rows(tmp_path / "set/data", train=["One.", "Two."], validation=["Held out."])
+    source = opened(str(tmp_path / "set"))
+    assert texts_of(source) == {"train": ["One.", "Two."], "valid": ["Held out."]}
+    assert any("Stories-train.txt, Stories-valid.txt (not a split of" in n for n in source.notes)
+
+
+TWO = [
+    "- config_name: raw\n  data_files:\n  - split: train\n    path: raw/train-*\n"
+    "  - split: validation\n    path:\n    - raw/validation-*\n",
+    "- config_name: cooked\n  data_files:\n    train: cooked/train-*\n    extra: cooked/test-*\n",
+]
+
+
+@pytest.mark.parametrize(
+    ("readme", "expected"),
+    [
+        (None, None),
+        (card(*TWO), None),
+        (card(TWO[0] + "  default: true\n", TWO[1]), {"train": ["raw"], "valid": ["raw v"]}),
+        (card(TWO[1]), {"train": ["cooked"]}),
+        (
+            card("- config_name: default\n  data_files: raw/*\n", TWO[1]),
+            {"train": ["raw", "raw v"]},
+        ),
+        (card("- config_name: x\n  data_dir: raw\n"), {"train": ["raw", "raw v"]}),
+        (card("- config_name: x\n  data_files: '**/train-*'\n"), {"train": ["cooked", "raw"]}),
+        (card(TWO[0]).replace("\n", "\r\n"), {"train": ["raw"], "valid": ["raw v"]}),
+    ],
+)
+def test_a_snapshot_is_read_by_its_card(tmp_path, opened, readme, expected):
+    pytest.importorskip("yaml")
+    write_rows(tmp_path / "set/raw", train=["raw"], validation=["raw v"])
+    write_rows(tmp_path / "set/cooked", train=["cooked"], test=["cooked t"])
+    if readme:
+        write(tmp_path / "set/README.md", readme)
+    if expected is not None:
+        assert texts_of(opened(str(tmp_path / "set"))) == expected
+        return
+    with pytest.raises(ValueError, match="holds 2 data sets, or configurations of one") as error:
+        opened(str(tmp_path / "set"))
+    remedies = re.findall(r"--data (\S+) \(", str(error.value))
+    assert [texts_of(opened(remedy))["train"] for remedy in sorted(remedies)] == [
+        ["cooked"],
+        ["raw"],
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["- 5\n", "- config_name: [\n", "- data_files: x\n"])
+def test_a_card_that_cannot_be_read_is_named(tmp_path, opened, wrong):
+    pytest.importorskip("yaml")
+    write_rows(tmp_path / "set", train=["text"])
+    write(tmp_path / "set/README.md", card(wrong))
+    with pytest.raises(ValueError, match=r"README\.md names configurations that cannot be read"):
+        opened(str(tmp_path / "set"))
+    assert texts_of(opened(str(tmp_path / "set/*.parquet"))) == {"train": ["text"]}
+
+
+def test_what_datasets_saved_to_disk_is_read_once(tmp_path, opened):
+    """A folder of one data set, and of several splits; `map` keeps its results beside the text."""
+    datasets = pytest.importorskip("datasets")
+    rows = [f"Row {i}." for i in range(50)]
+    whole = datasets.Dataset.from_dict({"text": rows})
+    whole.save_to_disk(tmp_path / "one", num_shards=2)
+    loaded = datasets.load_from_disk(tmp_path / "one")
+    loaded.map(
+        lambda row: {"text": row["text"] + "!"}, cache_file_name=str(tmp_path / "one/cache.arrow")
+    )
+    source = opened(str(tmp_path / "one"))
+    assert texts_of(source) == {"train": rows}
+    assert "left out: cache.arrow (not listed in state.json)" in source.notes
+    splits = datasets.DatasetDict(train=whole.shuffle(seed=1), validation=whole.select(range(3)))
+    splits.save_to_disk(tmp_path / "several")
+    found = texts_of(opened(str(tmp_path / "several")))
+    assert (sorted(found["train"]), found["valid"]) == (sorted(rows), rows[:3])
+    assert found["train"] == splits["train"]["text"]
 
 
 def test_one_text_in_two_forms_is_a_question_for_the_user(tmp_path, opened):
@@ -340,6 +553,42 @@ def test_wikitext_articles_are_all_found(real_data):
     texts = joined(read_pieces(path))
     assert len(texts) == 600
     assert "".join(texts).encode() == gzip.decompress(path.read_bytes())
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl", "csv", "arrow", "windows", "unended"])
+def test_wikitext_in_rows_is_wikitext(real_data, tmp_path, form):
+    """A line a row, as the hub has it, with nothing for a blank line; in two files, of which the
+    second begins within an article. The figures are the published ones."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    packed = real_data / "wikitext-2" / "wiki.test.tokens.gz"
+    text = gzip.decompress(packed.read_bytes()).decode()
+    rows = [line if line.strip() else "" for line in text.splitlines(keepends=True)]
+    assert len(rows) == 4358
+    for number, part in enumerate((rows[:1000], rows[1000:])):
+        stem = tmp_path / f"set/test-0000{number}-of-00002"
+        if form == "parquet":
+            stem.parent.mkdir(exist_ok=True)
+            pq.write_table(pa.table({"text": part}), f"{stem}.parquet")
+        elif form == "arrow":
+            stem.parent.mkdir(exist_ok=True)
+            table = pa.table({"text": part})
+            with pa.ipc.new_stream(f"{stem}.arrow", table.schema) as file:
+                file.write_table(table)
+        elif form == "csv":
+            separated = io.StringIO(newline="")
+            csv.writer(separated).writerows([["text"], *([row] for row in part)])
+            write(stem.with_suffix(".csv"), separated.getvalue())
+        else:
+            ended = {"jsonl": "\n", "windows": "\r\n", "unended": ""}[form]
+            values = [row.replace("\n", ended) if row else None for row in part]
+            lines = (json.dumps({"text": value}) + "\n" for value in values)
+            write(stem.with_suffix(".jsonl"), "".join(lines))
+    found = read_documents(str(tmp_path / "set"), "test", cache_dir=tmp_path)
+    assert found == joined(read_pieces(packed))
+    assert len(found) == 60
+    assert sum(len(d.split()) + d.count("\n") for d in found) == 245_569
 
 
 def test_a_file_name_that_is_not_utf8_is_said_before_anything_is_written(tmp_path, opened):

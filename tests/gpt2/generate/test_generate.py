@@ -8,7 +8,7 @@ import torch
 
 from gpt2.attention import BACKENDS, unusable
 from gpt2.config import GPTConfig
-from gpt2.generate.__main__ import Arguments, main
+from gpt2.generate.__main__ import Arguments, _read_prompts, main
 from gpt2.generate.decoding import continuations, generate, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
 from gpt2.model import GPT
@@ -302,6 +302,19 @@ def test_no_cache_means_none(capsys, run, passes, samples):
     assert passes == [1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("encoding", "line_end"),
+    [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r")],
+)
+def test_prompts_are_the_lines_of_a_file_however_it_was_saved(tmp_path, encoding, line_end):
+    """A form feed, or U+2028, ends no line."""
+    prompts = ["the cat\u2028sat", "on\x0c a mat", "<|endoftext|>the dog"]
+    text = line_end.join([*prompts, " ", ""])
+    (tmp_path / "prompts").write_bytes(text.encode(encoding))
+    found = _read_prompts(Arguments("run", prompt_file=str(tmp_path / "prompts")))
+    assert found == prompts
+
+
 def test_no_prompt_begins_a_document(capsys, run):
     begun = _output(capsys, run)
     assert begun == _output(capsys, run, prompt=("",)) != "\n"
@@ -315,7 +328,7 @@ def test_no_prompt_begins_a_document(capsys, run):
         ({"prompt": ("word " * 50,)}, "tokens and the model's context 16: shorten it"),
         ({"prompt": ("a",), "prompt_file": "b"}, "--prompt and --prompt-file both"),
         ({"prompt_file": "blank.txt"}, "blank.txt holds no prompt"),
-        ({"prompt_file": "latin.txt"}, "latin.txt is not UTF-8 text"),
+        ({"prompt_file": "latin.txt"}, "latin.txt is not UTF-8: byte 0"),
     ],
 )
 def test_a_mistake_is_one_sentence_before_any_text(

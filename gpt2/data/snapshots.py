@@ -1,0 +1,185 @@
+"""A snapshot of a data set of the Hugging Face hub on disk, read as that data set.
+
+The card, README.md, may name configurations and the files of each split; one configuration is read.
+Without that, Parquet files in data/ named as the hub names them are the data set, and what else
+lies there is left out: mostly the same text in another form.
+
+Source: https://huggingface.co/docs/hub/datasets-manual-configuration
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.data.documents import SPLITS
+
+LeftOut = tuple[Path, str]  # a file that is not read, and why
+
+_SHARD = re.compile(r"(?P<split>[a-z]+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.[a-z.]+")
+_OURS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """A configuration of a data set: the patterns of the files of each split."""
+
+    name: str
+    splits: Mapping[str, tuple[str, ...]]
+    default: bool
+
+
+def hub_splits(
+    root: Path, files: Sequence[Path], left_out: list[LeftOut], notes: list[str]
+) -> dict[str, list[Path]] | None:
+    """Sort the files of a snapshot into splits; None where the folder is none.
+
+    Args:
+        root: the folder.
+        files: in it, of a kind that can be read.
+        left_out: gets what is not read, and why.
+        notes: get a line that says what was chosen.
+
+    Raises:
+        ValueError: a card that cannot be read, or several data sets; says how to choose one.
+    """
+    configurations = read_card(root)
+    if configurations:
+        return _of_configuration(root, _choose(root, configurations, files), files, left_out, notes)
+    shards = [path for path in files if _split_of_shard(path)]
+    if any(path.parent == root / "data" for path in shards):
+        notes.append("a snapshot of the hub: its data set is the files of data/")
+        splits: dict[str, list[Path]] = {}
+        for path in files:
+            split = _split_of_shard(path) if path.parent == root / "data" else None
+            if split is None:
+                left_out.append((path, "not a split of the data set in data/"))
+            else:
+                splits.setdefault(split, []).append(path)
+        return {split: sorted(splits[split]) for split in SPLITS if split in splits}
+    folders: dict[str, list[Path]] = {}
+    for path in shards:
+        folders.setdefault(path.name, []).append(path.parent)
+    several = next((found for found in folders.values() if len(found) > 1), None)
+    if several:
+        raise _several(root, {path.name: path for path in several})
+    return None
+
+
+def _split_of_shard(path: Path) -> str | None:
+    match = _SHARD.fullmatch(path.name)
+    return _OURS.get(match["split"]) if match else None
+
+
+def read_card(root: Path) -> list[Configuration]:
+    """Read the configurations that the card of a data set names; none where there is no card.
+
+    Raises:
+        ValueError: the card cannot be read.
+    """
+    card = root / "README.md"
+    if not card.is_file():
+        return []
+    text = card.read_text(encoding="utf-8-sig", errors="replace").replace("\r\n", "\n")
+    head = re.match(r"---\n(.*?\n)---(\n|$)", text, flags=re.DOTALL)
+    if head is None or not re.search(r"^configs:", head[1], flags=re.MULTILINE):
+        return []
+    try:
+        import yaml
+    except ImportError as error:
+        raise ValueError(f"reading {card} needs PyYAML: pip install -e '.[hub]'") from error
+    try:
+        entries = yaml.safe_load(head[1])["configs"]
+        return [_configuration(entry) for entry in entries]
+    except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{card} names configurations that cannot be read ({error!r:.200}): mend it, or give "
+            "the files by a pattern, such as --data 'folder/*.parquet'"
+        ) from error
+
+
+def _configuration(entry: Mapping[str, Any]) -> Configuration:
+    files = entry.get("data_files")
+    if files is None:
+        files = [{"split": "train", "path": f"{entry['data_dir']}/**"}]
+    if isinstance(files, dict):
+        files = [{"split": split, "path": path} for split, path in files.items()]
+    elif isinstance(files, str) or all(isinstance(one, str) for one in files):
+        files = [{"split": "train", "path": files}]
+    splits = {}
+    for one in files:
+        paths = [one["path"]] if isinstance(one["path"], str) else one["path"]
+        splits[str(one["split"])] = tuple(map(str, paths))
+    name = str(entry["config_name"])
+    return Configuration(name, splits, bool(entry.get("default")) or name == "default")
+
+
+def _matching(root: Path, patterns: Sequence[str], files: Sequence[Path]) -> list[Path]:
+    found: set[Path] = set()
+    for pattern in patterns:
+        plain = pattern.removeprefix("./").rstrip("/")
+        if plain.endswith("**") or (root / plain).is_dir():
+            plain = plain.removesuffix("**").rstrip("/") + "/**/*"
+        try:
+            found |= set(root.glob(plain.lstrip("/")))
+        except (ValueError, NotImplementedError) as error:
+            raise ValueError(f"{root}/README.md: no pattern of files: {pattern!r:.100}") from error
+    return [path for path in files if path in found]
+
+
+def _choose(
+    root: Path, configurations: Sequence[Configuration], files: Sequence[Path]
+) -> Configuration:
+    default = [one for one in configurations if one.default]
+    if len(configurations) == 1 or len(default) == 1:
+        return (default or [*configurations])[0]
+    folders = {}
+    for one in configurations:
+        own = [
+            path for patterns in one.splits.values() for path in _matching(root, patterns, files)
+        ]
+        if own:
+            folders[one.name] = own[0].parent
+    if len(folders) == 1:  # what was fetched of the repository
+        return next(one for one in configurations if one.name in folders)
+    raise _several(root, folders)
+
+
+def _several(root: Path, folders: Mapping[str, Path]) -> ValueError:
+    choices = "; ".join(f"--data {path} ({name})" for name, path in list(folders.items())[:8])
+    return ValueError(
+        f"--data {root} holds {len(folders)} data sets, or configurations of one, which may have "
+        f"the same texts. Choose one: {choices}"
+    )
+
+
+def _of_configuration(
+    root: Path,
+    chosen: Configuration,
+    files: Sequence[Path],
+    left_out: list[LeftOut],
+    notes: list[str],
+) -> dict[str, list[Path]]:
+    splits: dict[str, list[Path]] = {}
+    for name, patterns in chosen.splits.items():
+        own = _matching(root, patterns, files)
+        split = _OURS.get(name)
+        if split is None:
+            left_out += [(path, f"of the split {name}") for path in own]
+        else:
+            splits.setdefault(split, []).extend(own)
+    named = {path for own in splits.values() for path in own} | {path for path, _ in left_out}
+    reason = f"not of the configuration {chosen.name}"
+    left_out += [(path, reason) for path in files if path not in named]
+    if not any(splits.values()):
+        raise ValueError(
+            f"--data {root}: of the configuration {chosen.name}, which its README.md names, no "
+            "file that can be read is there: fetch it, or give other files by a pattern"
+        )
+    notes.append(f"a snapshot of the hub: its configuration {chosen.name}, as README.md names it")
+    return {split: splits[split] for split in SPLITS if splits.get(split)}
