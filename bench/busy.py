@@ -158,7 +158,7 @@ def _work(seconds: float) -> None:
                 while (spent := time.perf_counter() - began) < seconds:
                     call()
                     count += 1
-            print(count * tokens / spent, flush=True)
+            print(f"{count * tokens / spent:.1f}", flush=True)
 
 
 if __name__ == "__main__":
