@@ -43,7 +43,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 def parse_json(text: bytes) -> Any:
     """The value of a UTF-8 JSON text; a ValueError if it is not JSON or too deeply nested."""
     try:
-        return json.loads(text.decode("utf-8"))
+        return json.loads(text.decode("utf-8-sig"))  # editors on Windows write a mark
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

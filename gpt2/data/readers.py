@@ -172,9 +172,13 @@ def _unpacked(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
     packing = PACKINGS.get(path.suffix.lower())
     try:
         with open(path, "rb") as stored:
+            head = stored.peek()
             if packing is None:
-                packing = next(
-                    (p for p in PACKINGS.values() if stored.peek().startswith(p[1])), None
+                packing = next((p for p in PACKINGS.values() if head.startswith(p[1])), None)
+            elif not head.startswith(packing[1]):
+                raise ValueError(
+                    f"{path} is no {packing[0]} file, although its name says so: name it for what "
+                    "it is, or fetch it again"
                 )
             if packing is None:
                 yield stored, stored

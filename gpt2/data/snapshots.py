@@ -34,6 +34,24 @@ class Configuration:
     default: bool
 
 
+def newest_revision(folder: Path) -> Path:
+    """The newest snapshot in a folder of the hub's cache, datasets--owner--name; others as given.
+
+    Raises:
+        ValueError: there are several, and no branch main says which is the newest.
+    """
+    snapshots = folder / "snapshots"
+    if not (folder / "refs").is_dir() or not snapshots.is_dir():
+        return folder
+    main = folder / "refs" / "main"
+    if main.is_file():
+        return snapshots / main.read_text(encoding="ascii").strip()
+    revisions = sorted(snapshots.iterdir())
+    if len(revisions) != 1:
+        raise _several(folder, {path.name: path for path in revisions})
+    return revisions[0]
+
+
 def hub_splits(
     root: Path, files: Sequence[Path], left_out: list[LeftOut], notes: list[str]
 ) -> dict[str, list[Path]] | None:

@@ -18,7 +18,7 @@ from gpt2.data.documents import SPLITS, Source
 from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import FORMATS, PACKINGS, file_format, read_pieces, split_suffix
-from gpt2.data.snapshots import LeftOut, hub_splits
+from gpt2.data.snapshots import LeftOut, hub_splits, newest_revision
 
 BUILT_IN = ("python-docs", *HUB_DATASETS)
 
@@ -58,6 +58,7 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
             split_suffix(path)[0], _splits_by_name(path.parent, [path], []), [], [], cache_dir
         )
     if path.is_dir():
+        path = newest_revision(path)
         files = [file for file in sorted(path.rglob("*")) if _is_shown(file, path)]
         left_out: list[LeftOut] = []
         for choose in (_without_descriptions, _listed_by_datasets, _known_kinds):
@@ -119,16 +120,21 @@ def _known_kinds(root: Path, files: list[Path], left_out: list[LeftOut]) -> list
 
 
 def _listed_by_datasets(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
-    """Of a folder that `datasets` saved, the files that its state.json lists: others there are what
-    its operations kept, mostly the same text again."""
+    """Of a folder that `datasets` saved, the files that its state.json lists, and of one of its
+    cache all but cache-*.arrow: those hold what its operations made, mostly the same text again."""
     listed: dict[Path, set[str]] = {}
     for folder in {path.parent for path in files}:
-        if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        own = {path.name for path in files if path.parent == folder}
+        if not (folder / "dataset_info.json").is_file():
+            continue
+        if not (folder / "state.json").is_file():
+            listed[folder] = {name for name in own if not name.startswith("cache-")}
+        else:
             entries = read_json_object(folder / "state.json").get("_data_files")
             names = from_json(list[dict[str, str]], entries)
             listed[folder] = {entry["filename"] for entry in names}
     return _sort_out(
-        files, "not listed in state.json", left_out,
+        files, "kept by an operation of datasets", left_out,
         lambda path: path.parent not in listed or path.name in listed[path.parent],
     )  # fmt: skip
 
@@ -195,6 +201,15 @@ def _splits_by_name(
     if rest and "train" not in named:
         named["train"], rest = rest, []
     left_out += [(path, "not named for a split, as others are") for path in rest]
+    for split, paths in named.items():
+        own = [path for path in paths if _SPLIT_WORD.search(split_suffix(path)[0].lower())]
+        forms = {file_format(path): path for path in own}
+        if len(forms) > 1:
+            raise ValueError(
+                f"--data: {' and '.join(map(str, forms.values()))} look like the {split} split in "
+                "two forms. Choose one with a pattern, such as --data "
+                f"'{root}/**/*{split_suffix(own[0])[1]}'."
+            )
     return {split: named[split] for split in SPLITS if split in named}
 
 

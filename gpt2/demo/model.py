@@ -8,6 +8,7 @@ from itertools import takewhile
 import torch
 
 from gpt2.common.json_files import from_json, read_json_object
+from gpt2.common.ranges import check_number
 from gpt2.generate.decoding import check_prompts, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution
 from gpt2.model import count_parameters
@@ -69,8 +70,9 @@ def side_by_side(
         The continuations so far by name, after each step of all that are unfinished.
 
     Raises:
-        ValueError: the model cannot continue this prompt.
+        ValueError: the model cannot continue this prompt, or the seed is out of range.
     """
+    check_number("seed", seed, "the seed")
     ids = _encode(run, prompt)
     streams = {
         name: _continuation(run, ids, sampling, max_tokens, seed)

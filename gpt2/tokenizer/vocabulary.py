@@ -116,7 +116,8 @@ def _unspell(token: str) -> bytes:
 
 def _read_pair(encoder: Path, merges: Path) -> Vocabulary:
     try:
-        lines = read_bytes(merges, limit=MAX_BYTES).decode("utf-8").split("\n")
+        text = read_bytes(merges, limit=MAX_BYTES).decode("utf-8-sig")
+        lines = [line.removesuffix("\r") for line in text.split("\n")]
     except UnicodeDecodeError as error:
         raise _refusal(merges, f"it is not UTF-8 ({error})") from error
     if lines[0].startswith("#version"):

@@ -19,7 +19,8 @@ NAMES = {
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DESCRIPTION = [
     "config.json",
-    *("tokenizer.json", "vocab.json", "merges.txt", "encoder.json", "vocab.bpe"),
+    *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
+    *("encoder.json", "vocab.bpe"),
 ]
 _PATIENCE = 5.0  # seconds for the hub to answer; a download itself may take any time
 

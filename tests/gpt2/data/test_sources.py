@@ -8,6 +8,7 @@ import json
 import lzma
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -252,10 +253,14 @@ def test_a_bad_line_of_json_is_named(tmp_path, line, message):
 def test_a_broken_gzip_is_named(tmp_path):
     whole = gzip.compress(os.urandom(5000).hex().encode(), mtime=0)
     path = tmp_path / "a.txt.gz"
-    for content in (whole[:-20], whole[:-6] + b"\0" * 6, b"plain text"):
+    for content in (whole[:-20], whole[:-6] + b"\0" * 6):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a\.txt\.gz is not a whole gzip file"):
             list(read_pieces(path))
+    path.write_bytes(b"unpacked by a browser")
+    with pytest.raises(ValueError, match=r"is no gzip file, although .*: name it for what it is"):
+        list(read_pieces(path))
+    assert joined(read_pieces(path.rename(tmp_path / "a.txt"))) == ["unpacked by a browser"]
 
 
 def test_parquet_faults_are_named(tmp_path, monkeypatch):
@@ -430,7 +435,12 @@ def test_what_datasets_saved_to_disk_is_read_once(tmp_path, opened):
     )
     source = opened(str(tmp_path / "one"))
     assert texts_of(source) == {"train": rows}
-    assert "left out: cache.arrow (not listed in state.json)" in source.notes
+    assert "left out: cache.arrow (kept by an operation of datasets)" in source.notes
+    (tmp_path / "cached").mkdir()
+    for name in ("one/data-00000-of-00002.arrow", "one/cache.arrow", "one/dataset_info.json"):
+        copy = Path(name).name.replace("cache.", "cache-f00d.").replace("data-", "one-train-")
+        shutil.copy(tmp_path / name, tmp_path / "cached" / copy)
+    assert texts_of(opened(str(tmp_path / "cached"))) == {"train": rows[:25]}
     splits = datasets.DatasetDict(train=whole.shuffle(seed=1), validation=whole.select(range(3)))
     splits.save_to_disk(tmp_path / "several")
     found = texts_of(opened(str(tmp_path / "several")))
@@ -444,6 +454,34 @@ def test_one_text_in_two_forms_is_a_question_for_the_user(tmp_path, opened):
     with pytest.raises(ValueError, match=r"n\.raw and .*a\.train\.tokens look like one text"):
         opened(str(tmp_path / "set"))
     assert list(opened(str(tmp_path / "set" / "*.raw")).splits) == ["train"]
+
+
+def test_a_split_in_two_formats_is_a_question_for_the_user(tmp_path, opened):
+    write(tmp_path / "set/Stories-train.txt", "text")
+    write(tmp_path / "set/sub/train.jsonl", '{"text": "text"}')
+    with pytest.raises(ValueError, match=r"look like the train split in two forms") as error:
+        opened(str(tmp_path / "set"))
+    (remedy,) = re.findall(r"--data '(\S+)'", str(error.value))
+    assert texts_of(opened(remedy)) == {"train": ["text"]}
+    for kind in ("txt", "jsonl"):  # files of a folder that is named for a split may be of any kind
+        write(tmp_path / f"mixed/train/{kind}.{kind}", f'{{"text": "{kind}"}}')
+    assert len(texts_of(opened(str(tmp_path / "mixed")))["train"]) == 2
+
+
+def test_the_hubs_cache_is_read_at_its_newest_revision(tmp_path, opened):
+    root = tmp_path / "datasets--owner--name"
+    write(root / "refs/main", "b1")
+    for revision in ("a0", "b1"):
+        (root / "blobs").mkdir(exist_ok=True)
+        write(root / "blobs" / revision, f"Text of {revision}.")
+        (root / "snapshots" / revision).mkdir(parents=True)
+        (root / "snapshots" / revision / "train.txt").symlink_to(root / "blobs" / revision)
+    assert texts_of(opened(str(root))) == {"train": ["Text of b1."]}
+    (root / "refs/main").unlink()
+    with pytest.raises(ValueError, match="holds 2 data sets") as error:
+        opened(str(root))
+    remedies = re.findall(r"--data (\S+) \(", str(error.value))
+    assert texts_of(opened(remedies[0])) == {"train": ["Text of a0."]}
 
 
 def test_a_source_is_known_by_its_content(tmp_path, opened, monkeypatch):

@@ -408,6 +408,10 @@ def test_gpt2s_pair_and_the_older_style_of_tokenizer_json_are_read(tokenizer, sa
         (tmp_path / names[1]).write_text(text, encoding="utf-8")
         for name in names:
             assert Tokenizer.load(tmp_path / name).hash == tokenizer.hash
+    windows = "\ufeff" + text.replace("\n", "\r\n")
+    (tmp_path / "merges.txt").write_bytes(windows.encode())
+    (tmp_path / "vocab.json").write_bytes(("\ufeff" + json.dumps(vocab)).encode())
+    assert Tokenizer.load(tmp_path / "vocab.json").hash == tokenizer.hash
 
 
 # GPT-2's own vocabulary
