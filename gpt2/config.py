@@ -187,8 +187,8 @@ class RunOptions:
     """
 
     data: str = "python-docs"
-    """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl or
-    .parquet file (or .gz of one), a folder of them, or a glob."""
+    """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl, .csv,
+    .parquet or .arrow file (packed or not), a folder of them, or a pattern."""
     tokenizer: str | None = None
     """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
     vocab_size: int | None = None
