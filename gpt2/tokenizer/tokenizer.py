@@ -58,7 +58,7 @@ class Tokenizer:
             mergeable_ranks=vocabulary.ids,
             special_tokens=vocabulary.special_tokens,
         )
-        self.vocab_size = len(vocabulary.ids) + len(vocabulary.special_tokens)
+        self.vocab_size = len({*vocabulary.ids.values(), *vocabulary.special_tokens.values()})
         self.eot_id = vocabulary.special_tokens[END_OF_TEXT]
         self._own_special = {
             token: id for token, id in vocabulary.special_tokens.items() if token != END_OF_TEXT

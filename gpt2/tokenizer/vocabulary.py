@@ -219,8 +219,13 @@ def _check(
     if {type(id) for id in numbers} != {int} or sorted(numbers) != list(range(len(numbers))):
         raise _refusal(path, f"its ids are not 0 to {len(numbers) - 1}, each once")
     try:
+        spelled_merges = list(spelled_merges)
+        # An added token may be one of the model's too: "hello", which is then looked for in text.
+        made = {left + right for left, right in spelled_merges} | _CHAR_TO_BYTE.keys()
         ids = {
-            _unspell(token): id for token, id in spelled_ids.items() if token not in special_tokens
+            _unspell(token): id
+            for token, id in spelled_ids.items()
+            if token not in special_tokens or (token in made and token.isascii())
         }
         merges = [(_unspell(left), _unspell(right)) for left, right in spelled_merges]
     except (KeyError, TypeError) as error:

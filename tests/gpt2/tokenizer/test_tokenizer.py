@@ -292,6 +292,20 @@ def test_what_changes_no_id_is_no_objection(tokenizer, documents, saved, tmp_pat
     assert loaded.hash == tokenizer.hash
 
 
+def test_an_added_token_may_be_one_of_the_vocabulary(tokenizer, saved, tmp_path):
+    """As `add_tokens` of transformers leaves it: then it is looked for inside of words as well."""
+    theirs = tokenizers.Tokenizer.from_file(str(saved))
+    theirs.add_tokens(["the", "#", "he"])
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    loaded = Tokenizer.load(tmp_path)
+    text = "the other #the mother, bathe"
+    assert loaded.vocab_size == theirs.get_vocab_size() == tokenizer.vocab_size
+    assert loaded.encode(text) == theirs.encode(text).ids != tokenizer.encode(text)
+    assert loaded.decode(loaded.encode(text)) == text
+    loaded.save(tmp_path / "again.json")
+    assert Tokenizer.load(tmp_path / "again.json").hash == loaded.hash
+
+
 OWN = {"<|user|>": True, "<|user|>:": True, "[end of turn]": False}
 """Special tokens of a checkpoint; two begin alike, one is not marked as special."""
 
