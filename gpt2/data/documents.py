@@ -8,7 +8,7 @@ the same: memory stays bounded whatever a file unpacks to.
 
 import itertools
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ _RUN_CHARS = 1 << 19  # the longest piece
 _TAIL_CHARS = 1 << 12  # never cut off running text: it may hold half of a marker or a title
 SPLITS = ("train", "valid", "test")
 
+_WIKITEXT_LINE = re.compile(" .* \n")
 _OPENING_ROWS = 8  # of a table, which tell whether it is WikiText
 
 _MARKER = re.compile(re.escape(END_OF_TEXT))
@@ -74,14 +75,11 @@ def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
     rows = iter(rows)
     first = list(itertools.islice(rows, _OPENING_ROWS))
     rows = itertools.chain(first, rows)
-    opening = "".join(_line(text) for text, _ in first)
-    if _FIRST_ARTICLE.match(opening) and opening.count("\n") == len(first):
+    if _is_wikitext([text for text, _ in first]):
         lines = ((_line(text), consumed) for text, consumed in rows)
         batches = in_batches(lines, PIECE_CHARS, lambda line: len(line[0]))
-        yield from text_pieces(
-            ("".join(text for text, _ in batch), sum(size for _, size in batch))
-            for batch in batches
-        )
+        blocks = (("".join(t for t, _ in batch), sum(n for _, n in batch)) for batch in batches)
+        yield from text_pieces(blocks, boundary=_ARTICLE)
         return
     for text, consumed in rows:
         text = text.replace("\r\n", "\n")
@@ -91,12 +89,26 @@ def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
             yield from document_pieces(text, consumed)
 
 
+def _is_wikitext(rows: Sequence[str]) -> bool:
+    """Tell whether the first rows of a table are lines of WikiText, each with a space at both ends
+    and blank ones between them; a file may begin within an article."""
+    lines = [_line(text) for text in rows]
+    filled = [line for line in lines if line.strip()]
+    titled = _FIRST_ARTICLE.match("".join(lines)) is not None
+    spaced = all(_WIKITEXT_LINE.fullmatch(line) for line in filled)
+    return all(line.count("\n") == 1 for line in lines) and (
+        titled or (spaced and 1 < len(filled) < len(lines))
+    )
+
+
 def _line(text: str) -> str:
     """A row as a line of WikiText, whose blank lines are one space."""
     return text.rstrip("\r\n") + "\n" if text.strip() else " \n"
 
 
-def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+def text_pieces(
+    blocks: Iterable[tuple[str, int]], *, boundary: re.Pattern[str] | None = None
+) -> Iterator[Piece]:
     """Split running text into documents, and these into pieces.
 
     Documents end at each `<|endoftext|>`, and the line ends around that marker belong to it. Text
@@ -105,8 +117,8 @@ def text_pieces(blocks: Iterable[tuple[str, int]]) -> Iterator[Piece]:
 
     Args:
         blocks: the text in order, cut anywhere, each block with the number of bytes read for it.
+        boundary: what documents are split at; None: as the beginning tells.
     """
-    boundary: re.Pattern[str] | None = None
     buffer, consumed = "", 0
     opening = True  # the buffer begins with the beginning of a document
     marked = False  # a marker has occurred

@@ -8,7 +8,7 @@ Source: https://huggingface.co/docs/hub/datasets-manual-configuration
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,7 +53,11 @@ def newest_revision(folder: Path) -> Path:
 
 
 def hub_splits(
-    root: Path, files: Sequence[Path], left_out: list[LeftOut], notes: list[str]
+    root: Path,
+    files: Sequence[Path],
+    left_out: list[LeftOut],
+    notes: list[str],
+    named_split: Callable[[Path], str | None],
 ) -> dict[str, list[Path]] | None:
     """Sort the files of a snapshot into splits; None where the folder is none.
 
@@ -62,6 +66,7 @@ def hub_splits(
         files: in it, of a kind that can be read.
         left_out: gets what is not read, and why.
         notes: get a line that says what was chosen.
+        named_split: the split that a path in the folder is named for.
 
     Raises:
         ValueError: a card that cannot be read, or several data sets; says how to choose one.
@@ -80,13 +85,28 @@ def hub_splits(
             else:
                 splits.setdefault(split, []).append(path)
         return {split: sorted(splits[split]) for split in SPLITS if split in splits}
-    folders: dict[str, list[Path]] = {}
-    for path in shards:
-        folders.setdefault(path.name, []).append(path.parent)
-    several = next((found for found in folders.values() if len(found) > 1), None)
-    if several:
-        raise _several(root, {path.name: path for path in several})
+    _check_one(root, files, named_split)
     return None
+
+
+def _check_one(
+    root: Path, files: Sequence[Path], named_split: Callable[[Path], str | None]
+) -> None:
+    """Refuse folders side by side that each have splits of their own, or shards of one name: the
+    configurations of a data set, whose test texts are mostly among the others' training texts."""
+    splits: dict[Path, set[str | None]] = {}
+    shards: dict[str, set[Path]] = {}
+    for path in files:
+        relative = path.relative_to(root)
+        folder = root / relative.parts[0] if len(relative.parts) > 1 else root
+        if split := named_split(relative):
+            splits.setdefault(folder, set()).add(split)
+        if _split_of_shard(path):
+            shards.setdefault(path.name, set()).add(path.parent)
+    whole = {folder for folder, names in splits.items() if len(names) > 1}
+    several = max([whole, *shards.values()], key=len)
+    if len(several) > 1:
+        raise _several(root, {path.name: path for path in sorted(several)})
 
 
 def _split_of_shard(path: Path) -> str | None:
@@ -169,10 +189,13 @@ def _choose(
 
 
 def _several(root: Path, folders: Mapping[str, Path]) -> ValueError:
-    choices = "; ".join(f"--data {path} ({name})" for name, path in list(folders.items())[:8])
+    choices = "; ".join(
+        f"--data {path if path != root else repr(f'{root}/*')} ({name})"
+        for name, path in list(folders.items())[:8]
+    )
     return ValueError(
         f"--data {root} holds {len(folders)} data sets, or configurations of one, which may have "
-        f"the same texts. Choose one: {choices}"
+        f"the same texts. Choose one: {choices}; or all by a pattern: --data '{root}/**/*'"
     )
 
 

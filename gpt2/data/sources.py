@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 from gpt2.common.files import sha256_file, write_json
 from gpt2.common.json_files import from_json, read_json, read_json_object
@@ -68,7 +69,7 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
                 f"--data {data}: no file in this folder can be used{_in_words(left_out)}. {_KINDS}"
             )
         notes: list[str] = []
-        splits = hub_splits(path, files, left_out, notes)
+        splits = hub_splits(path, files, left_out, notes, _named_split)
         if splits is None:
             splits = _splits_by_name(path, files, left_out)
         return _local_source(path.resolve().name, splits, left_out, notes, cache_dir)
@@ -131,8 +132,11 @@ def _listed_by_datasets(root: Path, files: list[Path], left_out: list[LeftOut]) 
             listed[folder] = {name for name in own if not name.startswith("cache-")}
         else:
             entries = read_json_object(folder / "state.json").get("_data_files")
-            names = from_json(list[dict[str, str]], entries)
-            listed[folder] = {entry["filename"] for entry in names}
+            try:
+                names = from_json(list[dict[Literal["filename"], str]], entries)
+                listed[folder] = {entry["filename"] for entry in names}
+            except (ValueError, KeyError) as error:
+                raise ValueError(f"{folder}/state.json is none of datasets: {error}") from error
     return _sort_out(
         files, "kept by an operation of datasets", left_out,
         lambda path: path.parent not in listed or path.name in listed[path.parent],

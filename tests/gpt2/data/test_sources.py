@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.data import documents, readers, sources
-from gpt2.data.documents import Piece, Source, document_pieces, text_pieces
+from gpt2.data.documents import Piece, Source, document_pieces, row_pieces, text_pieces
 from gpt2.data.python_docs import python_docs
 from gpt2.data.readers import read_pieces
 from gpt2.data.sources import open_source
@@ -80,6 +80,30 @@ def test_wikitext_is_split_into_articles_with_nothing_lost(size):
     found = joined(text_pieces(in_blocks("".join(articles) + " \n", size)))
     assert "".join(found) == "".join(articles) + " \n"
     assert [text.strip().splitlines()[0] for text in found] == [f"= Title {i} = " for i in range(6)]
+
+
+def test_rows_of_wikitext_may_begin_within_an_article():
+    rows = [
+        "",
+        " Text . \n",
+        "",
+        " = = Part = = \n",
+        "",
+        " More . \n",
+        "",
+        " = Two = \n",
+        "",
+        " It . \n",
+    ]
+    found = joined(row_pieces((row, 1) for row in rows))
+    ended = [row or " \n" for row in rows]
+    assert found == ["".join(ended[:7]), "".join(ended[7:])]
+    for others in (
+        ["Text.\n", "", "More.\n"],
+        [" Text . \n", " More . \n"],
+        [" a \n b \n", "", "c"],
+    ):
+        assert joined(row_pieces((row, 1) for row in others)) == [row for row in others if row]
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -407,10 +431,33 @@ def test_a_snapshot_is_read_by_its_card(tmp_path, opened, readme, expected):
     with pytest.raises(ValueError, match="holds 2 data sets, or configurations of one") as error:
         opened(str(tmp_path / "set"))
     remedies = re.findall(r"--data (\S+) \(", str(error.value))
-    assert [texts_of(opened(remedy))["train"] for remedy in sorted(remedies)] == [
-        ["cooked"],
-        ["raw"],
-    ]
+    found = [texts_of(opened(remedy))["train"] for remedy in sorted(remedies)]
+    assert found == [["cooked"], ["raw"]]
+    (everything,) = re.findall(r"--data '(\S+)'", str(error.value))
+    assert texts_of(opened(everything))["train"] == ["cooked", "raw"]
+
+
+@pytest.mark.parametrize(
+    ("files", "choices"),
+    [
+        (["en/train.txt", "en/test.txt", "fr/train.txt", "fr/dev.txt"], ["en", "fr"]),
+        (["a/train/0.txt", "a/test/0.txt", "b/train/0.txt", "b/test/0.txt"], ["a", "b"]),
+        (["train.txt", "test.txt", "old/train.txt", "old/test.txt"], ["set", "old"]),
+        (["train/a.txt", "train/b.txt", "test/a.txt", "test/b.txt"], []),
+        (["a/train.txt", "b/train.txt", "c/test.txt"], []),
+    ],
+)
+def test_folders_that_each_have_splits_are_a_question(tmp_path, opened, files, choices):
+    for name in files:
+        write(tmp_path / "set" / name, name)
+    if not choices:
+        assert sum(map(len, texts_of(opened(str(tmp_path / "set"))).values())) == len(files)
+        return
+    with pytest.raises(ValueError, match="holds 2 data sets, or configurations of one") as error:
+        opened(str(tmp_path / "set"))
+    found = re.findall(r"--data (\S+) \((\w+)\)", str(error.value))
+    assert [name for _, name in found] == choices
+    assert all(len(texts_of(opened(remedy.strip("'")))["train"]) == 1 for remedy, _ in found)
 
 
 @pytest.mark.parametrize("wrong", ["- 5\n", "- config_name: [\n", "- data_files: x\n"])
