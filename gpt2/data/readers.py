@@ -41,7 +41,8 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
-_NO_TEXT = {
+_OTHERS = {
+    b"version https://git-lfs": "git-lfs's place-holder: fetch it, with git lfs pull",
     b"PK\x03\x04": "a zip archive (or a document made of one): unpack it first",
     b"%PDF-": "a PDF: take its text out first, for example with pdftotext",
     b"PAR1": "a Parquet file: name it .parquet",
@@ -197,9 +198,7 @@ def _unpacked(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
 def _encoding(path: Path, file: Any) -> str:
     """Tell the encoding of a text by its first bytes, UTF-8 without a mark; refuse what is none."""
     head = file.peek(1 << 12)
-    for first, kind in _NO_TEXT.items():
-        if head.startswith(first):
-            raise ValueError(f"{path} is no text but {kind}")
+    _refuse_others(path, head)
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
     text = head.decode(encoding, errors="ignore")
     if text.count("\0") * 8 > len(text):
@@ -209,6 +208,12 @@ def _encoding(path: Path, file: Any) -> str:
             "UTF-16: iconv -f UTF-16LE -t UTF-8"
         )
     return encoding
+
+
+def _refuse_others(path: Path, head: bytes) -> None:
+    for first, kind in _OTHERS.items():
+        if head.startswith(first):
+            raise ValueError(f"{path} is no text but {kind}")
 
 
 def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
@@ -304,6 +309,10 @@ def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> I
             f"reading {path} needs pyarrow: pip install -e '.[hub]', or give .txt or .jsonl"
         ) from error
     kind = "Parquet" if is_parquet else "Arrow"
+    with open(path, "rb") as stored:
+        head = stored.read(1 << 7)
+    if not head.startswith((b"PAR1", b"ARROW1")):
+        _refuse_others(path, head)
     try:
         with ExitStack() as stack:
             if is_parquet:

@@ -60,8 +60,9 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
         )
     if path.is_dir():
         path = newest_revision(path)
-        files = [file for file in sorted(path.rglob("*")) if _is_shown(file, path)]
+        shown = [file for file in sorted(path.rglob("*")) if _is_shown(file, path)]
         left_out: list[LeftOut] = []
+        files = _sort_out(shown, "a link to a folder or to nothing", left_out, Path.is_file)
         for choose in (_without_descriptions, _listed_by_datasets, _known_kinds):
             files = choose(path, files, left_out)
         if not files:
@@ -89,7 +90,8 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
 
 
 def _is_shown(path: Path, root: Path) -> bool:
-    return path.is_file() and not any(p.startswith(".") for p in path.relative_to(root).parts)
+    hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+    return not hidden and (path.is_file() or path.is_symlink())
 
 
 def _sort_out(

@@ -37,7 +37,8 @@ class Arguments:
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
     ships with this code; or a model of the Hugging Face hub, such as gpt2."""
     prompt: UseAppendAction[tuple[str, ...]] = ()
-    """Text to continue; may be given several times. None, or an empty one: a new document."""
+    """Text to continue; may be given several times. None, an empty one or <|endoftext|>: a new
+    document."""
     prompt_file: str | None = None
     """File with a prompt on each line; blank lines are left out."""
     strategy: Strategy = "top-p"

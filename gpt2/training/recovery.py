@@ -42,7 +42,8 @@ def diverged_at_the_end(folder: Path) -> Diverged:
         kept = f"the best checkpoint, step {step_of(best):,}, is what --init-from {folder} takes"
     return Diverged(
         f"the run in {folder} has diverged: the validation loss after its last step is not finite, "
-        f"so it is neither scored nor sampled; {kept}. Train anew with a lower --lr"
+        f"so it is neither scored nor sampled; {kept}. Train anew with a lower --lr, or --dtype "
+        "fp32"
     )
 
 

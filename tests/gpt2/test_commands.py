@@ -160,7 +160,7 @@ def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, ca
     message = (
         "error: the run in wild has diverged: the validation loss after its last step is not "
         "finite, so it is neither scored nor sampled; the best checkpoint, step 4, is what "
-        "--init-from wild takes. Train anew with a lower --lr"
+        "--init-from wild takes. Train anew with a lower --lr, or --dtype fp32"
     )
     for begin in ([*words, "--out", "wild"], ["--resume", "wild"]):
         with pytest.MonkeyPatch.context() as patch:

@@ -208,6 +208,7 @@ def test_the_remedy_for_another_encoding_works(tmp_path, written, message, read,
     [
         (b"PK\x03\x04\x14\0", "no text but a zip archive"),
         (b"%PDF-1.7\n%\xe2", "no text but a PDF: take its text out"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "no text but git-lfs's place-holder"),
         (b"PAR1\x15\0", "no text but a Parquet file: name it .parquet"),
         (b"ARROW1\0\0", "no text but an Arrow file: name it .arrow"),
         (b"On\0c\0e\0 ", "one in eight of its first characters is NUL"),
@@ -219,6 +220,24 @@ def test_what_is_no_text_is_called_what_it_is(tmp_path, content, message):
     with pytest.raises(ValueError, match=message) as error:
         list(read_pieces(write(tmp_path / "a.txt", content)))
     assert "WINDOWS" not in str(error.value)
+
+
+def test_a_place_holder_for_a_table_is_called_so(tmp_path):
+    pytest.importorskip("pyarrow")
+    for name in ("a.parquet", "a.arrow", "a.jsonl", "a.csv"):
+        with pytest.raises(ValueError, match="git-lfs's place-holder: fetch it, with git lfs pull"):
+            list(
+                read_pieces(write(tmp_path / name, "version https://git-lfs.github.com/spec/v1\n"))
+            )
+
+
+def test_a_document_too_long_for_a_line_may_be_given_as_text(tmp_path, monkeypatch):
+    monkeypatch.setattr(readers, "LINE_BYTES", 1000)
+    text = "word " * 300
+    for name, line in (("a.jsonl", json.dumps({"text": text})), ("a.csv", f"text\n{text}")):
+        with pytest.raises(ValueError, match=r"line \d: longer than .* or give it as \.txt"):
+            list(read_pieces(write(tmp_path / name, line)))
+    assert joined(read_pieces(write(tmp_path / "a.txt", text))) == [text]
 
 
 @pytest.mark.parametrize(
@@ -363,6 +382,12 @@ def test_what_is_not_read_is_said_with_the_reason(tmp_path, opened):
     (note,) = (n for n in opened(str(tmp_path / "set")).notes if n.startswith("left out"))
     assert note.startswith("left out: LICENSE (about the data); 0.png, 1.png, 10.png, 11.png, ")
     assert note.endswith(" and 15 more (of no kind that is read); a-copy.txt (the same as a.txt)")
+    (tmp_path / "linked").mkdir()
+    write(tmp_path / "linked/a.txt", "text")
+    (tmp_path / "linked/sub").symlink_to(tmp_path / "set")
+    (tmp_path / "linked/gone.txt").symlink_to(tmp_path / "nowhere")
+    (note,) = opened(str(tmp_path / "linked")).notes[1:]
+    assert note == "left out: gone.txt, sub (a link to a folder or to nothing)"
     (note,) = opened(str(tmp_path / "set/*.*[tl]")).notes[1:]
     assert note == "left out: b.html (of no kind that is read)"
 

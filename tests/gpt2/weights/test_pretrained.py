@@ -289,6 +289,17 @@ def test_the_tanh_form_of_gelu_is_read_by_all_its_names_in_transformers(folder):
                 find_pretrained(folder)
 
 
+def test_a_head_that_is_not_the_embedding_is_loaded_as_the_message_says(folder):
+    head = torch.ones(257, 16)
+    edit_weights(folder, {"lm_head.weight": head})
+    with pytest.raises(
+        ValueError, match=r"tie_word_embeddings.*: set it to false there to load bo"
+    ):
+        load_pretrained(folder)
+    edit_config(folder, tie_word_embeddings=False)
+    assert torch.equal(load_pretrained(folder).lm_head.weight[:257], head)
+
+
 def test_what_gpt2s_options_leave_out_is_gpt2(model, folder):
     """The oldest config.json name the shape alone."""
     values = json.loads((folder / "config.json").read_text())
@@ -400,6 +411,14 @@ needs_hub = pytest.mark.skipif(
     importlib.util.find_spec("huggingface_hub") is None,
     reason="needs the library huggingface_hub: pip install -e '.[hub]'",
 )
+# `hf download openai-community/gpt2 --local-dir gpt2-weights`, as the advice has it.
+HF_DOWNLOAD = """
+import sys
+from huggingface_hub.cli.hf import main
+
+sys.argv = ["hf", "download", "openai-community/gpt2", "--local-dir", "gpt2-weights"]
+main()
+"""
 NOT_WANTED = {"tf_model.h5": b"", "onnx/model.onnx": b"", "onnx/config.json": b""}
 
 
@@ -419,6 +438,11 @@ def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_pa
     again = load_from_hub("http://127.0.0.1:9", home, "gpt2").splitlines()
     assert "at revision c0ffee00, fetched before (asking the hub failed: " in again[0]
     assert again[1:] == first[1:]
+    with hub({"openai-community/gpt2": files}, "models") as (address, _):
+        places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "third")}
+        done = run_python("-c", HF_DOWNLOAD, cwd=tmp_path, **places)
+        assert done.returncode == 0, done.stderr
+    assert_same(load_pretrained(tmp_path / "gpt2-weights"), model)
     nothing = load_from_hub("http://127.0.0.1:9", tmp_path / "empty", "gpt2")
     assert "cannot be fetched from the Hugging Face hub (asking the hub failed: " in nothing
     assert "hf download openai-community/gpt2 --local-dir gpt2-weights" in nothing
