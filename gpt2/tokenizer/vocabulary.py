@@ -32,7 +32,6 @@ _GPT2_PATTERNS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
 }
-_KEEPING = {("Isolated", False), ("Isolated", True), ("Removed", True)}
 _NEEDED = (
     f"Needed: byte-level BPE with GPT-2's split and {END_OF_TEXT}. Copy the file anew, or train a "
     "tokenizer (Tokenizer.train)."
@@ -193,8 +192,14 @@ def _split_as_gpt2(steps: list[dict[str, Any]]) -> bool:
     split = steps[0]
     if len(steps) > 2 or split["type"] != "Split":
         return False
-    kept = (split["behavior"], split["invert"])  # the pattern matches all of a text
-    return split["pattern"].get("Regex") in _GPT2_PATTERNS and kept in _KEEPING
+    return split["pattern"].get("Regex") in _GPT2_PATTERNS and _keeps_matches(split)
+
+
+def _keeps_matches(split: dict[str, Any]) -> bool:
+    """Tell whether a Split whose pattern matches all of a text makes each match a piece."""
+    if split["behavior"] == "Removed":
+        return bool(split["invert"])
+    return split["behavior"] in ("Isolated", "MergedWithPrevious", "MergedWithNext")
 
 
 def _adds_tokens(post_processor: dict[str, Any]) -> bool:
@@ -230,6 +235,9 @@ def _check(
         merges = [(_unspell(left), _unspell(right)) for left, right in spelled_merges]
     except (KeyError, TypeError) as error:
         raise _refusal(path, f"a token is none of byte-level BPE ({error!r:.200})") from error
+    bytes_too = [token for token in special_tokens if token in made and not token.isascii()]
+    if bytes_too:
+        raise _refusal(path, f"its added token {bytes_too[0]!r:.100} is also that of other bytes")
     missing = [byte for byte in range(256) if bytes([byte]) not in ids]
     if missing:
         raise _refusal(path, f"it has no token for byte {missing[0]}")

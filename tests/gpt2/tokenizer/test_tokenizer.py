@@ -217,6 +217,12 @@ ADDING = {
         (_set("added_tokens", to=[]), "not among its special tokens"),
         (_set("added_tokens", 0, "lstrip", to=True), "added token '<|endoftext|>' has lstrip"),
         (_set("added_tokens", 0, "single_word", to=True), "has single_word"),
+        (
+            lambda t: t["added_tokens"].append(
+                t["added_tokens"][0] | {"content": "\u00e9", "id": t["model"]["vocab"]["\u00e9"]}
+            ),
+            "'\u00e9' is also that of other bytes",
+        ),
         (_set("pre_tokenizer", to=sequence(SPLIT)), "pre_tokenizer is not that of GPT-2"),
         (
             _set(
@@ -290,6 +296,26 @@ def test_what_changes_no_id_is_no_objection(tokenizer, documents, saved, tmp_pat
     for text in [*ODD_TEXTS, documents[0][:5000]]:
         assert loaded.encode(text) == theirs.encode(text).ids
     assert loaded.hash == tokenizer.hash
+
+
+@pytest.mark.parametrize("invert", [False, True])
+@pytest.mark.parametrize(
+    "behavior", ["Removed", "Isolated", "MergedWithPrevious", "MergedWithNext", "Contiguous"]
+)
+def test_a_split_is_taken_exactly_when_it_gives_gpt2s_ids(
+    tokenizer, saved, tmp_path, behavior, invert
+):
+    content = json.loads(saved.read_text(encoding="utf-8"))
+    content["pre_tokenizer"] = sequence(SPLIT | {"behavior": behavior, "invert": invert}, BYTES)
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    theirs = tokenizers.Tokenizer.from_file(str(path))
+    texts = [*ODD_TEXTS, "the end", "  ", "a"]
+    if all(theirs.encode(text).ids == tokenizer.encode(text) for text in texts):
+        assert Tokenizer.load(path).hash == tokenizer.hash
+    else:
+        with pytest.raises(ValueError, match="pre_tokenizer is not that of GPT-2"):
+            Tokenizer.load(path)
 
 
 def test_an_added_token_may_be_one_of_the_vocabulary(tokenizer, saved, tmp_path):
