@@ -192,6 +192,7 @@ def main(arguments: Arguments) -> None:
         tokenizer=str(run.folder),
         cache_dir=Path(arguments.cache_dir),
     )
+    print("\n".join(prepared.notes))
     if arguments.split not in prepared.splits:
         have = ", ".join(prepared.splits)
         raise ValueError(f"{prepared.name} has no split {arguments.split!r}; it has {have}")

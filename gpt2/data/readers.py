@@ -328,10 +328,12 @@ def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> I
                 batches, per_row = _arrow_batches(file), 0.0
             seen = 0
             for batch in batches:
-                chosen = batch.select(columns or batch.schema.names)
+                names = columns or batch.schema.names
+                values = [batch.column(name) for name in names]
                 if not is_parquet:
                     per_row = batch.nbytes / max(len(batch), 1)
-                for row in chosen.to_pylist():
+                for scalars in zip(*values, strict=True):
+                    row = {n: value.as_py() for n, value in zip(names, scalars, strict=True)}
                     for column in columns or []:
                         if row[column] and len(row[column]) > LINE_BYTES:
                             raise ValueError(

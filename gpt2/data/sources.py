@@ -131,7 +131,7 @@ def _listed_by_datasets(root: Path, files: list[Path], left_out: list[LeftOut]) 
         if not (folder / "dataset_info.json").is_file():
             continue
         if not (folder / "state.json").is_file():
-            listed[folder] = {name for name in own if not name.startswith("cache-")}
+            listed[folder] = {n for n in own if not re.fullmatch(r"cache-.*\.arrow", n)}
         else:
             entries = read_json_object(folder / "state.json").get("_data_files")
             try:

@@ -11,6 +11,7 @@ are in gpt2/evaluate/perplexity.py; the protocols of the tasks in word_perplexit
 """
 
 import dataclasses
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,6 +104,7 @@ def _score(
             tokenizer=str(run.folder),
             cache_dir=Path(arguments.cache_dir),
         )
+        print("\n".join(prepared.notes), file=sys.stderr)
         if split not in prepared.splits:
             have = ", ".join(prepared.splits)
             raise ValueError(f"{prepared.name} has no split {split!r}; it has {have}")
@@ -115,9 +117,12 @@ def _score(
             **common,
         )
     if arguments.task == "wikitext":
+        from gpt2.data.sources import open_source
         from gpt2.evaluate.word_perplexity import read_documents, word_perplexity
 
         data = run.choose_data(arguments.data)
+        source = open_source(data, cache_dir=Path(arguments.cache_dir))
+        print("\n".join(source.notes), file=sys.stderr)
         return f"{data}, {split}", word_perplexity(
             run.model,
             run.tokenizer,

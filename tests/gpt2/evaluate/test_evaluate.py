@@ -1,7 +1,9 @@
 """Whole-split evaluation: each token once, with the context that the stride promises."""
 
 import gzip
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from gpt2.evaluate.__main__ import Arguments, main
 from gpt2.evaluate.perplexity import evaluate, sliding_windows
 from gpt2.evaluate.word_perplexity import DETOKENISERS, read_documents, word_perplexity
 from tests.gpt2.data.streams import ArrayStream
-from tests.gpt2.stand_ins import Bigram, byte_tokenizer, random_bigram
+from tests.gpt2.stand_ins import Bigram, byte_tokenizer, random_bigram, write_run
 
 CONTEXT, BOS = 8, 0
 
@@ -146,3 +148,30 @@ def test_wikitext_has_its_published_number_of_words(real_data, tmp_path, name, s
 def test_options_that_would_not_be_heeded_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         main(Arguments(run="nowhere", **options))
+
+
+@pytest.mark.parametrize("task", ["wikitext", "perplexity"])
+def test_a_text_has_one_score_in_every_container(tmp_path, capsys, task):
+    """And the command says what it read, and what not."""
+    lines = [" \n", " = First = \n", " \n", " Some text of it . \n", " \n", " = Second = \n", " \n"]
+    lines += [" Other text , which is longer . \n"] * 9
+    write_run(tmp_path / "run", Path("no.txt"), byte_tokenizer(), block_size=32)
+    scores = []
+    for name in ("a.test.tokens", "b.test.jsonl", "c.test.csv"):
+        folder = tmp_path / name[0]
+        folder.mkdir()
+        (folder / "notes.pdf").touch()
+        rows = [line if line.strip() else "" for line in lines]
+        content = {
+            "tokens": "".join(lines),
+            "jsonl": "".join(json.dumps({"text": row}) + "\n" for row in rows),
+            "csv": "text\r\n" + "".join(f'"{row}"\r\n' for row in rows),
+        }[name[7:]]
+        (folder / name).write_text(content, encoding="utf-8")
+        options = {"cache_dir": str(tmp_path / "cache"), "device": "cpu", "json": True}
+        main(Arguments(str(tmp_path / "run"), task=task, data=str(folder), **options))
+        said = capsys.readouterr()
+        assert "left out: notes.pdf (of no kind that is read)" in said.err
+        scores.append(json.loads(said.out) | {"what": ""})
+    assert scores[0] == scores[1] == scores[2]
+    assert scores[0]["tokens"] > 300
