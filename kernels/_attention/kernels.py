@@ -152,14 +152,26 @@ def attention_fwd_kernel(
     for part in tl.static_range(EDGE if WINDOW else WHOLE, DIAGONAL + 1):
         start = edge if part == EDGE else (whole if part == WHOLE else diagonal)
         stop = whole if part == EDGE else (diagonal if part == WHOLE else end)
-        for n in range(start, stop, BLOCK_N):
+        # With a window, ptxas lets products overlap only in loops over the number of a tile, of
+        # which that over the diagonal has constant bounds; without one, positions are cheaper.
+        if not WINDOW:
+            first, last, by = start, stop, BLOCK_N
+        elif part == DIAGONAL:
+            first, last, by = 0, tl.cdiv(BLOCK_M, BLOCK_N), 1
+        else:
+            first, last, by = 0, tl.cdiv(stop - start, BLOCK_N), 1
+        for i in range(first, last, by):
+            n = start + i * BLOCK_N if WINDOW else i
             k = _load(k_ptr, n, stride_kt, T, D, BLOCK_N, BLOCK_D, part == WHOLE)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if part != WHOLE:
-                cols = n + tl.arange(0, BLOCK_N)
-                s = tl.where(
-                    _visible(rows[:, None], cols[None, :], window, WINDOW), s, float("-inf")
-                )
+                # Relative positions take fewer instructions, but from sm_100 on more registers.
+                origin = 0 if tl.target_info.cuda_capability_geq(10) else n
+                seen = _visible(
+                    (rows - origin)[:, None],
+                    (n - origin + tl.arange(0, BLOCK_N))[None, :], window, WINDOW,
+                )  # fmt: skip
+                s = tl.where(seen, s, float("-inf"))
             new_max = tl.maximum(row_max, tl.max(s, 1) * scale2)
             if WINDOW and part != WHOLE:
                 # A row may see nothing of the tiles so far: keep -inf - -inf from making a NaN.
@@ -329,12 +341,19 @@ def attention_bwd_dkv_kernel(
     for part in tl.static_range(DIAGONAL, EDGE - 1 if WINDOW else EDGE, -1):
         start = n if part == DIAGONAL else (whole if part == WHOLE else edge)
         stop = whole if part == DIAGONAL else (edge if part == WHOLE else end)
-        for m in range(start, stop, BLOCK_M):
+        if part == DIAGONAL and (dq_sum_ptr is None or BLOCK_N <= BLOCK_M):
+            # A constant number of tiles, some past the end: else ptxas serialises the products of
+            # two passes. With more than one tile, it spills registers in one pass.
+            steps = tl.cdiv(BLOCK_N, BLOCK_M)
+        else:
+            steps = tl.cdiv(stop - start, BLOCK_M)
+        for step in range(steps):
+            m = start + step * BLOCK_M
             q = _load(q_ptr, m, stride_qt, T, D, BLOCK_M, BLOCK_D, False)
             s = tl.dot(k, tl.trans(q), input_precision=PRECISION)
             rows = m + tl.arange(0, BLOCK_M)
-            # Rows past the end have lse = inf, so that their probabilities are zero.
-            lse = tl.load(lse_ptr + rows, rows < T, float("inf"))
+            # Rows past the end have probabilities of 1, and zeros in q, do and delta.
+            lse = tl.load(lse_ptr + rows, rows < T, 0.0)
             p = tl.exp2(s * scale2 - lse[None, :])
             if part != WHOLE:
                 p = tl.where(_visible(rows[None, :], cols[:, None], window, WINDOW), p, 0.0)
@@ -351,7 +370,7 @@ def attention_bwd_dkv_kernel(
             dv = tl.dot(zp.to(do.dtype), do, dv, input_precision=PRECISION)
             dk = tl.dot(ds, q, dk, input_precision=PRECISION)
             if dq_sum_ptr is not None:
-                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION) * scale
+                dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
                 tl.atomic_add(
                     dq_sum_ptr + _tile_offsets(m, H * D, BLOCK_M, BLOCK_D),
                     dq,

@@ -130,7 +130,7 @@ def _launch_bwd(
                 **_options(q, tiles.dkv, window, allow_tf32),
             )  # fmt: skip
     if dq is not None and dq_sum is not None:
-        dq.copy_(dq_sum)
+        torch.mul(dq_sum, scale, out=dq)
 
 
 def _allocate_gradients(q: Tensor, need_dq: bool, need_dkv: bool) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,8 +14,8 @@ no register on Triton 3.6 to 3.9 and fit the shared memory of their architecture
 - dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
   they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. Widths
   up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
-- sm_90: with Triton 3.9 dk and dv spill at width 128 with 64 rows, whatever the warps and stages;
-  before, ptxas serializes the products with 32. That row alone depends on the version.
+- sm_90: with Triton 3.6 and 3.9 dk and dv spill at width 128 with 64 rows, whatever the stages;
+  with the others, 32 rows take more instructions. That row alone depends on the version.
 
 `python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
 """
@@ -110,7 +110,7 @@ TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] 
     ("other", 256): (((16, 16, 8, 1), (16, 16, 8, 1), (16, 16, 8, 1)),),
 }
 
-if release(triton.__version__) >= (3, 9):  # see above
+if release(triton.__version__) not in ((3, 7), (3, 8)):  # see above
     TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
 # Architectures that take the rows of another.

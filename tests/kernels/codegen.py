@@ -3,8 +3,9 @@
 `compile_for` calls a launching function in a process without the interpreter, under a driver that
 reports the wanted target. Every kernel that the call would launch is compiled exactly as it would
 be there (specialisation, tile choice and options included), and none is run. The report counts
-what decides speed: registers, spills, shared memory, tensor-core instructions and 16-byte loads,
-read from the machine code with the tools that Triton ships.
+what decides speed: registers, spills, shared memory, tensor-core instructions and whether they wait
+for each other, 16-byte loads, and the instructions of each loop, read from the machine code with
+the tools that Triton ships.
 
 A process that runs tests keeps one compiling process, which gets each call when a test needs it.
 Processes beside each other thus never wait for one another, and find what the others compiled in
@@ -43,6 +44,20 @@ TENSOR_CORE = {
 
 
 @dataclass(frozen=True)
+class Loop:
+    """An innermost loop of the machine code of an NVIDIA GPU: what a warp issues each time."""
+
+    instructions: int
+    matrix: int
+    """Matrix instructions, of any kind."""
+    waits: int
+    """Instructions that wait for the products of a warp group (HGMMA)."""
+    barriers: int
+    """Instructions that wait for all warps of the program."""
+    wide_stores: int
+
+
+@dataclass(frozen=True)
 class Code:
     """One compiled kernel."""
 
@@ -65,6 +80,24 @@ class Code:
     """The others that load from global memory."""
     wide_stores: int
     """Instructions that store 16 bytes per thread to global memory."""
+    instructions: int = 0
+    """All of them; like the loops, read for NVIDIA GPUs only."""
+    waits: int = 0
+    """Instructions that wait for the products of a warp group (HGMMA)."""
+    loops: tuple[Loop, ...] = ()
+    """In the order of the machine code."""
+
+    @property
+    def products(self) -> list[Loop]:
+        """The loops with matrix instructions."""
+        return [loop for loop in self.loops if loop.matrix]
+
+    @property
+    def serialised(self) -> bool:
+        """Whether ptxas makes every HGMMA wait for the one before (its warnings C7510 to C7515)."""
+        parts = [(self.matrix.get("HGMMA", 0), self.waits)]
+        parts += [(loop.matrix, loop.waits) for loop in self.loops]
+        return any(waits >= matrix > 1 for matrix, waits in parts)
 
     @property
     def programs_per_sm(self) -> int:
@@ -87,7 +120,9 @@ def compile_for(target: str, launch: Callable[..., None], *args: Any) -> list[Co
     assert line, f"the compiling process ended with status {child.wait()} at {launch}"
     report = json.loads(line)
     assert isinstance(report, list), report
-    return [Code(**code) for code in report]
+    return [
+        Code(**code | {"loops": tuple(Loop(**loop) for loop in code["loops"])}) for code in report
+    ]
 
 
 @functools.cache
@@ -160,6 +195,8 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
         command = [tool, "-res-usage", "-sass", cubin.name]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     wide = len(re.findall(r"\b(?:LDG|LDGSTS)\.E\.[\w.]*128|UTMALDG|UBLKCP", sass))
+    lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
+    code = [(int(address, 16), line) for address, line in lines if not line.startswith("NOP")]
     return Code(
         kernel=kernel.metadata.name,
         target=target,
@@ -175,7 +212,43 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
         },
         wide_loads=wide,
         narrow_loads=len(re.findall(r"\b(?:LDG|LDGSTS)\.E", sass)) - wide,
-        wide_stores=len(re.findall(r"\bSTG\.E\.[\w.]*128", sass)),
+        wide_stores=_count(code, WIDE_STORE),
+        instructions=len(code),
+        waits=_count(code, WAIT),
+        loops=_loops(code),
+    )
+
+
+WIDE_STORE, WAIT = r"\bSTG\.E\.[\w.]*128", r"\bWARPGROUP\.DEPBAR\b"
+
+
+def _count(code: list[tuple[int, str]], pattern: str) -> int:
+    return sum(re.search(pattern, line) is not None for _, line in code)
+
+
+def _loops(code: list[tuple[int, str]]) -> tuple[Loop, ...]:
+    """The loops of machine code (address, instruction) that have no other inside."""
+    ends: dict[int, int] = {}  # of the last jump back to each address
+    for address, line in code:
+        jump = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", line)
+        # Jumps over a few instructions of 16 bytes wait for a barrier.
+        if jump and int(jump[1], 16) < address - 8 * 16:
+            ends[int(jump[1], 16)] = address
+    inner = [
+        (start, end)
+        for start, end in ends.items()
+        if not any(start < other < end for other in ends)
+    ]
+    bodies = [[x for x in code if start <= x[0] <= end] for start, end in sorted(inner)]
+    return tuple(
+        Loop(
+            instructions=len(body),
+            matrix=_count(body, r"\b(?:HGMMA|HMMA|UTC\w*MMA)\b"),
+            waits=_count(body, WAIT),
+            barriers=_count(body, r"\bBAR\."),
+            wide_stores=_count(body, WIDE_STORE),
+        )
+        for body in bodies
     )
 
 
