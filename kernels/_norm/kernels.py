@@ -35,9 +35,12 @@ def _load(ptrs, exists, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.conste
 
 
 @triton.jit
-def _load_weight(ptr, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr):
-    """Load a vector that all rows share, in pieces."""
-    return _load(ptr, tl.full((1, 1), True, tl.int1), C, STARTS, WIDTHS)
+def _load_weight(
+    ptr, C: tl.constexpr, ROWS: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr
+):
+    """Load a vector that all rows share, in pieces of ROWS equal rows."""
+    first = ptr + tl.zeros((ROWS, 1), tl.int32)
+    return _load(first, tl.full((ROWS, 1), True, tl.int1), C, STARTS, WIDTHS)
 
 
 @triton.jit
@@ -79,6 +82,30 @@ def _row_mean(pieces, C: tl.constexpr):
 
 
 @triton.jit
+def _fold(piece, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Add up neighbours in the rows of a piece, which is WIDTH wide then."""
+    if piece.shape[1] > WIDTH:
+        piece = tl.sum(tl.reshape(piece, (ROWS, WIDTH, piece.shape[1] // WIDTH)), 2)
+    return piece
+
+
+@triton.jit
+def _fold_all(pieces):
+    """Add up the pieces, which get narrower: what one reduction over each row can then finish."""
+    total = pieces[0]
+    for i in tl.static_range(1, len(pieces)):
+        total = _fold(total, pieces[i].shape[0], pieces[i].shape[1]) + pieces[i]
+    return total
+
+
+@triton.jit
+def _row_means(first, second, C: tl.constexpr):
+    """Compute the means of the rows of two matrices with one reduction, and so one exchange."""
+    one, other = tl.split(tl.sum(tl.join(_fold_all(first), _fold_all(second)), 1))
+    return one[:, None] / C, other[:, None] / C
+
+
+@triton.jit
 def _centre(pieces, mean, C: tl.constexpr, STARTS: tl.constexpr, WIDTHS: tl.constexpr):
     """Subtract the mean, and keep zeros past the end of the row."""
     centred = ()
@@ -110,7 +137,7 @@ def norm_fwd_kernel(
         for i in tl.static_range(len(x)):
             rounded = _append(rounded, x[i].to(total_ptr.dtype.element_ty).to(tl.float32))
         x = rounded
-    weight = _load_weight(weight_ptr, C, STARTS, WIDTHS)
+    weight = _load_weight(weight_ptr, C, 1, STARTS, WIDTHS)
     if CENTRED:
         mean = _row_mean(x, C)
         x = _centre(x, mean, C, STARTS, WIDTHS)
@@ -121,7 +148,7 @@ def norm_fwd_kernel(
     for i in tl.static_range(len(x)):
         y = _append(y, x[i] * rstd * weight[i])
     if bias_ptr is not None:
-        y = _add(y, _load_weight(bias_ptr, C, STARTS, WIDTHS))
+        y = _add(y, _load_weight(bias_ptr, C, 1, STARTS, WIDTHS))
     _store(y_ptr + rows * C, y, exists, C, STARTS, WIDTHS)
 
 
@@ -138,7 +165,8 @@ def norm_bwd_kernel(
     other dtype of a mixed sum. A null dweight or dbias is not computed; if neither is null they are
     one buffer, (2, programs, C).
     """
-    weight = _load_weight(weight_ptr, C, STARTS, WIDTHS)
+    # As many rows as x has: the compiler then lays the weight out as x, and not x as the weight.
+    weight = _load_weight(weight_ptr, C, ROWS, STARTS, WIDTHS)
     dweight = ()
     dbias = ()
     for i in tl.static_range(len(WIDTHS)):
@@ -162,11 +190,16 @@ def norm_bwd_kernel(
         if dbias_ptr is not None:
             dbias = _add(dbias, dy)
         dnormed = _multiply(dy, weight)
-        slope = _row_mean(_multiply(dnormed, normed), C)
-        shift = _row_mean(dnormed, C) if CENTRED else 0.0
+        if CENTRED:
+            slope, shift = _row_means(_multiply(dnormed, normed), dnormed, C)
+        else:
+            slope = _row_mean(_multiply(dnormed, normed), C)
+            shift = 0.0
+        slope *= rstd
+        shift *= rstd
         dx = ()
         for i in tl.static_range(len(x)):
-            dx = _append(dx, (dnormed[i] - normed[i] * slope - shift) * rstd)
+            dx = _append(dx, dnormed[i] * rstd - (normed[i] * slope + shift))
         if dtotal_ptr is not None:
             dx = _add(dx, _load(dtotal_ptr + rows * stride_dtotal, exists, C, STARTS, WIDTHS))
         _store(dx_ptr + rows * C, dx, exists, C, STARTS, WIDTHS)

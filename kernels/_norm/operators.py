@@ -25,11 +25,13 @@ from kernels._norm.kernels import norm_bwd_kernel, norm_fwd_kernel
 
 MAX_WIDTH = 65536
 # Values of a row tile that one lane holds. The backward has up to five such tiles: two inputs, the
-# weight, and two sums; with 24 values of each Triton 3.9 spills.
+# weight, and two sums.
 FWD_VALUES, FWD_THREADS = 64, 128
-BWD_VALUES, BWD_THREADS = 20, 128
+BWD_VALUES, BWD_THREADS = 32, 128
 MAX_ROWS, MAX_THREADS = 64, 512
-BWD_PROGRAMS = 3  # per multiprocessor: what their registers allow
+# Programs of the backward per multiprocessor: three, or as many as hold that many elements of x,
+# which is what the registers allow.
+BWD_PROGRAMS, BWD_ELEMENTS = 3, 9_500
 # Shared memory of one program for the tiles, two at most, that are on their way: three programs fit
 # the 99 KiB of the smallest targets.
 BWD_FETCH_BYTES = 30 << 10
@@ -136,7 +138,8 @@ def norm_bwd(
         staged += dtotal.element_size()
     most_rows = power_below(max(1, BWD_FETCH_BYTES // (width * staged)))
     plan = plan_rows(width, itemsize, BWD_VALUES, BWD_THREADS, min(most_rows, MAX_ROWS))
-    programs = min(triton.cdiv(n, plan.rows), BWD_PROGRAMS * multiprocessors(x))
+    resident = max(1, min(BWD_PROGRAMS, BWD_ELEMENTS // (plan.rows * width)))
+    programs = min(triton.cdiv(n, plan.rows), resident * multiprocessors(x))
     sums = [grad for grad, need in ((dweight, need_dweight), (dbias, need_dbias)) if need]
     partials = stats.new_empty((len(sums), programs, width))
     with on_device_of(x):

@@ -108,8 +108,10 @@ def check_loss(c: Code) -> None:
 
 # What the first case of each is held to besides, and activations of that width that stand alone.
 CHECKS: dict[Any, Any] = {norms: check_norms, activations: check_activations, loss: check_loss}
+# Instructions per element, and barriers, of the walk of a norm's backward on sm_90.
+WALKS = {NORMS[0]: (21, 2), NORMS[1]: (20, 2), NORMS[3]: (24, 4), NORMS[5]: (19, 2)}
 # Programs that a multiprocessor holds of the last kernel with a walk, to hide the latency of loads.
-PROGRAMS = {NORMS[0]: 3, NORMS[3]: 3, LOSSES[0]: 2, LOSSES[2]: 2}
+PROGRAMS = {NORMS[0]: 3, NORMS[3]: 2, LOSSES[0]: 2, LOSSES[2]: 2}
 
 
 @pytest.mark.parametrize(("target", "call", "args"), CASES)
@@ -123,6 +125,12 @@ def test_nothing_spills_and_memory_is_moved_in_16_bytes_by_several_programs(targ
     if target != "gfx942":
         walking = compiled[1 if call is norms else 0]
         assert walking.programs_per_sm >= PROGRAMS.get(args, 1), walking
+    if target == "sm_90" and args in WALKS:
+        plan = norm.plan_rows(args[0], 2, norm.BWD_VALUES, norm.BWD_THREADS)
+        elements = plan.rows * args[0] / plan.threads
+        instructions, barriers = WALKS[args]
+        assert walking.loops[0].instructions <= instructions * elements, walking
+        assert walking.loops[0].barriers <= barriers, walking
 
 
 @pytest.mark.parametrize(

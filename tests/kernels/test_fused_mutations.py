@@ -64,11 +64,17 @@ NORM_KERNELS = [
     Mutation("a mean over a column too many", "return total / C", "return total / (C + 1)", *RMS),
     Mutation(
         "a piece is left out of the sums",
-        "tl.static_range(1, len(pieces))", "tl.static_range(2, len(pieces))", *RMS, count=2,
+        "tl.static_range(1, len(pieces))", "tl.static_range(2, len(pieces))", *RMS, count=3,
     ),
     Mutation("the last row is lost", "exists = rows < N", "exists = rows < N - 1", *RMS, count=2),
-    Mutation("dx lacks the mean of g", " - shift) * rstd", ") * rstd", *LAYER),
-    Mutation("dx lacks the mean of g n", " - normed[i] * slope", "", *RMS),
+    Mutation("dx lacks the mean of g", "* slope + shift)", "* slope)", *LAYER),
+    Mutation("dx lacks the mean of g n", "(normed[i] * slope + shift)", "shift", *RMS),
+    Mutation(
+        "a wide piece is left out of the sums of the backward",
+        "total = _fold(total, pieces[i].shape[0], pieces[i].shape[1]) + pieces[i]",
+        "total = pieces[i]", *LAYER,
+    ),
+    Mutation("the means change places", "one, other = tl.split", "other, one = tl.split", *LAYER),
     Mutation(
         "the weight gradient keeps the last tile only",
         "dweight = _add(dweight, _multiply(dy, normed))", "dweight = _multiply(dy, normed)", *WALK,
