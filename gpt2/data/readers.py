@@ -328,6 +328,7 @@ def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> I
                 batches, per_row = _arrow_batches(file), 0.0
             seen = 0
             for batch in batches:
+                batch.validate(full=True)  # an Arrow file's offsets are not checked when it is read
                 names = columns or batch.schema.names
                 values = [batch.column(name) for name in names]
                 if not is_parquet:

@@ -134,6 +134,22 @@ def json_lines() -> bytes:
     return "\n".join(lines).encode() + b"\n"
 
 
+def separated() -> bytes:
+    rows = "".join(f'{i},"Story {i}, told: ""\u00e9""\n{i}"\r\n' for i in range(5))
+    return f"n,text\r\n{rows}".encode()
+
+
+@cache
+def arrow() -> bytes:
+    import pyarrow as pa
+
+    table = pa.table({"text": [f"Story {i}: the cat. \u00e9" for i in range(5)] + [None]})
+    file = io.BytesIO()
+    with pa.ipc.new_stream(file, table.schema) as stream:
+        stream.write_table(table)
+    return file.getvalue()
+
+
 @cache
 def parquet() -> bytes:
     import pyarrow as pa

@@ -16,7 +16,7 @@ from tests.campaigns.options import Budget
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_hostile_files_are_parsed_or_refused(name):
-    if name == "parquet":
+    if name in ("parquet", "arrow"):
         pytest.importorskip("pyarrow")
     target = TARGETS[name]
     assert check(target, dict(target.make())), "the example is valid"
