@@ -97,6 +97,11 @@ def check_activations(*compiled: Code) -> None:
         if c.kernel != "sum_partials_kernel":
             assert c.narrow_loads == 0, c
             assert c.wide_stores > 0, c
+        if c.target == "sm_90" and "gelu" in c.kernel:
+            (walk,) = c.loops
+            bias = 2 if len(compiled) > 4 else 0
+            most = (24 if "bwd" in c.kernel else 12) + bias  # instructions per element
+            assert walk.instructions <= most * 8 * walk.wide_stores, c
 
 
 def check_loss(c: Code) -> None:
