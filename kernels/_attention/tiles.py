@@ -12,7 +12,8 @@ no register on Triton 3.6 to 3.9 and fit the shared memory of their architecture
   forward at width 64 gives each of 4 warps 32 rows. The RTX cards (sm_86, sm_89, sm_120) have half
   the tensor-core rate or less and take 8 warps and more programs.
 - dk and dv stay in registers during the walk, which bounds their tiles: 128 keys at width 64 where
-  they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. Widths
+  they fit, which halves the atomic updates of dq against 64 keys; fewer as heads get wider. On
+  sm_100 128 keys spill with Triton 3.8, and with 64 two programs share a multiprocessor. Widths
   up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
 - sm_90: with Triton 3.6 and 3.9 dk and dv spill at width 128 with 64 rows, whatever the stages;
   with the others, 32 rows take more instructions. That row alone depends on the version.
@@ -75,7 +76,7 @@ TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] 
     ("sm_90", 256): (((64, 32, 8, 2), (64, 16, 8, 2), (32, 32, 8, 2)),),
     ("sm_100", 64): (
         ((64, 64, 4, 3), (64, 64, 4, 2), (64, 64, 4, 2)),
-        ((128, 64, 8, 2), (128, 64, 8, 2), (64, 128, 8, 2)),
+        ((128, 64, 8, 2), (128, 64, 8, 2), (64, 64, 8, 2)),
     ),
     ("sm_100", 128): (
         ((64, 64, 4, 2), (64, 64, 4, 2), (64, 64, 8, 2)),
