@@ -13,10 +13,6 @@ import torch
 
 if not torch.cuda.is_available():  # must precede the first import of triton
     os.environ.setdefault("TRITON_INTERPRET", "1")
-if os.environ.get("TRITON_INTERPRET") == "1":
-    from tests.kernels.interpreter import patch_language_once_per_launch
-
-    patch_language_once_per_launch()
 
 # One thread: sums in the same order on every machine, and no fight between processes over cores.
 torch.set_num_threads(1)

@@ -29,8 +29,9 @@ ORDER = [
 FLOOR = {room: floor for floor, rooms in enumerate(ORDER) for room in rooms}
 OURS = {"kernels", "gpt2", "bench", "train", "tests"}
 STANDARD = {
-    "collections", "contextlib", "dataclasses", "functools", "importlib", "inspect", "itertools",
-    "math", "os", "re", "sys", "threading", "types", "typing", "warnings", "weakref",
+    "ast", "collections", "contextlib", "copy", "dataclasses", "functools", "importlib", "inspect",
+    "itertools", "math", "os", "re", "sys", "textwrap", "threading", "types", "typing", "warnings",
+    "weakref",
 }  # fmt: skip
 
 

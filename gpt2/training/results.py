@@ -45,7 +45,7 @@ def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> Non
     model.eval()
     ours = any(getattr(model.config, name) == "triton" for name in PORTABLE)
     if ours and trainer.machine.device.type == "cpu":
-        say("\nscoring and samples by PyTorch's kernels: the interpreter would take hours for them")
+        say("\nscoring and samples by PyTorch's kernels, which are faster than the interpreter")
         model.use(**PORTABLE)
     tokenizer = prepared.tokenizer
     say(f"\nbest validation loss {trainer.best_val_loss:.4f} at step {step:,}; with its weights:")

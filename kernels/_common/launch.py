@@ -9,7 +9,7 @@ import triton
 from torch import Tensor
 
 INTERPRETED: bool = triton.knobs.runtime.interpret
-"""True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU, in NumPy."""
+"""True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU."""
 
 
 def release(words: str) -> tuple[int, ...]:
@@ -30,6 +30,11 @@ def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
         "pip install 'numpy<2.4'"
     )
 
+
+if INTERPRETED:
+    from kernels import interpreter
+
+    interpreter.enable()  # instead of Triton's own
 
 _FAULT = interpreter_fault(triton.__version__, version("numpy")) if INTERPRETED else None
 
@@ -55,7 +60,7 @@ def check_launchable(op: str, *tensors: Tensor, one_dtype: bool = True) -> None:
     if device.type != "cuda" and not INTERPRETED:
         raise ValueError(
             f"{op}: the kernels run on a GPU, got tensors on {device}; move them to cuda, or set "
-            "TRITON_INTERPRET=1 before Python starts to check results slowly on the CPU"
+            "TRITON_INTERPRET=1 before Python starts to run them on the CPU, slowly"
         )
     if _FAULT:
         raise ValueError(f"{op}: {_FAULT}")

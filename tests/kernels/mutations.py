@@ -18,6 +18,7 @@ from typing import Any
 from unittest.mock import patch
 
 import pytest
+from triton.runtime.errors import InterpreterError
 
 from kernels._common import op as _op
 
@@ -102,4 +103,8 @@ def expect_caught(module, users, mutation, folder, **fixtures):
             mutation.test(**mutation.arguments, **fixtures)
         except AssertionError:
             return
+        except InterpreterError as error:  # the interpreter itself saw what the fault does
+            if " outside " in str(error):
+                return
+            raise
     raise AssertionError(f"not caught: {mutation.fault}")

@@ -32,7 +32,7 @@ def inputs(length: int) -> dict[str, Tensor]:
 
 def forward(length: int, window: int | None = None) -> Work:
     tensors = inputs(length)
-    with count_work(**tensors) as work:
+    with count_work() as work:
         attention(**tensors, window=window)
     return work
 
@@ -78,10 +78,10 @@ def test_forward_moves_each_byte_as_often_as_the_tiles_say():
     keys = sum((i + 1) * tile.block_m for i in range(row_tiles))
     (launch,) = work.launches
     assert launch.programs == row_tiles
-    assert launch.read["q"] == length * WIDTH * SIZE
-    assert launch.read["k"] == launch.read["v"] == keys * WIDTH * SIZE
-    assert launch.loaded == launch.read["q"] + launch.read["k"] + launch.read["v"]
-    assert launch.stored == length * (WIDTH * SIZE + 4)
+    assert launch.loaded["q_ptr"] == length * WIDTH * SIZE
+    assert launch.loaded["k_ptr"] == launch.loaded["v_ptr"] == keys * WIDTH * SIZE
+    assert launch.loaded.keys() == {"q_ptr", "k_ptr", "v_ptr"}
+    assert launch.stored.total() == length * (WIDTH * SIZE + 4)
 
 
 def test_one_pass_backward_adds_dq_once_per_tile_of_keys():
@@ -92,8 +92,8 @@ def test_one_pass_backward_adds_dq_once_per_tile_of_keys():
     assert work.added == rows * WIDTH * 4
     main = work.of("dkv")
     kv_once = 2 * length * WIDTH * SIZE
-    assert main.loaded == kv_once + rows * (2 * WIDTH * SIZE + 2 * 4)
-    assert main.stored == kv_once
+    assert main.loaded.total() == kv_once + rows * (2 * WIDTH * SIZE + 2 * 4)
+    assert main.stored.total() == kv_once
 
 
 @pytest.mark.parametrize("window", [256, 100])

@@ -29,6 +29,7 @@ from tests.kernels.work_counts import Work, count_work
 pytestmark = [*MARKS, pytest.mark.skipif(not INTERPRETED, reason="counts in the interpreter")]
 HALF, SINGLE = torch.float16, torch.float32
 ROWS = 288
+VECTORS = ["weight_ptr", "bias_ptr"]
 
 
 def size(*tensors: Tensor) -> int:
@@ -36,19 +37,18 @@ def size(*tensors: Tensor) -> int:
 
 
 def moved(work: Work, *shared: Tensor) -> int:
-    """Bytes moved, with the vectors that were watched counted once."""
-    again = sum(sum(launch.read.values()) for launch in work.launches)
+    """Bytes moved, with the vectors that all rows share counted once."""
+    again = sum(launch.loaded[name] for launch in work.launches for name in VECTORS)
     return work.loaded + work.stored + work.added - again + size(*shared)
 
 
 def count_both(function, tensors, vectors=()):
     """Return the work of a function and of its backward, outputs, their gradients, gradients."""
-    watched = {f"vector {i}": vector for i, vector in enumerate(vectors)}
-    with count_work(**watched) as forward:
+    with count_work() as forward:
         result = function(*tensors, *vectors)
     outputs = list(result) if isinstance(result, tuple) else [result]
     upstream = [torch.randn_like(out) for out in outputs]
-    with count_work(**watched) as backward:
+    with count_work() as backward:
         grads = torch.autograd.grad(outputs, [*tensors, *vectors], upstream)
     return forward, backward, outputs, upstream, list(grads)
 
@@ -72,13 +72,13 @@ def test_norms_move_every_byte_once(width, centred):
     weight = vectors[0]
     assert moved(forward, *vectors) <= 1.05 * size(x, *y, *vectors)
     (launch,) = forward.launches
-    assert launch.read["vector 0"] == launch.programs * size(weight)
+    assert launch.loaded["weight_ptr"] == launch.programs * size(weight)
     assert len(backward.launches) == 2
     assert moved(backward, weight) <= 1.05 * size(x, *dy, weight, *grads)
     rows = plan_rows(width, HALF.itemsize, BWD_VALUES, BWD_THREADS).rows  # each loads the weight
     programs = min(BWD_PROGRAMS, BWD_ELEMENTS // (rows * width))
     assert backward.launches[0].programs == programs
-    assert backward.launches[0].read["vector 0"] == programs * rows * size(weight)
+    assert backward.launches[0].loaded["weight_ptr"] == programs * rows * size(weight)
 
 
 @pytest.mark.usefixtures("_few_programs")
@@ -118,13 +118,13 @@ def test_swiglu_moves_every_byte_once(packed):
 def test_cross_entropy_reads_once_from_memory_and_once_from_the_cache(need_grad, inplace):
     logits, targets = randn(8, 50304).detach(), torch.arange(8)
     targets[3] = -100
-    with count_work(logits=logits) as work:
+    with count_work() as work:
         cross_entropy(logits.requires_grad_(need_grad), targets, vocab_size=50257, inplace=inplace)
     (launch,) = work.launches
     counted = size(logits) * 7 // 8
-    assert launch.read["logits"] <= 1.001 * counted * (2 if need_grad else 1)
-    assert launch.stored <= (size(logits) if need_grad else 0) + 4 * len(logits)
-    assert launch.loaded - launch.read["logits"] <= 16 * len(logits)
+    assert launch.loaded["logits_ptr"] <= 1.001 * counted * (2 if need_grad else 1)
+    assert launch.stored.total() <= (size(logits) if need_grad else 0) + 4 * len(logits)
+    assert launch.loaded.total() - launch.loaded["logits_ptr"] <= 16 * len(logits)
     assert launch.programs == len(logits)
 
 

@@ -27,10 +27,7 @@ sys.path.insert(0, sys.argv[1])
 from safetensors.torch import save_file
 
 from kernels.integrations.transformers import patch_transformers_gpt2, unpatch_transformers_gpt2
-from tests.kernels.interpreter import patch_language_once_per_launch
 from tests.kernels.work_counts import count_work
-
-patch_language_once_per_launch()
 
 OUT = Path(sys.argv[2])
 PARTS = ("attention", "norms", "mlp", "loss")

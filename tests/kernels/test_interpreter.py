@@ -1,0 +1,366 @@
+"""The batched interpreter against Triton's own, and on kernels that are not ours."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from triton.runtime.errors import InterpreterError
+
+from kernels._common.launch import INTERPRETED
+from kernels.attention import attention
+from kernels.cross_entropy import cross_entropy
+from kernels.gelu import gelu_tanh
+from kernels.interpreter import batched, record_work
+from kernels.layer_norm import add_layer_norm
+from kernels.swiglu import swiglu_packed
+
+pytestmark = [
+    pytest.mark.skipif(not INTERPRETED, reason="kernels are compiled here"),
+    pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:triton.runtime.interpreter"),
+]
+
+
+@triton.jit
+def softmax_kernel(x_ptr, y_ptr, stride, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0)
+    cols = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + row * stride + cols, mask=cols < width, other=float("-inf"))
+    e = tl.exp(x - tl.max(x, 0))
+    tl.store(y_ptr + row * width + cols, e / tl.sum(e, 0), mask=cols < width)
+
+
+@triton.jit
+def integers_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
+    """Every row of `out` is one operation on integers."""
+    i = tl.arange(0, N)
+    x = tl.load(x_ptr + i)
+    y = tl.load(y_ptr + i)
+    ux = x.to(tl.uint32, bitcast=True)
+    uy = y.to(tl.uint32, bitcast=True)
+    tl.store(out_ptr + i, x // y)
+    tl.store(out_ptr + N + i, x % y)
+    tl.store(out_ptr + 2 * N + i, x >> 3)
+    tl.store(out_ptr + 3 * N + i, (ux >> 3).to(tl.int32, bitcast=True))
+    tl.store(out_ptr + 4 * N + i, (ux * uy).to(tl.int32, bitcast=True))
+    tl.store(out_ptr + 5 * N + i, tl.umulhi(ux, uy).to(tl.int32, bitcast=True))
+    tl.store(out_ptr + 6 * N + i, (ux < uy).to(tl.int32))
+    tl.store(out_ptr + 7 * N + i, (ux // uy).to(tl.int32, bitcast=True))
+    tl.store(out_ptr + 8 * N + i, x ^ y & 0xFF)
+    tl.store(out_ptr + 9 * N + i, x.to(tl.int64).to(tl.int32))
+    tl.store(out_ptr + 10 * N + i, x.to(tl.float32).to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def random_kernel(seed, out_ptr, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(out_ptr + place, tl.rand(seed, place))
+
+
+@triton.jit
+def _larger(a, b):
+    return tl.where(a > b, a, b)
+
+
+@triton.jit
+def reductions_kernel(x_ptr, out_ptr, ROWS: tl.constexpr, COLS: tl.constexpr):
+    rows = tl.arange(0, ROWS)[:, None]
+    cols = tl.arange(0, COLS)[None, :]
+    x_ptr += tl.program_id(0) * ROWS * COLS
+    out_ptr += tl.program_id(0) * 6 * COLS + tl.arange(0, COLS)
+    x = tl.load(x_ptr + rows * COLS + cols)
+    tl.store(out_ptr, tl.sum(x, 0))
+    tl.store(out_ptr + COLS, tl.max(x, 0))
+    tl.store(out_ptr + 2 * COLS, tl.reduce(x, 0, _larger))
+    tl.store(out_ptr + 3 * COLS, tl.argmin(x, 0).to(tl.float32))
+    tl.store(out_ptr + 4 * COLS, tl.sum(tl.cumsum(x, 0) * rows, 0))
+    tl.store(out_ptr + 5 * COLS, tl.full((COLS,), 1.0, tl.float32) * tl.min(x))
+
+
+@triton.jit
+def join_kernel(x_ptr, out_ptr, N: tl.constexpr):
+    i = tl.program_id(0) * N + tl.arange(0, N)
+    x = tl.load(x_ptr + i)
+    pairs = tl.join(x, -x)
+    a, b = tl.split(pairs)
+    flat = tl.reshape(tl.trans(pairs), (2 * N,))
+    tl.store(out_ptr + tl.program_id(0) * 2 * N + tl.arange(0, 2 * N), flat)
+    tl.store(x_ptr + i, a * b)
+
+
+@triton.jit
+def histogram_kernel(values_ptr, counts_ptr, highest_ptr, n, BLOCK: tl.constexpr):
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    values = tl.load(values_ptr + place, inside, 0)
+    tl.atomic_add(counts_ptr + values, 1, inside)
+    tl.atomic_max(highest_ptr, tl.max(values.to(tl.float32) - 3.5, 0))
+
+
+@triton.jit
+def ticket_kernel(counter_ptr, out_ptr):
+    tl.store(out_ptr + tl.program_id(0), tl.atomic_add(counter_ptr, 1))
+
+
+@triton.jit
+def collatz_kernel(x_ptr, steps_ptr):
+    """Programs that go different ways, after a store that must not be done twice."""
+    program = tl.program_id(0)
+    x = tl.load(x_ptr + program)
+    tl.store(x_ptr + program, x + 1)
+    steps = 0
+    while x != 1:
+        if x % 2 == 1:
+            x = 3 * x + 1
+        x = x // 2
+        steps += 1
+    tl.store(steps_ptr + program, steps)
+
+
+@triton.jit
+def strided_loop_kernel(x_ptr, out_ptr, n):
+    total = 0.0
+    for i in range(tl.program_id(0), n, tl.num_programs(0)):
+        total += tl.load(x_ptr + i)
+    tl.store(out_ptr + tl.program_id(0), total)
+
+
+@triton.jit
+def matmul_kernel(a_ptr, b_ptr, c_ptr, K, N: tl.constexpr, BLOCK: tl.constexpr):
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    cols = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
+    total = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for k in range(0, K, BLOCK):
+        a = tl.load(a_ptr + rows * K + k + tl.arange(0, BLOCK)[None, :])
+        b = tl.load(b_ptr + (k + tl.arange(0, BLOCK)[:, None]) * N + cols)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    tl.store(c_ptr + rows * N + cols, total.to(c_ptr.dtype.element_ty))
+
+
+@triton.jit
+def outside_kernel(x_ptr, out_ptr, n):
+    program = tl.program_id(0)
+    tl.store(out_ptr + program, 1.0)
+    tl.store(out_ptr + program, tl.load(x_ptr + program * n))
+
+
+@triton.jit
+def endless_kernel(x_ptr):
+    while tl.load(x_ptr) == 0:
+        pass
+
+
+@triton.jit
+def block_condition_kernel(x_ptr):
+    if tl.load(x_ptr + tl.arange(0, 4)) > 0:
+        tl.store(x_ptr, 1.0)
+
+
+@triton.jit
+def assembly_kernel(x_ptr):
+    x = tl.load(x_ptr)
+    y = tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], tl.float32, True, 1)
+    tl.store(x_ptr, y)
+
+
+def ints(*shape: int) -> torch.Tensor:
+    return torch.randint(-(2**31), 2**31 - 1, shape, dtype=torch.int32)
+
+
+def zeros(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int32)
+
+
+def product() -> tuple[Any, ...]:
+    a, b = torch.randn(32, 64).half(), torch.randn(64, 48).half()
+    return a, b, torch.zeros(32, 48).half(), 64
+
+
+# A kernel, its grid, its arguments and its constants.
+CASES = {
+    "softmax": (
+        softmax_kernel, (5,), lambda: (torch.randn(5, 19), torch.zeros(5, 17), 19, 17),
+        {"BLOCK": 32},
+    ),
+    "integers": (
+        integers_kernel, (1,), lambda: (ints(64), ints(64) | 1, zeros(11, 64)), {"N": 64},
+    ),
+    "philox": (random_kernel, (3,), lambda: (12345678901, torch.zeros(3 * 64)), {"BLOCK": 64}),
+    "reductions": (
+        reductions_kernel, (3,), lambda: (torch.randn(3, 8, 4), torch.zeros(3, 6, 4)),
+        {"ROWS": 8, "COLS": 4},
+    ),
+    "join": (join_kernel, (3,), lambda: (torch.randn(12), torch.zeros(24)), {"N": 4}),
+    "atomics": (
+        histogram_kernel, (4,),
+        lambda: (torch.randint(0, 5, (100,)), zeros(5), torch.full((1,), -9.0), 100),
+        {"BLOCK": 32},
+    ),
+    "tickets": (ticket_kernel, (5,), lambda: (zeros(1), zeros(5)), {}),
+    "different ways": (
+        collatz_kernel, (7,), lambda: (torch.arange(1, 8, dtype=torch.int32), zeros(7)), {},
+    ),
+    "strided loops": (
+        strided_loop_kernel, (4,), lambda: (torch.randn(10), torch.zeros(4), 10), {},
+    ),
+    "fp16 products": (matmul_kernel, (2, 3), product, {"N": 48, "BLOCK": 16}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_programs_together_give_what_they_give_alone(name):
+    kernel, grid, arguments, constants = CASES[name]
+    results = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        given = arguments()
+        with batched(together):
+            kernel[grid](*given, **constants)
+        results.append([x for x in given if isinstance(x, torch.Tensor)])
+    for ours, tritons in zip(*results, strict=True):
+        torch.testing.assert_close(
+            ours, tritons, atol=1e-6, rtol=1e-3 if ours.dtype == torch.half else 1e-6
+        )
+
+
+def test_bf16_products_are_those_of_pytorch():
+    a, b = torch.randn(32, 64).bfloat16(), torch.randn(64, 48).bfloat16()
+    c = torch.zeros(32, 48, dtype=torch.bfloat16)
+    matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+    torch.testing.assert_close(c, (a.float() @ b.float()).bfloat16(), atol=1e-2, rtol=1e-2)
+
+
+def test_groups_are_cut_to_their_budget(monkeypatch):
+    monkeypatch.setattr("kernels.interpreter.builder.LARGEST_VALUE", 64)
+    monkeypatch.setattr("kernels.interpreter.launch.LARGEST_VALUE", 64)
+    x, y = torch.randn(9, 17), torch.zeros(9, 17)
+    softmax_kernel[(9,)](x, y, 17, 17, BLOCK=32)
+    torch.testing.assert_close(y, x.softmax(1))
+
+
+@pytest.mark.parametrize("mode", ["autocast", "inference", "medium", "saved"])
+def test_the_state_of_pytorch_does_not_reach_the_kernel(mode):
+    a, b, c = torch.randn(32, 64), torch.randn(64, 48), torch.zeros(32, 48)
+    expected = a @ b
+    if mode == "saved":  # autograd sees no write, as on a GPU
+        weight = torch.randn(32, 48, requires_grad=True)
+        product = (weight * c).sum()
+        matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+        product.backward()
+    elif mode == "medium":
+        torch.set_float32_matmul_precision("medium")
+        try:
+            matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+            assert torch.get_float32_matmul_precision() == "medium"
+        finally:
+            torch.set_float32_matmul_precision("highest")
+    else:
+        with torch.autocast("cpu") if mode == "autocast" else torch.inference_mode():
+            matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+    torch.testing.assert_close(c, expected)
+
+
+def test_an_access_outside_names_kernel_line_and_program_and_leaves_no_trace():
+    x, out = torch.randn(10), torch.zeros(4)
+    with pytest.raises(InterpreterError) as caught:
+        outside_kernel[(4,)](x, out, 4)
+    found = re.fullmatch(
+        r"outside_kernel, .*test_interpreter\.py:(\d+), program \(3, 0, 0\): "
+        r"load outside x_ptr: element 12 of 10",
+        str(caught.value),
+    )
+    assert found, caught.value
+    assert not out.any()
+    with pytest.raises(InterpreterError, match=r"store outside out_ptr: element 3 of 3"):
+        outside_kernel[(4,)](x, torch.zeros(3), 1)
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (block_condition_kernel, "not supported by this interpreter: a block of values as a cond"),
+        (assembly_kernel, "not supported by this interpreter: inline_asm"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(kernel, said):
+    x = torch.ones(4)
+    with pytest.raises(InterpreterError, match=said):
+        kernel[(1,)](x)
+    assert x.tolist() == [1] * 4
+
+
+def test_a_kernel_that_does_not_end_is_told(monkeypatch):
+    monkeypatch.setattr("kernels.interpreter.launch.MOST_TURNS", 1000)
+    with pytest.raises(InterpreterError, match="does not end within 1,000 turns of its loops"):
+        endless_kernel[(2,)](torch.zeros(1))
+
+
+def test_work_is_counted_by_argument():
+    a, b, c = torch.randn(32, 64).half(), torch.randn(64, 48).half(), torch.zeros(32, 48).half()
+    with record_work() as launches:
+        matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+    (launch,) = launches
+    assert (launch.kernel, launch.programs) == ("matmul_kernel", 6)
+    assert launch.flops == 2 * 32 * 64 * 48
+    assert launch.loaded == {"a_ptr": 3 * a.nbytes, "b_ptr": 2 * b.nbytes}
+    assert launch.stored == {"c_ptr": c.nbytes}
+
+
+def _attention(**options):
+    def run():
+        q, k, v = (torch.randn(1, 2, 40, 16, requires_grad=True) for _ in range(3))
+        return attention(q, k, v, **options), (q, k, v)
+
+    return run
+
+
+def _norm():
+    x, residual = (torch.randn(7, 40, requires_grad=True) for _ in range(2))
+    weight, bias = (torch.randn(40, requires_grad=True) for _ in range(2))
+    y, total = add_layer_norm(x, residual, weight, bias)
+    return y + total, (x, residual, weight, bias)
+
+
+def _gelu():
+    x, bias = torch.randn(9, 40, requires_grad=True), torch.randn(40, requires_grad=True)
+    return gelu_tanh(x, bias), (x, bias)
+
+
+def _swiglu():
+    gate_up = torch.randn(9, 80, requires_grad=True)
+    return swiglu_packed(gate_up), (gate_up,)
+
+
+def _loss():
+    logits = torch.randn(9, 300, requires_grad=True)
+    targets = torch.randint(0, 290, (9,))
+    targets[3] = -100
+    options = {"label_smoothing": 0.1, "z_loss": 1e-3, "vocab_size": 290}
+    return cross_entropy(logits, targets, **options), (logits,)
+
+
+OURS = {
+    "attention": _attention(),
+    "two passes": _attention(deterministic=True),
+    "window and dropout": _attention(window=9, dropout_p=0.2, dropout_seed=torch.tensor([7])),
+    "norm": _norm,
+    "gelu": _gelu,
+    "swiglu": _swiglu,
+    "loss": _loss,
+}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_kernels_give_what_they_give_in_tritons_interpreter(name):
+    results = []
+    for together in (True, False):
+        torch.manual_seed(0)
+        with batched(together):
+            out, given = OURS[name]()
+            out.backward(torch.linspace(-1, 1, out.numel()).view(out.shape))
+        results.append([out, *(x.grad for x in given)])
+    for ours, tritons in zip(*results, strict=True):
+        torch.testing.assert_close(ours, tritons, atol=2e-6, rtol=2e-6)
