@@ -203,6 +203,11 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
             f"{folder / 'metrics.jsonl'} holds no training and validation losses: without them "
             "there is no curve to report"
         )
+    seconds = _seconds(measured)
+    if not seconds > 0:  # more steps skipped than taken
+        raise ValueError(
+            f"{folder / 'metrics.jsonl'}: by its lines, training took {seconds} seconds"
+        )
     data = result.data or _cached_data(
         cache_dir or Path(train.cache_dir), tokenizer.hash, result.test
     )
@@ -219,7 +224,7 @@ def read_run(folder: Path, cache_dir: Path | None = None) -> RunFacts:
         lr_curve=[(m.step, m.lr) for m in measured],
         grad_norms=[m.grad_norm for m in measured if m.grad_norm is not None],
         skipped=measured[-1].skipped,
-        seconds=_seconds(measured),
+        seconds=seconds,
     )
 
 

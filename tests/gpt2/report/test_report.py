@@ -325,6 +325,10 @@ def test_records_that_lack_what_is_needed_are_refused(tmp_path):
         _json(folder / "metrics.jsonl", line | speed)
         with pytest.raises(ValueError, match=r"metrics\.jsonl: .*tokens_per_s"):
             read_run(folder)
+    lines = [line | {"tokens_per_s": 1.0, "skipped": 200}, {"step": 110, "val_loss": 4.0}]
+    (folder / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(ValueError, match=r"metrics\.jsonl: .* training took -0\.8\d* seconds"):
+        read_run(folder)
 
 
 def test_mistakes_are_one_sentence(tmp_path, monkeypatch):
