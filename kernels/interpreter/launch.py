@@ -410,7 +410,15 @@ def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
 
 @contextmanager
 def batched(active: bool = True) -> Iterator[None]:
-    """Run the kernels launched in this block in groups; with False, by Triton's interpreter."""
+    """Run the kernels launched in this block in groups; with False, by Triton's interpreter.
+
+    Raises:
+        RuntimeError: Triton was imported without TRITON_INTERPRET=1 and has compiled kernels only.
+    """
+    if not isinstance(tl.standard.cdiv, InterpretedFunction):
+        raise RuntimeError(
+            "kernels are compiled in this process: set TRITON_INTERPRET=1 before Triton is imported"
+        )
     before, InterpretedFunction.run = InterpretedFunction.run, _run if active else _triton_run
     try:
         yield

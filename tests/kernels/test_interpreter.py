@@ -1,6 +1,9 @@
 """The batched interpreter against Triton's own, and on kernels that are not ours."""
 
+import os
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -296,6 +299,17 @@ def test_a_kernel_that_does_not_end_is_told(monkeypatch):
     monkeypatch.setattr("kernels.interpreter.launch.MOST_TURNS", 1000)
     with pytest.raises(InterpreterError, match="does not end within 1,000 turns of its loops"):
         endless_kernel[(2,)](torch.zeros(1))
+
+
+@pytest.mark.parametrize("interpret", ["0", "1"])
+def test_compiled_kernels_are_not_interpreted(interpret):
+    script = "from kernels.interpreter import batched\nwith batched(): print('done')"
+    environment = os.environ | {"TRITON_INTERPRET": interpret, "PYTHONPATH": os.getcwd()}
+    child = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    refused = "set TRITON_INTERPRET=1 before Triton is imported" in child.stderr
+    assert (refused, child.stdout) == ((True, "") if interpret == "0" else (False, "done\n"))
 
 
 def test_work_is_counted_by_argument():
