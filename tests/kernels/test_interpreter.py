@@ -58,6 +58,15 @@ def integers_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
 
 
 @triton.jit
+def bits_kernel(x_ptr, high_ptr, sum_ptr, N: tl.constexpr):
+    i = tl.arange(0, N)
+    x = tl.load(x_ptr + i)
+    tl.store(high_ptr + i, tl.umulhi(x, x))
+    flag = x < 0
+    tl.store(sum_ptr + i, (flag + flag).to(tl.int32))
+
+
+@triton.jit
 def random_kernel(seed, out_ptr, BLOCK: tl.constexpr):
     place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(out_ptr + place, tl.rand(seed, place))
@@ -234,6 +243,15 @@ def test_bf16_products_are_those_of_pytorch():
     c = torch.zeros(32, 48, dtype=torch.bfloat16)
     matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
     torch.testing.assert_close(c, (a.float() @ b.float()).bfloat16(), atol=1e-2, rtol=1e-2)
+
+
+def test_bits_are_those_of_a_gpu():
+    """Triton's interpreter has them wrong before 3.9."""
+    x = torch.tensor([-1, -2, 3, 1 << 30], dtype=torch.int32)
+    high, total = torch.zeros_like(x), torch.ones_like(x)
+    bits_kernel[(1,)](x, high, total, N=4)
+    assert high.tolist() == [-2, -4, 0, 1 << 28]
+    assert total.tolist() == [0, 0, 0, 0]
 
 
 def test_groups_are_cut_to_their_budget(monkeypatch):
