@@ -2,7 +2,6 @@
 
 import functools
 from contextlib import AbstractContextManager, nullcontext
-from importlib.metadata import version
 
 import torch
 import triton
@@ -17,26 +16,10 @@ def release(words: str) -> tuple[int, ...]:
     return tuple(map(int, words.split(".")[:2]))
 
 
-def interpreter_fault(triton_version: str, numpy_version: str) -> str | None:
-    """The reason why this Triton cannot interpret with this NumPy, with the remedy; None if it can.
-
-    Triton before 3.7 takes arrays of one element for numbers (triton-lang/triton#9171), which NumPy
-    refuses from 2.4 on.
-    """
-    if release(triton_version) >= (3, 7) or release(numpy_version) < (2, 4):
-        return None
-    return (
-        f"the interpreter of Triton {triton_version} does not work with NumPy {numpy_version}; "
-        "pip install 'numpy<2.4'"
-    )
-
-
 if INTERPRETED:
     from kernels import interpreter
 
     interpreter.enable()  # instead of Triton's own
-
-_FAULT = interpreter_fault(triton.__version__, version("numpy")) if INTERPRETED else None
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -62,8 +45,6 @@ def check_launchable(op: str, *tensors: Tensor, one_dtype: bool = True) -> None:
             f"{op}: the kernels run on a GPU, got tensors on {device}; move them to cuda, or set "
             "TRITON_INTERPRET=1 before Python starts to run them on the CPU, slowly"
         )
-    if _FAULT:
-        raise ValueError(f"{op}: {_FAULT}")
 
 
 def check_dtype(op: str, dtype: torch.dtype) -> None:
