@@ -20,7 +20,7 @@ launch that fails are what they were before it.
     from kernels.interpreter import batched, record_work
 
     with batched(), record_work() as launches:
-        my_kernel[grid](x, y, n, BLOCK=128)
+        kernel[grid](x, y, n, BLOCK=128)
     print(launches[0].flops, launches[0].loaded)
 
 Source: the interpreter of Triton, triton/runtime/interpreter.py.
