@@ -120,6 +120,7 @@ class Referee:
             or the exact result is not finite, or where `cancelled` is within a factor of 4 of the
             largest float32, so that the order of a sum decides whether it overflows. An infinity
             computed by the kernel counts as the largest number of its dtype.
+        norm: as in `judge`.
     """
 
     def __init__(
@@ -132,8 +133,10 @@ class Referee:
         cancelled: Mapping[str, float | Tensor] | None = None,
         samples: int = 1,
         in_range_only: bool = False,
+        norm: float = math.inf,
     ) -> None:
         self._reference, self._inputs = reference, inputs
+        self._norm = norm
         self._upstream, self._gradients = upstream, gradients
         self._cancelled, self._in_range_only = cancelled or {}, in_range_only
         self._samples = samples
@@ -154,7 +157,7 @@ class Referee:
             self._budgets = {
                 name: _Budget(
                     plain[name], exact[name], self._cancelled.get(name, 0.0),
-                    in_range_only=self._in_range_only,
+                    norm=self._norm, in_range_only=self._in_range_only,
                 )
                 for name in exact
             }  # fmt: skip
