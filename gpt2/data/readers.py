@@ -247,8 +247,7 @@ def _json_records(path: Path) -> Iterator[Record]:
         try:
             row = parse_json(line) if line.strip() else None
         except UnicodeDecodeError as error:
-            place = f"line {number:,}, its byte {error.start:,}"
-            raise _undecodable(path, place, "utf-8", error) from error
+            raise _undecodable_line(path, number, error) from error
         except ValueError as error:
             raise ValueError(
                 f"{where}: not JSON ({error}). Each line must be one object."
@@ -270,8 +269,7 @@ def _csv_records(path: Path, delimiter: str, columns: list[str]) -> Iterator[Rec
             try:
                 yield line.decode("utf-8")
             except UnicodeDecodeError as error:
-                place = f"line {number:,}, its byte {error.start:,}"
-                raise _undecodable(path, place, "utf-8", error) from error
+                raise _undecodable_line(path, number, error) from error
 
     csv.field_size_limit(LINE_BYTES)
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
@@ -388,6 +386,10 @@ def _check_packing(path: Path, metadata: Any) -> None:
                     f"{path}: row group {group} unpacks from {column.total_compressed_size:,} "
                     f"bytes to {size:,}, which no text does"
                 )
+
+
+def _undecodable_line(path: Path, number: int, error: UnicodeDecodeError) -> ValueError:
+    return _undecodable(path, f"line {number:,}, its byte {error.start:,}", "utf-8", error)
 
 
 def _undecodable(path: Path, where: str, encoding: str, error: UnicodeDecodeError) -> ValueError:

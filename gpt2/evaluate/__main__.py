@@ -126,7 +126,7 @@ def _score(
         return f"{data}, {split}", word_perplexity(
             run.model,
             run.tokenizer,
-            read_documents(data, split, cache_dir=Path(arguments.cache_dir)),
+            read_documents(source, split),
             rules=arguments.detokenise,
             stride=arguments.stride,
             **common,

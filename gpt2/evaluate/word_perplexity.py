@@ -12,13 +12,12 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpt2.data.sources import open_source
+from gpt2.data.documents import Source
 from gpt2.data.splits import plan_splits, split_pieces
 from gpt2.evaluate.perplexity import evaluate, to_perplexity
 from gpt2.model import GPT
@@ -165,13 +164,12 @@ def word_perplexity(
     )
 
 
-def read_documents(data: str, split: str, *, cache_dir: Path) -> list[str]:
-    """Read the documents of one split of a data set, which is named as for `--data`.
+def read_documents(source: Source, split: str) -> list[str]:
+    """Read the documents of one split of a data set.
 
     Raises:
-        ValueError: no such data, or no such split in it.
+        ValueError: there is no such split in it.
     """
-    source = open_source(data, cache_dir=cache_dir)
     plan = plan_splits(source)
     if split not in (have := [*source.splits, *plan.taken]):
         raise ValueError(f"{source.name} has no split {split!r}; it has {', '.join(have)}")

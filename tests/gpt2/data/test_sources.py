@@ -695,7 +695,7 @@ def test_wikitext_in_rows_is_wikitext(real_data, tmp_path, form):
             values = [row.replace("\n", ended) if row else None for row in part]
             lines = (json.dumps({"text": value}) + "\n" for value in values)
             write(stem.with_suffix(".jsonl"), "".join(lines))
-    found = read_documents(str(tmp_path / "set"), "test", cache_dir=tmp_path)
+    found = read_documents(open_source(str(tmp_path / "set"), cache_dir=tmp_path), "test")
     assert found == joined(read_pieces(packed))
     assert len(found) == 60
     assert sum(len(d.split()) + d.count("\n") for d in found) == 245_569

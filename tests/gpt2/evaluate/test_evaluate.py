@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2.data.sources import open_source
 from gpt2.evaluate.__main__ import Arguments, main
 from gpt2.evaluate.perplexity import evaluate, sliding_windows
 from gpt2.evaluate.word_perplexity import DETOKENISERS, read_documents, word_perplexity
@@ -131,7 +132,9 @@ def test_detokenising_wikitext_changes_no_letter_and_no_digit(real_data):
     ],
 )
 def test_wikitext_has_its_published_number_of_words(real_data, tmp_path, name, split, words):
-    documents = read_documents(str(real_data / "wikitext-2" / name), split, cache_dir=tmp_path)
+    documents = read_documents(
+        open_source(str(real_data / "wikitext-2" / name), cache_dir=tmp_path), split
+    )
     assert len(documents) > 50
     assert sum(len(text.split()) + text.count("\n") for text in documents) == words
 
