@@ -31,6 +31,12 @@ from kernels.interpreter.values import (
 LARGEST_VALUE = 1 << 20
 
 
+ATOMICS = {
+    "ADD": "add", "FADD": "add", "XCHG": "xchg", "MAX": "amax", "UMAX": "amax", "MIN": "amin",
+    "UMIN": "amin",
+}  # fmt: skip
+
+
 class TooLarge(BaseException):
     """A value of a group has too many elements: the group must be cut."""
 
@@ -43,6 +49,12 @@ class Diverged(BaseException):
 
     def __init__(self, ways: Tensor) -> None:
         self.ways = ways
+
+
+def _check_size(shape: torch.Size) -> None:
+    """Raise TooLarge if values (L, ...) of several programs have too many elements."""
+    if shape[0] > 1 and shape.numel() > LARGEST_VALUE:
+        raise TooLarge(shape[1:].numel())
 
 
 def _elementwise(function: Callable[..., Tensor], result: Any = None) -> Callable[..., Handle]:
@@ -88,6 +100,7 @@ def _unsigned(x: Handle) -> Tensor:
 
 
 def _shift_bits_right(x: Tensor, by: Tensor) -> Tensor:
+    """Shift zeros in from the left, into signed integers too."""
     lowest = torch.iinfo(x.dtype).min
     return (x >> by) & ~((lowest >> by) << 1) if lowest else x >> by
 
@@ -117,8 +130,7 @@ class GroupBuilder(InterpreterBuilder):
         self.programs, self.grid = programs, grid
 
     def handle(self, dtype: Any, data: Tensor) -> Handle:
-        if data.numel() > LARGEST_VALUE and len(self.programs) > 1 < data.shape[0]:
-            raise TooLarge(data.numel() // data.shape[0])
+        _check_size(data.shape)
         return Handle(dtype, data)
 
     # Scalars.
@@ -146,15 +158,15 @@ class GroupBuilder(InterpreterBuilder):
     create_fsub = _elementwise(torch.sub)
     create_fmul = _elementwise(torch.mul)
     create_fdiv = create_precise_divf = create_approx_divf = _elementwise(torch.div)
-    create_frem = _elementwise(torch.fmod)
+    create_frem = create_srem = _elementwise(torch.fmod)
     create_fneg = _elementwise(torch.neg)
     create_sdiv = _elementwise(lambda a, b: torch.div(a, b, rounding_mode="trunc"))
-    create_srem = _elementwise(torch.fmod)
     create_and = _elementwise(torch.bitwise_and)
     create_or = _elementwise(torch.bitwise_or)
     create_xor = _elementwise(torch.bitwise_xor)
     create_shl = _elementwise(torch.bitwise_left_shift)
     create_ashr = _elementwise(torch.bitwise_right_shift)
+    create_lshr = _elementwise(_shift_bits_right)
     create_minsi = create_minimumf = _elementwise(torch.minimum)
     create_maxsi = create_maximumf = _elementwise(torch.maximum)
     create_minnumf = _elementwise(torch.fmin)
@@ -191,9 +203,8 @@ class GroupBuilder(InterpreterBuilder):
         if lhs.base is None:
             lhs, rhs = rhs, lhs
         if lhs.base is not None and rhs.base is None:
-            factor = rhs.parts()
             one = (slice(None), *[slice(1)] * (rhs.data.dim() - 1))
-            if factor and rhs.data.shape[0] == 1 and not any(rhs.data.stride()[1:]):
+            if rhs.data.shape[0] == 1 and not any(rhs.data.stride()[1:]):
                 by = rhs.data[one]
                 return Handle(lhs.dtype, base=lhs.base * by, block=lhs.block * by)
         return self.handle(lhs.dtype, wrapped(lhs.data * rhs.data, lhs.dtype))
@@ -209,13 +220,11 @@ class GroupBuilder(InterpreterBuilder):
             raise Unsupported(f"{sign} of uint64 values of 2**63 and more")
         return divide(lhs, rhs)
 
-    def create_lshr(self, lhs: Handle, rhs: Handle) -> Handle:
-        held = lhs.dtype.name in MASKS or lhs.dtype == tl.uint8  # no sign in the way
-        shift = torch.bitwise_right_shift if held else _shift_bits_right
-        return self.handle(lhs.dtype, shift(lhs.data, rhs.data))
+    def create_minui(self, lhs: Handle, rhs: Handle) -> Handle:
+        return self.create_select(self.create_icmpULT(lhs, rhs), lhs, rhs)
 
-    create_minui = _elementwise(torch.minimum)
-    create_maxui = _elementwise(torch.maximum)
+    def create_maxui(self, lhs: Handle, rhs: Handle) -> Handle:
+        return self.create_select(self.create_icmpUGT(lhs, rhs), lhs, rhs)
 
     def create_umulhi(self, lhs: Handle, rhs: Handle) -> Handle:
         bits = lhs.dtype.primitive_bitwidth
@@ -341,10 +350,10 @@ class GroupBuilder(InterpreterBuilder):
         return Handle(x.dtype, x.data[..., 0]), Handle(x.dtype, x.data[..., 1])
 
     def create_gather(self, x: Handle, places: Handle, axis: int) -> Handle:
-        data, index = self._together(x, places, whole=False)
+        data, index = self._together(x, places)
         return self.handle(x.dtype, data.gather(axis + 1, index.long()))
 
-    def _together(self, *operands: Handle, whole: bool = True) -> list[Tensor]:
+    def _together(self, *operands: Handle) -> list[Tensor]:
         programs = max(len(x.data) for x in operands)
         return [x.data.expand(programs, *x.data.shape[1:]) for x in operands]
 
@@ -361,8 +370,7 @@ class GroupBuilder(InterpreterBuilder):
         programs = max(len(a.data), len(b.data), len(total.data))
         rows, inner, columns = *a.data.shape[-2:], b.data.shape[-1]
         batch = a.data[0].numel() // inner // rows
-        if programs > 1 and programs * batch * rows * columns > LARGEST_VALUE:
-            raise TooLarge(batch * rows * columns)
+        _check_size(torch.Size((programs, batch, rows, columns)))
         self.memory.work.flops += 2 * batch * rows * inner * columns * len(self.programs)
         # Products of narrow operands are exact in the wider type, as on a GPU.
         dtype = torch.float64 if total.dtype in (tl.int32, tl.float64) else torch.float32
@@ -375,10 +383,8 @@ class GroupBuilder(InterpreterBuilder):
         return self.create_masked_load(pointer, None, None)
 
     def create_masked_load(self, pointer: Handle, mask: Any, other: Any, *options: Any) -> Handle:
-        element = pointer.get_element_ty()
-        if pointer.shape.numel() > LARGEST_VALUE and pointer.shape[0] > 1:
-            raise TooLarge(pointer.shape[1:].numel())
-        return self.handle(element, self.memory.load(pointer, mask, other))
+        _check_size(pointer.shape)  # before its places are written out
+        return self.handle(pointer.get_element_ty(), self.memory.load(pointer, mask, other))
 
     def create_store(self, pointer: Handle, value: Handle, *options: Any) -> None:
         self.memory.store(pointer, value, None)
@@ -389,8 +395,7 @@ class GroupBuilder(InterpreterBuilder):
     def create_atomic_rmw(
         self, operation: Any, pointer: Handle, value: Handle, mask: Handle, *options: Any
     ) -> Handle:
-        names = {"FADD": "add", "ADD": "add", "XCHG": "xchg", "MAX": "amax", "UMAX": "amax"}
-        name = (names | {"MIN": "amin", "UMIN": "amin"}).get(operation.name)
+        name = ATOMICS.get(operation.name)
         if name is None or value.dtype == tl.uint64:
             raise Unsupported(f"tl.atomic_{operation.name.lower()} of {value.dtype}")
         return _Former(value.dtype, self.memory.update(name, pointer, value, mask))
@@ -404,8 +409,7 @@ class GroupBuilder(InterpreterBuilder):
     # Checks.
 
     def create_assert(self, condition: Handle, message: str) -> None:
-        if not condition.data.all():
-            assert condition.data.all(), message
+        assert condition.data.all(), message
 
     def create_assume(self, condition: Handle) -> None:
         self.create_assert(condition, "tl.assume does not hold")

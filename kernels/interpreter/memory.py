@@ -83,7 +83,7 @@ def record_work() -> Iterator[list[Launch]]:
     try:
         yield launches
     finally:
-        RECORDERS.remove(launches)
+        RECORDERS.pop()  # by place, as equal lists may be nested
 
 
 class Memory:
@@ -116,11 +116,11 @@ class Memory:
             places = pointer.data
             if mask:
                 places, keep = torch.broadcast_tensors(places, mask.data)
-                places = torch.where(keep, places, 0)
-                if not keep.any():
-                    shape, dtype = places.shape, torch_dtype(region.dtype)
+                if not keep.any():  # the tensor may have no element to read instead
+                    dtype = torch_dtype(region.dtype)
                     fill = torch.zeros((), dtype=dtype) if other is None else other.data
-                    return fill.expand(torch.broadcast_shapes(shape, fill.shape))
+                    return fill.expand(torch.broadcast_shapes(places.shape, fill.shape))
+                places = torch.where(keep, places, 0)
             self._check("load", region, places)
             values = region.row.index_select(0, places.reshape(-1)).view(places.shape)
         values = wrapped(values.to(torch_dtype(region.dtype)), region.dtype)

@@ -96,7 +96,6 @@ def test_a_layer_moves_the_bytes_that_its_operators_do(options: dict[str, Any], 
 
 
 @pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter")
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("options", [{}, {"mlp": "swiglu", "norm": "quicknorm"}], ids=str)
 def test_our_kernels_move_the_bytes_that_they_are_said_to(options, monkeypatch):
     one_multiprocessor(monkeypatch)

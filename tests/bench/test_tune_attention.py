@@ -10,8 +10,6 @@ from bench.tune_attention import CANDIDATES, KERNELS, Measurement, best, rows, t
 from kernels._attention.tiles import Tile
 from kernels._common.launch import INTERPRETED
 
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
-
 
 def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(tmp_path, capsys):
     file = tune(tmp_path, dry_run=True)

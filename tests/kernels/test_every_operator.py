@@ -27,7 +27,6 @@ from tests.kernels.test_attention import check, qkv
 
 # The interpreter is deterministic: there, what counts is memory that is read before it is written.
 REPETITIONS = 100 if CUDA else 6
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 
 
 def problem(name, large, device, n=12):

@@ -58,12 +58,14 @@ def integers_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
 
 
 @triton.jit
-def bits_kernel(x_ptr, high_ptr, sum_ptr, N: tl.constexpr):
+def bits_kernel(x_ptr, high_ptr, sum_ptr, least_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     x = tl.load(x_ptr + i)
     tl.store(high_ptr + i, tl.umulhi(x, x))
     flag = x < 0
     tl.store(sum_ptr + i, (flag + flag).to(tl.int32))
+    wide = x.to(tl.int64).to(tl.uint64, bitcast=True)
+    tl.store(least_ptr + i, tl.minimum(wide, 5).to(tl.int64, bitcast=True))
 
 
 @triton.jit
@@ -249,9 +251,11 @@ def test_bits_are_those_of_a_gpu():
     """Triton's interpreter has them wrong before 3.9."""
     x = torch.tensor([-1, -2, 3, 1 << 30], dtype=torch.int32)
     high, total = torch.zeros_like(x), torch.ones_like(x)
-    bits_kernel[(1,)](x, high, total, N=4)
+    least = torch.zeros(4, dtype=torch.int64)
+    bits_kernel[(1,)](x, high, total, least, N=4)
     assert high.tolist() == [-2, -4, 0, 1 << 28]
     assert total.tolist() == [0, 0, 0, 0]
+    assert least.tolist() == [5, 5, 3, 5]
 
 
 def test_groups_are_cut_to_their_budget(monkeypatch):
@@ -333,8 +337,12 @@ def test_compiled_kernels_are_not_interpreted(interpret):
 def test_work_is_counted_by_argument():
     a, b, c = torch.randn(32, 64).half(), torch.randn(64, 48).half(), torch.zeros(32, 48).half()
     with record_work() as launches:
-        matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
-    (launch,) = launches
+        with record_work() as inner:  # which is equal to the other when it ends
+            matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
+        softmax_kernel[(1,)](torch.randn(1, 8), torch.zeros(1, 8), 8, 8, BLOCK=8)
+    assert inner == launches[:1]
+    launch, softmax = launches
+    assert softmax.kernel == "softmax_kernel"
     assert (launch.kernel, launch.programs) == ("matmul_kernel", 6)
     assert launch.flops == 2 * 32 * 64 * 48
     assert launch.loaded == {"a_ptr": 3 * a.nbytes, "b_ptr": 2 * b.nbytes}

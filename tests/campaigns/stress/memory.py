@@ -73,7 +73,7 @@ class Memory:
         def guarded(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
             def call(*args: Any, **kwargs: Any) -> Tensor:
                 made = make(*args, **kwargs)
-                # Triton's interpreter makes empty tensors for itself.
+                # The interpreter makes empty tensors for itself.
                 return self._output(made) if made.numel() else made
 
             return call
