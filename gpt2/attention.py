@@ -155,8 +155,6 @@ def unusable(
         return _flash_unusable(config, device, dtype)
     if name == "triton" and config.head_dim > 256:
         return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
-    if name == "triton" and device.type == "cpu" and dtype == torch.bfloat16:
-        return "Triton's interpreter multiplies bf16 matrices wrongly; on a CPU use --dtype fp32"
     if name == "triton":
         return triton_unusable(device, instead="--attn sdpa")
     return None
@@ -176,7 +174,7 @@ def describe(name: str, device: torch.device) -> str:
 def _limits(device: torch.device) -> str:
     """What makes our kernel slow on a device, or whose tile sizes it takes."""
     if device.type == "cpu":
-        return ", interpreted: for checking, and slow"
+        return ", interpreted"
     if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
         return ", slow here: before compute capability 8.0 Triton uses no tensor cores"
     from kernels._attention.tiles import rows_of

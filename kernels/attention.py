@@ -35,7 +35,7 @@ from kernels._attention.operators import (
     attention_fwd,
     attention_qkvpacked_bwd,
 )
-from kernels._common.launch import INTERPRETED, check_launchable
+from kernels._common.launch import check_launchable
 
 MAX_HEAD_WIDTH = 256
 LN2 = math.log(2)  # the operators pass the log-sum-exp in base 2
@@ -124,11 +124,6 @@ class _AttentionQkvPacked(torch.autograd.Function):
 def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
     """Raise ValueError, in the name of `op`, unless the kernels can take these (B, T, H, D)."""
     check_launchable(op, q, k, v)
-    if INTERPRETED and q.dtype == torch.bfloat16:
-        raise ValueError(
-            f"{op}: Triton's interpreter multiplies bfloat16 matrices wrongly; "
-            "use float16 or float32 on the CPU, or a GPU"
-        )
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{op}: {name} must be (B, T, H, D), got shape {tuple(x.shape)}")

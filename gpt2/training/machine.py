@@ -61,8 +61,6 @@ def choose_machine(
     compute = DTYPES.get(dtype)
     if compute is None:
         compute, why = _best_dtype(device)
-        if attn == "triton" and device.type == "cpu":
-            compute, why = torch.float32, "as Triton's interpreter multiplies no bf16 matrices"
         notes.append(f"dtype: {str(compute).removeprefix('torch.')}, {why}")
     elif compute == torch.bfloat16 and device.type == "cuda" and not _native_bf16(device):
         raise ValueError(

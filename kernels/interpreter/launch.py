@@ -15,7 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.semantic import TritonSemantic
 from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import InterpretedFunction
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
 from triton.runtime.jit import mangle_type
 
 from kernels.interpreter.builder import LARGEST_VALUE, Diverged, GroupBuilder, TooLarge
@@ -401,6 +401,7 @@ def _explain(fn: Any, error: Exception) -> str:
 
 _changes = _language()
 _triton_run = InterpretedFunction.run
+_triton_dot = InterpreterBuilder.create_dot
 
 
 def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -408,9 +409,17 @@ def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launch(self, grid, args, kwargs)
 
 
+def _checked_dot(builder: Any, a: Any, b: Any, *options: Any) -> Any:
+    if tl.bfloat16 in (a.dtype, b.dtype):
+        raise Unsupported("Triton's interpreter multiplies the bits of bfloat16 as integers")
+    return _triton_dot(builder, a, b, *options)
+
+
 @contextmanager
 def batched(active: bool = True) -> Iterator[None]:
     """Run the kernels launched in this block in groups; with False, by Triton's interpreter.
+
+    There, `tl.dot` of bfloat16 is an InterpreterError: Triton's own would give wrong numbers.
 
     Raises:
         RuntimeError: Triton was imported without TRITON_INTERPRET=1 and has compiled kernels only.
@@ -419,11 +428,14 @@ def batched(active: bool = True) -> Iterator[None]:
         raise RuntimeError(
             "kernels are compiled in this process: set TRITON_INTERPRET=1 before Triton is imported"
         )
-    before, InterpretedFunction.run = InterpretedFunction.run, _run if active else _triton_run
-    try:
+    with ExitStack() as stack:
+        for owner, name, new in (
+            (InterpretedFunction, "run", _run if active else _triton_run),
+            (InterpreterBuilder, "create_dot", _triton_dot if active else _checked_dot),
+        ):
+            stack.callback(setattr, owner, name, getattr(owner, name))
+            setattr(owner, name, new)
         yield
-    finally:
-        InterpretedFunction.run = before
 
 
 def enable() -> None:

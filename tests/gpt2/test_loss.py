@@ -37,10 +37,9 @@ AT_SIZE = (16384, 50257, 768)  # GPT-2 small, and 16 sequences
     [
         ("torch", torch.float16, (16384, 64, 8)),
         ("triton", torch.float16, (128, 8192, 8)),
+        ("triton", torch.bfloat16, (128, 8192, 8)),
         *(pytest.param("torch", d, AT_SIZE, marks=SLOW) for d in (torch.float16, torch.bfloat16)),
-        pytest.param("triton", torch.float16, AT_SIZE, marks=SLOW),
-        # Triton's interpreter cuts bfloat16 off instead of rounding to the nearest.
-        pytest.param("triton", torch.bfloat16, AT_SIZE, marks=pytest.mark.cuda),
+        *(pytest.param("triton", d, AT_SIZE, marks=SLOW) for d in (torch.float16, torch.bfloat16)),
     ],
     ids=str,
 )

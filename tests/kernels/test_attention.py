@@ -1,7 +1,7 @@
 """Causal attention against its reference: shapes, layouts and options, forward and backward.
 
-Without a GPU the kernels run in Triton's interpreter, in float32 and float16; on a GPU the same
-tests also run in bfloat16. Tiles are made small where it is the tiling that is tested.
+Without a GPU the kernels run in `kernels.interpreter`. Tiles are made small where it is the tiling
+that is tested.
 """
 
 import math
@@ -18,10 +18,9 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import compare
-from tests.kernels.fused import CUDA, MARKS, check_compiles, check_double_use, randn
+from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
 
 pytestmark = MARKS
-DTYPES = [torch.float32, torch.float16, *([torch.bfloat16] if CUDA else [])]
 
 
 def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
@@ -222,7 +221,8 @@ def test_packed_reads_a_slice_of_a_wider_projection(device):
     [
         (64, torch.float32),
         (192, torch.float32),
-        *(pytest.param(n, torch.bfloat16, marks=pytest.mark.cuda) for n in (192, 1088)),
+        (192, torch.bfloat16),
+        pytest.param(1088, torch.bfloat16, marks=pytest.mark.cuda),
     ],
 )
 def test_very_negative_logits(length, dtype, deterministic, device):
@@ -407,12 +407,6 @@ def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
 def test_refuses_tensors_that_it_cannot_take(message, make, device):
     with pytest.raises(ValueError, match=message):
         attention(*make(device))
-
-
-@pytest.mark.skipif(CUDA, reason="bfloat16 is right on a GPU")
-def test_refuses_bfloat16_in_the_interpreter(device):
-    with pytest.raises(ValueError, match="interpreter multiplies bfloat16 matrices wrongly"):
-        attention(**qkv((1, 8, 1, 16), torch.bfloat16, device))
 
 
 @pytest.mark.parametrize(

@@ -245,6 +245,8 @@ def test_bf16_products_are_those_of_pytorch():
     c = torch.zeros(32, 48, dtype=torch.bfloat16)
     matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
     torch.testing.assert_close(c, (a.float() @ b.float()).bfloat16(), atol=1e-2, rtol=1e-2)
+    with batched(False), pytest.raises(InterpreterError, match="the bits of bfloat16 as integers"):
+        matmul_kernel[(2, 3)](a, b, c, 64, N=48, BLOCK=16)
 
 
 def test_bits_are_those_of_a_gpu():

@@ -1,6 +1,6 @@
 """Every operator of `kernels` on random shapes, strides and values.
 
-Without a GPU the kernels run in Triton's interpreter.
+Without a GPU the kernels run in `kernels.interpreter`.
 """
 
 from collections.abc import Callable

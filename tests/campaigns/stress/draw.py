@@ -1,8 +1,7 @@
 """The random choices of a case: shapes, values, memory layouts.
 
 hypothesis makes them, so that it can make a failing case smaller and try it again. Values are drawn
-on the CPU from a seed of its choice, whatever device they are for. A GPU gets larger cases, and
-bfloat16.
+on the CPU from a seed of its choice, whatever device they are for. A GPU gets larger cases.
 """
 
 import math
@@ -54,8 +53,7 @@ class Draw:
         return self._draw(st.permutations(options))[:count]
 
     def dtype(self) -> torch.dtype:
-        """Draw a dtype; the interpreter gets small numbers and products of bfloat16 wrong."""
-        return self.choose(torch.float32, torch.float16, *[torch.bfloat16] * self.on_gpu)
+        return self.choose(torch.float32, torch.float16, torch.bfloat16)
 
     def size(self, most: int) -> int:
         """Draw from 1 to `most`: small, next to a power of two, of GPT-2, or any."""
@@ -71,7 +69,7 @@ class Draw:
     def rows(self, elements: int, width: int) -> tuple[int, ...]:
         """Draw up to three axes before one of this width: about so many elements; seldom, none.
 
-        On a GPU, 16 times as many: Triton's interpreter is slow.
+        On a GPU, 16 times as many: the interpreter is slow.
         """
         most = max(2, (16 if self.on_gpu else 1) * elements // width)
         shape = [self.size(most)]

@@ -97,7 +97,7 @@ for mode in ("train", "eval"):
         unpatch_transformers_gpt2(model)
 
 model.train()
-with torch.autocast("cpu", dtype=torch.float16):
+with torch.autocast("cpu", dtype=torch.bfloat16):
     outputs = model(ids, labels=labels)
     record("autocast/plain", model, {"loss": outputs.loss, "logits": None})
     patch_transformers_gpt2(model)
