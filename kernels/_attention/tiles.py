@@ -115,7 +115,7 @@ if release(triton.__version__) not in ((3, 7), (3, 8)):  # see above
     TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
 # Architectures that take the rows of another.
-SAME = {"interpreter": "sm_90", "sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
+SAME = {"sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
 
 
 def rows_of(architecture: str) -> str:
@@ -126,8 +126,11 @@ def rows_of(architecture: str) -> str:
 
 @cache
 def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
-    """Look up the tiles for D = head_width, T = length and elements of itemsize bytes."""
-    rows = "other" if itemsize == 4 and architecture != "interpreter" else rows_of(architecture)
-    widths = (width for name, width in TABLE if name == rows and width >= head_width)
-    fwd, dq, dkv = TABLE[rows, min(widths)][-1 if length > SHORT else 0]
+    """The tiles for D = head_width, T = length and elements of itemsize bytes."""
+    if architecture == "interpreter":  # as few turns of its loops as offsets allow: see operators
+        rows = min(max(16, triton.next_power_of_2(length)), 128)
+        return Tiles(*[Tile(rows, rows, 4, 1)] * 3)
+    name = "other" if itemsize == 4 else rows_of(architecture)
+    widths = (width for row, width in TABLE if row == name and width >= head_width)
+    fwd, dq, dkv = TABLE[name, min(widths)][-1 if length > SHORT else 0]
     return Tiles(Tile(*fwd), Tile(*dq), Tile(*dkv))

@@ -62,7 +62,7 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 def architecture(device: torch.device) -> str:
     """What kernels are compiled for on this device: `"sm_90"`, `"gfx942"` or `"interpreter"`."""
-    return "interpreter" if INTERPRETED else _architecture(device.index)
+    return _architecture(device.index)
 
 
 def launch_options(threads: int, tensor: Tensor) -> dict[str, int]:
@@ -85,6 +85,8 @@ def _multiprocessors(index: int | None) -> int:
 
 @functools.cache
 def _architecture(index: int | None) -> str:
+    if INTERPRETED:
+        return "interpreter"
     target = triton.runtime.driver.active.get_current_target()
     # ROCm appends features to the name: "gfx942:sramecc+:xnack-".
     return f"sm_{target.arch}" if target.backend == "cuda" else target.arch.partition(":")[0]

@@ -16,9 +16,11 @@ from torch import Tensor
 import kernels._attention.operators
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
+from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.testing import compare
 from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
+from tests.kernels.work_counts import count_work
 
 pytestmark = MARKS
 
@@ -80,6 +82,16 @@ SHAPES = [  # (B, T, H, D): T below, at and above the tiles; widths that are no 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_matches_reference(shape, dtype, deterministic, device):
     check(qkv(shape, dtype, device), deterministic=deterministic)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="of the interpreter")
+@pytest.mark.parametrize("length", [1, 40, 300])
+def test_tiles_of_the_interpreter(length, deterministic, device, monkeypatch):
+    monkeypatch.setattr("kernels._common.launch._architecture", lambda _: "interpreter")
+    check(qkv((2, length, 1, 48), torch.bfloat16, device), deterministic=deterministic)
+    with count_work() as work:
+        attention(**qkv((2, length, 1, 48), torch.bfloat16, device))
+    assert work.launches[0].programs == 2 * -(-length // 128)
 
 
 @pytest.mark.parametrize("length", [1000, 1024])

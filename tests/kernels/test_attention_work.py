@@ -71,7 +71,7 @@ def test_two_pass_backward_executes_seven_products_in_two_launches():
 def test_forward_moves_each_byte_as_often_as_the_tiles_say():
     """q once; k and v once per row tile that sees them; o and lse written once."""
     length = 1024
-    tile = choose_tiles("interpreter", WIDTH, length, SIZE).fwd
+    tile = choose_tiles("sm_90", WIDTH, length, SIZE).fwd
     work = forward(length)
     assert len(work.launches) == 1
     row_tiles = length // tile.block_m
@@ -86,7 +86,7 @@ def test_forward_moves_each_byte_as_often_as_the_tiles_say():
 
 def test_one_pass_backward_adds_dq_once_per_tile_of_keys():
     length = 1024
-    tile = choose_tiles("interpreter", WIDTH, length, SIZE).dkv
+    tile = choose_tiles("sm_90", WIDTH, length, SIZE).dkv
     work = backward(length, deterministic=False)
     rows = sum(length - n for n in range(0, length, tile.block_n))
     assert work.added == rows * WIDTH * 4
