@@ -94,7 +94,7 @@ def _problem(
     shape = (batch, length, 3, heads, width)
     q, k, v = torch.randn(shape, device=DEVICE, dtype=dtype).unbind(2)
     do = torch.randn(batch, length, heads, width, device=DEVICE, dtype=dtype)
-    options = (None, width**-0.5, None, 0.0, False)
+    options = (None, None, width**-0.5, None, 0.0, False)
     o, lse = _attention_ops.attention_fwd(q, k, v, *options)
     operands = (do, q, k, v, o, lse, *options)
     return {

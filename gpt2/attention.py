@@ -4,8 +4,9 @@
 
 Axes: B batch, T time, H heads, D head width. A backend takes the packed projection qkv (B, T, 3, H,
 D) and returns (B, T, H, D), so that kernels can read it in place. With `window=w` each position
-sees itself and the w - 1 before it. All backends compute the same function; `BACKENDS` lists them,
-and `unusable` says why one cannot run somewhere. An explicit choice is never replaced by another.
+sees itself and the w - 1 before it; with `documents`, made by `kernels.documents.document_bounds`,
+it sees its own document only. All backends compute the same function; `BACKENDS` lists them, and
+`unusable` says why one cannot run somewhere. An explicit choice is never replaced by another.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; FlashAttention-2: Dao 2023, arXiv:2307.08691.
 """
@@ -28,6 +29,15 @@ def causal_mask(T: int, window: int | None = None, device: torch.device | None =
     """Boolean (T, T): True where query i may see key j, that is i - window < j <= i."""
     mask = torch.ones(T, T, dtype=torch.bool, device=device).tril()
     return mask if window is None else mask.triu(1 - window)
+
+
+def _mask(T: int, window: int | None, documents: Tensor | None, device: torch.device) -> Tensor:
+    """The mask (T, T), or with documents (B, 1, T, T): each row has its own."""
+    mask = causal_mask(T, window, device)
+    if documents is None:
+        return mask
+    begins = documents[0]
+    return mask & (begins[:, None, :, None] == begins[:, None, None, :])
 
 
 class BasicAttention(torch.nn.Module):
@@ -75,52 +85,94 @@ def _as_bool(mask: Tensor) -> Tensor:
 class Backend(Protocol):
     """Step 3: one signature for every implementation. qkv (B, T, 3, H, D) -> (B, T, H, D)."""
 
-    def __call__(self, qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor: ...
+    def __call__(
+        self, qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None
+    ) -> Tensor: ...
 
 
-def naive(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+def naive(
+    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+) -> Tensor:
     """Masked matrix products; the softmax in fp32, also under autocast. O(T^2) memory."""
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))  # (B, H, T, D)
     T, D = q.shape[2:]
     precise = torch.promote_types(q.dtype, torch.float32)
-    mask = torch.zeros(T, T, dtype=precise, device=q.device)
-    mask.masked_fill_(~causal_mask(T, window, q.device), -torch.inf)
+    visible = _mask(T, window, documents, q.device)
+    mask = torch.zeros(visible.shape, dtype=precise, device=q.device)
+    mask.masked_fill_(~visible, -torch.inf)
     scores = torch.add(mask, q @ k.mT, alpha=1 / math.sqrt(D))
     weights = F.dropout(scores.softmax(dim=-1), dropout_p).to(v.dtype)
     return (weights @ v).transpose(1, 2)
 
 
-def sdpa(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
-    """`F.scaled_dot_product_attention`: PyTorch picks the kernel. A window is an O(T^2) mask."""
+def sdpa(
+    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+) -> Tensor:
+    """`F.scaled_dot_product_attention`: PyTorch picks the kernel. A window is an O(T^2) mask.
+
+    Documents are attended to one by one on a CPU, where nothing waits to learn their lengths; on a
+    GPU and in a compiled model they are a mask as well.
+    """
+    if documents is not None and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
+        lengths = _begins(documents).diff(append=_total(documents)).tolist()
+        parts = qkv.flatten(0, 1)[None].split(lengths, dim=1)
+        done = [sdpa(part, window=window, dropout_p=dropout_p) for part in parts]
+        return torch.cat(done, dim=1).view(*qkv.shape[:2], *qkv.shape[3:])
     q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
     T = q.shape[2]
-    if window is None or window >= T:
+    if documents is None and (window is None or window >= T):
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout_p)
     else:
-        mask = causal_mask(T, window, q.device)
+        mask = _mask(T, window, documents, q.device)
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout_p)
     return y.transpose(1, 2)
 
 
-def flash(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
-    """FlashAttention-2: the `flash_attn` package when installed, else PyTorch's kernel, forced."""
-    if _use_flash_attn_package(qkv.device.type):
-        from flash_attn import flash_attn_qkvpacked_func
-
-        left = -1 if window is None else window - 1
-        y: Tensor = flash_attn_qkvpacked_func(
-            qkv, dropout_p=dropout_p, causal=True, window_size=(left, 0)
-        )
-        return y
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-        return sdpa(qkv, window=None, dropout_p=dropout_p)
+def _begins(documents: Tensor) -> Tensor:
+    """Where the documents begin in the rows of a batch put one after another, int32."""
+    begins = documents[0]
+    T = begins.shape[1]
+    return (begins == torch.arange(T, device=begins.device)).flatten().nonzero().flatten().int()
 
 
-def triton(qkv: Tensor, *, window: int | None, dropout_p: float) -> Tensor:
+def _total(documents: Tensor) -> Tensor:
+    """The number of positions of a batch, as an int32 tensor of one element."""
+    return torch.tensor([documents[0].numel()], dtype=torch.int32, device=documents.device)
+
+
+def flash(
+    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+) -> Tensor:
+    """FlashAttention-2: the `flash_attn` package when installed, else PyTorch's kernel, forced.
+
+    With documents the package waits for the GPU to learn how many there are.
+    """
+    if not _use_flash_attn_package(qkv.device.type):
+        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+            return sdpa(qkv, window=None, dropout_p=dropout_p, documents=documents)
+    import flash_attn
+
+    options = {
+        "dropout_p": dropout_p,
+        "causal": True,
+        "window_size": (-1 if window is None else window - 1, 0),
+    }
+    if documents is None:
+        return flash_attn.flash_attn_qkvpacked_func(qkv, **options)
+    bounds = torch.cat([_begins(documents), _total(documents)])
+    y = flash_attn.flash_attn_varlen_qkvpacked_func(
+        qkv.flatten(0, 1), bounds, qkv.shape[1], **options
+    )
+    return y.view(*qkv.shape[:2], *qkv.shape[3:])
+
+
+def triton(
+    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+) -> Tensor:
     """Our fused kernel, see kernels/attention.py."""
     from kernels.attention import attention_qkvpacked
 
-    return attention_qkvpacked(qkv, window=window, dropout_p=dropout_p)
+    return attention_qkvpacked(qkv, window=window, dropout_p=dropout_p, documents=documents)
 
 
 def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
@@ -212,6 +264,11 @@ def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype)
                 "PyTorch's FlashAttention kernel has no sliding window; "
                 "pip install -e '.[flash]' on a CUDA machine, or use --attn sdpa"
             )
+        if config.attend == "within-documents" and device.type == "cuda":
+            return (
+                "PyTorch's FlashAttention kernel sees through the ends of documents; "
+                "pip install -e '.[flash]', or use --attn triton or sdpa"
+            )
         if config.dropout and device.type == "cpu":
             return "PyTorch's FlashAttention kernel for CPUs has no dropout; use --attn sdpa"
     return None
@@ -251,7 +308,7 @@ def _self_check() -> None:
         for name, backend in BACKENDS.items():
             reason = unusable(name, config, device=device, dtype=dtype)
             if reason is None:
-                y = backend(qkv, window=window, dropout_p=0.0)
+                y = backend(qkv, window=window, dropout_p=0.0, documents=None)
                 error = (y - exact).abs().max() / exact.max()
                 # Sums in another order: a few roundings of values below the largest.
                 assert error <= 8 * torch.finfo(dtype).eps, f"{name} is {error:.1e} from float64"

@@ -27,20 +27,35 @@ class KVCache:
 
     Attributes:
         window: the window of the model's attention; None for no window.
+        end_of_text: the token at which a document begins, in a model that attends within documents.
         lengths: the number of tokens held, for each row.
+        begins: where the document of each position begins, (B, room) int64; None before the first.
         kv: keys and values (B, room, 2, H, D), for each attention module.
     """
 
     def __init__(self, config: GPTConfig, batch_size: int) -> None:
         self.window = config.window
+        self.end_of_text = config.end_of_text
         self.lengths = [0] * batch_size
+        self.begins: Tensor | None = None
         self.kv: dict[nn.Module, Tensor] = {}
 
-    def extend(self, T: int, device: torch.device) -> "Chunk":
-        """Make place for T more tokens of each row, at the beginning of a forward pass."""
-        chunk = Chunk(self, T, device)
-        self.lengths = [length + T for length in self.lengths]
+    def extend(self, idx: Tensor) -> "Chunk":
+        """Make place for the tokens idx (B, T), at the beginning of a forward pass."""
+        chunk = Chunk(self, idx)
+        self.lengths = [length + idx.shape[1] for length in self.lengths]
         return chunk
+
+    def find_begins(self, idx: Tensor, positions: Tensor) -> Tensor:
+        """Keep and return where the documents of these new tokens begin, (B, T) int64."""
+        end, starts = int(max(self.lengths)) + idx.shape[1], positions[:, :1]
+        if self.begins is None or self.begins.shape[1] < end:
+            self.begins = _with_room(self.begins, positions, 1 << end.bit_length())
+        before = self.begins.gather(1, (starts - 1).clamp(min=0))
+        begins = torch.where(idx.eq(self.end_of_text or 0), positions, before * (starts > 0))
+        begins = begins.cummax(1).values
+        self.begins.scatter_(1, positions, begins)
+        return begins
 
     def forget(self, counts: Sequence[int]) -> None:
         """Forget the last `counts[b]` tokens of each row b."""
@@ -50,6 +65,8 @@ class KVCache:
     def replace(self, rows: Sequence[int], other: "KVCache") -> None:
         """Replace the contents of `rows` by the rows of `other`, which hold no more tokens."""
         end = max(other.lengths)
+        if self.begins is not None and other.begins is not None:
+            self.begins[rows, :end] = other.begins[:, :end]
         for attention, kv in other.kv.items():
             self.kv[attention][rows, :end] = kv[:, :end]
         for row, length in zip(rows, other.lengths, strict=True):
@@ -62,9 +79,11 @@ class Chunk:
     Attributes:
         positions: of the tokens: a slice if all rows agree, otherwise (B, T), int64.
         end: the position after the last one.
+        begins: where their documents begin, (B, T) int64; None if the model sees through documents.
     """
 
-    def __init__(self, cache: KVCache, T: int, device: torch.device) -> None:
+    def __init__(self, cache: KVCache, idx: Tensor) -> None:
+        T, device = idx.shape[1], idx.device
         self._cache = cache
         starts = cache.lengths
         self._follows = any(starts)
@@ -73,8 +92,9 @@ class Chunk:
         self._mask: Tensor | None = None
         self._rows: slice | Tensor = slice(None)
         self.positions: slice | Tensor = slice(starts[0], self.end)
+        self.begins: Tensor | None = None
         together = min(starts) == max(starts)
-        if together and T == 1:
+        if together and T == 1 and cache.end_of_text is None:
             if cache.window is not None:  # a slice does what a mask would
                 self._seen = slice(max(0, self.end - cache.window), self.end)
             return
@@ -83,6 +103,11 @@ class Chunk:
             self._rows, self.positions = torch.arange(len(starts), device=device)[:, None], each
         if self._follows:
             self._mask = _visible(each, self.end, cache.window)
+        if cache.end_of_text is not None:
+            self.begins = cache.find_begins(idx, each.expand(idx.shape))
+            if self._mask is not None:
+                keys = torch.arange(self.end, device=device)
+                self._mask = self._mask & (keys >= self.begins[:, None, :, None])
 
     def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Store the keys and values (B, T, 2, H, D) of these tokens for one attention module.

@@ -18,6 +18,7 @@ Norm = Literal["layernorm", "quicknorm"]
 NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
+Attend = Literal["everything", "within-documents"]
 Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
 Recompute = Literal["none", "block"]
@@ -59,6 +60,11 @@ class ModelOptions:
     """Dropout rate of embeddings, attention weights and residual branches."""
     window: int | None = None
     """Sliding window: each position sees itself and the window-1 before it. None: all of them."""
+    attend: Attend = "everything"
+    """Where several documents stand in one sequence: everything before a position (GPT-2), or only
+    its own document, which begins at <|endoftext|>."""
+    restart_positions: bool = False
+    """Count positions from the beginning of each document; with --attend within-documents."""
     n_inner: int | None = None
     """Hidden width of the MLP. None: 4 times n_embd for gelu, as many parameters for swiglu."""
     recompute: Recompute = "none"
@@ -75,6 +81,8 @@ class GPTConfig(ModelOptions):
     n_embd: int = 768
     vocab_size: int = 50257
     block_size: int = 1024
+    end_of_text: int | None = None
+    """The token at which a document begins, where attention stays within documents."""
     attn: str = "sdpa"
     norm_kernel: Kernel = "torch"
     mlp_kernel: Kernel = "torch"
@@ -89,6 +97,17 @@ class GPTConfig(ModelOptions):
             raise ValueError(
                 f"n_embd={self.n_embd} cannot be split over n_head={self.n_head} heads: "
                 "choose a width that is a multiple of the number of heads"
+            )
+        within = self.attend == "within-documents"
+        if within != (self.end_of_text is not None):
+            raise ValueError(
+                "end_of_text, the token at which a document begins, belongs to "
+                f"attend='within-documents': got {self.end_of_text} and {self.attend!r}"
+            )
+        if self.restart_positions and not within:
+            raise ValueError(
+                "restart_positions counts from the beginning of a document: give "
+                "--attend within-documents as well, or leave it out"
             )
         for name, kind in get_type_hints(type(self)).items():
             choices, value = get_args(kind), getattr(self, name)
@@ -362,8 +381,13 @@ def settle(config: TrainConfig, default: str = "demo") -> Settings:
     return Settings(**values)
 
 
-def model_config(settings: Settings, vocab_size: int) -> GPTConfig:
+def model_config(settings: Settings, vocab_size: int, end_of_text: int) -> GPTConfig:
     """The model of a run; its kernels are settled later, by `choose_machine`."""
     names = {f.name for f in dataclasses.fields(ModelOptions)} | {"n_layer", "n_head", "n_embd"}
     shape = {name: getattr(settings, name) for name in names}
-    return GPTConfig(**shape, vocab_size=vocab_size, block_size=settings.seq_len)
+    return GPTConfig(
+        **shape,
+        vocab_size=vocab_size,
+        block_size=settings.seq_len,
+        end_of_text=end_of_text if settings.attend == "within-documents" else None,
+    )

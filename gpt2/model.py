@@ -24,6 +24,7 @@ from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import GELU, Norm, SwiGLU, build_mlp, build_norm, create_sinusoidal_positions
 from gpt2.loss import linear_cross_entropy
+from kernels.documents import document_bounds
 
 
 class MultiHeadAttention(nn.Module):
@@ -41,13 +42,17 @@ class MultiHeadAttention(nn.Module):
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
-    def forward(self, x: Tensor, chunk: Chunk | None = None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(  # (B, T, C) -> (B, T, C)
+        self, x: Tensor, chunk: Chunk | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         past = None if chunk is None else chunk.append(self, qkv[:, :, 1:])
         if past is None:
             dropout_p = self.dropout if self.training else 0.0
-            y = self.attend(qkv, window=self.window, dropout_p=dropout_p)  # (B, T, H, D)
+            y = self.attend(  # (B, T, H, D)
+                qkv, window=self.window, dropout_p=dropout_p, documents=documents
+            )
         else:
             y = attend_past(qkv[:, :, 0], *past)
         return self.c_proj(y.reshape(B, T, C))
@@ -76,7 +81,11 @@ class TransformerLayer(nn.Module):
         return self.ln_2(x + self.drop(self.mlp(x)))
 
     def forward_fused(
-        self, x: Tensor, branch: Tensor | None, chunk: Chunk | None = None
+        self,
+        x: Tensor,
+        branch: Tensor | None,
+        chunk: Chunk | None = None,
+        documents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the same with each residual addition in one step with the norm after it.
 
@@ -85,9 +94,9 @@ class TransformerLayer(nn.Module):
         """
         if self.pre_norm:
             y, x = (self.ln_1(x), x) if branch is None else self.ln_1.add(x, branch)
-            y, x = self.ln_2.add(x, self.drop(self.attn(y, chunk)))
+            y, x = self.ln_2.add(x, self.drop(self.attn(y, chunk, documents)))
             return x, self.drop(self.mlp(y))
-        x, _ = self.ln_1.add(x, self.drop(self.attn(x, chunk)), x.dtype)
+        x, _ = self.ln_1.add(x, self.drop(self.attn(x, chunk, documents)), x.dtype)
         x, _ = self.ln_2.add(x, self.drop(self.mlp(x)), x.dtype)
         return x, None
 
@@ -148,9 +157,18 @@ class GPT(nn.Module):
     def head_weight(self) -> Tensor:  # (V padded, C)
         return self.wte.weight if self.config.tie else self.lm_head.weight
 
-    def embed(self, idx: Tensor, chunk: Chunk | None = None) -> Tensor:  # (B, T) -> (B, T, C)
+    def embed(  # (B, T) -> (B, T, C)
+        self, idx: Tensor, chunk: Chunk | None = None, documents: Tensor | None = None
+    ) -> Tensor:
         T, C = idx.shape[1], self.config.n_embd
         positions, end = (slice(T), T) if chunk is None else (chunk.positions, chunk.end)
+        if self.config.restart_positions:
+            if chunk is not None:
+                assert chunk.begins is not None
+                positions = torch.arange(end, device=idx.device)[positions] - chunk.begins
+            else:
+                assert documents is not None
+                positions = torch.arange(T, device=idx.device) - documents[0]
         if self.config.positions == "learned":
             if end > self.config.block_size:
                 raise ValueError(
@@ -171,15 +189,20 @@ class GPT(nn.Module):
             idx: token ids (B, T), int64; with a cache those that follow what it holds.
             cache: keys and values of earlier tokens; gets those of `idx` as well.
         """
-        chunk = None if cache is None else cache.extend(idx.shape[1], idx.device)
-        x, branch = self.drop(self.embed(idx, chunk)), None
+        chunk = None if cache is None else cache.extend(idx)
+        documents = None
+        if self.config.end_of_text is not None:
+            documents = document_bounds(idx.eq(self.config.end_of_text))
+        x, branch = self.drop(self.embed(idx, chunk, documents)), None
         recompute = self.config.recompute == "block" and torch.is_grad_enabled()
         for layer in self.h:
             assert isinstance(layer, TransformerLayer)
             if recompute:  # Chen et al. 2016, arXiv:1604.06174
-                x, branch = checkpoint(layer.forward_fused, x, branch, chunk, use_reentrant=False)
+                x, branch = checkpoint(
+                    layer.forward_fused, x, branch, chunk, documents, use_reentrant=False
+                )
             else:
-                x, branch = layer.forward_fused(x, branch, chunk)
+                x, branch = layer.forward_fused(x, branch, chunk, documents)
         return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)

@@ -1,7 +1,8 @@
 """Causal attention, forward and backward, without ever storing a score matrix.
 
 For one head, with q, k, v of shape (T, D), scores over the visible keys j of row i (j <= i, and
-j > i - window if there is one), and Z the dropout mask (0 or 1/(1-p); 1 without dropout):
+j > i - window if there is one, and in the document of i if there are several), and Z the dropout
+mask (0 or 1/(1-p); 1 without dropout):
 
     S = scale * q k^T               L_i = log sum_j exp S_ij          P = exp(S - L)
     o = (Z * P) v
@@ -50,6 +51,7 @@ def attention_reference(
     window: int | None = None,
     dropout_p: float = 0.0,
     keep: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Causal attention in plain PyTorch, in the dtype that it is given: the specification.
 
@@ -60,6 +62,7 @@ def attention_reference(
         dropout_p: the fraction of probabilities that `keep` drops.
         keep: (B, H, T, T) bool, True where a probability is kept, as
             `kernels._attention.operators.dropout_mask` reads it out.
+        documents: (2, B, T) int32 as in `attention`: no position sees another document.
 
     Returns:
         o: (B, T, H, D), and the log-sum-exp of the scores (B, H, T).
@@ -71,6 +74,9 @@ def attention_reference(
     visible = behind >= 0
     if window is not None:
         visible &= behind < window
+    if documents is not None:
+        begins = documents[0]
+        visible = visible & (begins[:, None, :, None] == begins[:, None, None, :])
     scores = scores.masked_fill(~visible, -math.inf)
     p = scores.softmax(-1)
     if keep is not None:
@@ -90,10 +96,10 @@ class _Settings(NamedTuple):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, seed, settings):
+    def forward(ctx, q, k, v, seed, documents, settings):
         ctx.settings = settings
-        o, lse = attention_fwd(q, k, v, seed, *settings[:-1])
-        ctx.save_for_backward(q, k, v, o, lse, seed)
+        o, lse = attention_fwd(q, k, v, seed, documents, *settings[:-1])
+        ctx.save_for_backward(q, k, v, o, lse, seed, documents)
         ctx.mark_non_differentiable(lse)
         return o, lse
 
@@ -103,22 +109,22 @@ class _Attention(torch.autograd.Function):
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         grads = attention_bwd(do, *ctx.saved_tensors, *ctx.settings, need_dq, any(need_dkv))
         wanted = (g if need else None for g, need in zip(grads, (need_dq, *need_dkv), strict=True))
-        return *wanted, None, None
+        return *wanted, None, None, None
 
 
 class _AttentionQkvPacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, seed, settings):
+    def forward(ctx, qkv, seed, documents, settings):
         ctx.settings = settings
-        o, lse = attention_fwd(*qkv.unbind(2), seed, *settings[:-1])
-        ctx.save_for_backward(qkv, o, lse, seed)
+        o, lse = attention_fwd(*qkv.unbind(2), seed, documents, *settings[:-1])
+        ctx.save_for_backward(qkv, o, lse, seed, documents)
         ctx.mark_non_differentiable(lse)
         return o, lse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
-        return attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.settings), None, None
+        return attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.settings), None, None, None
 
 
 def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
@@ -161,12 +167,22 @@ def _is_seed(seed: object, device: torch.device) -> bool:
 
 
 def _check_options(
-    op: str, q: Tensor, scale: float | None, window: int | None, dropout_p: float,
-    dropout_seed: Tensor | None, deterministic: bool | None, allow_tf32: bool,
+    op: str, q: Tensor, documents: Tensor | None, scale: float | None, window: int | None,
+    dropout_p: float, dropout_seed: Tensor | None, deterministic: bool | None, allow_tf32: bool,
 ) -> tuple[Tensor | None, _Settings]:  # fmt: skip
     """Check the options of a call, and return the seed of its dropout and its settings."""
     if scale is None:
         scale = q.shape[-1] ** -0.5
+    if documents is not None and (
+        (documents.dtype, documents.shape, documents.device)
+        != (torch.int32, (2, *q.shape[:2]), q.device)
+        or not documents.is_contiguous()
+    ):
+        raise ValueError(
+            f"{op}: documents must be a contiguous int32 tensor {(2, *q.shape[:2])} on {q.device}, "
+            f"as kernels.documents.document_bounds makes it, got {documents.dtype} "
+            f"{tuple(documents.shape)} on {documents.device}"
+        )
     if not 0 < scale < math.inf:
         raise ValueError(f"{op}: scale must be positive, got {scale}")
     if window is not None and window < 1:
@@ -192,16 +208,16 @@ def _check_options(
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = ..., window: int | None = ...,
-    dropout_p: float = ..., dropout_seed: Tensor | None = ..., deterministic: bool | None = ...,
-    allow_tf32: bool = ..., return_lse: Literal[False] = ...,
+    documents: Tensor | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    deterministic: bool | None = ..., allow_tf32: bool = ..., return_lse: Literal[False] = ...,
 ) -> Tensor: ...  # fmt: skip
 
 
 @overload
 def attention(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = ..., window: int | None = ...,
-    dropout_p: float = ..., dropout_seed: Tensor | None = ..., deterministic: bool | None = ...,
-    allow_tf32: bool = ..., return_lse: Literal[True],
+    documents: Tensor | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    deterministic: bool | None = ..., allow_tf32: bool = ..., return_lse: Literal[True],
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
@@ -212,6 +228,7 @@ def attention(
     *,
     scale: float | None = None,
     window: int | None = None,
+    documents: Tensor | None = None,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     deterministic: bool | None = None,
@@ -226,6 +243,11 @@ def attention(
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: each position sees itself and the `window - 1` before it, and the work is linear in
             T; by default it sees all before it.
+        documents: each position sees only its own document, and the work is proportional to the sum
+            of their squared lengths: (2, B, T) int32, for each position where its document begins
+            and ends, as `kernels.documents.document_bounds` makes it. Positions that do not agree
+            with one another give wrong results; they are not checked, as that would wait for the
+            GPU.
         dropout_p: probability of dropping a softmax probability, in [0, 1). The mask is a function
             of the seed and of (batch, head, row, column), computed again in the backward.
         dropout_seed: int64 tensor of one element on the device; by default drawn from PyTorch's
@@ -248,9 +270,9 @@ def attention(
     """
     check_attention("attention", q, k, v)
     seed, settings = _check_options(
-        "attention", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
+        "attention", q, documents, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
     )
-    o, lse = _Attention.apply(q, k, v, seed, settings)
+    o, lse = _Attention.apply(q, k, v, seed, documents, settings)
     return (o, lse * LN2) if return_lse else o
 
 
@@ -259,6 +281,7 @@ def attention_qkvpacked(
     *,
     scale: float | None = None,
     window: int | None = None,
+    documents: Tensor | None = None,
     dropout_p: float = 0.0,
     dropout_seed: Tensor | None = None,
     deterministic: bool | None = None,
@@ -269,7 +292,8 @@ def attention_qkvpacked(
     Args:
         qkv: (B, T, 3, H, D): q, k and v along axis 2, as one linear layer gives them. Any strides
             but a unit last one; nothing is copied, nor concatenated in the backward.
-        scale, window, dropout_p, dropout_seed, deterministic, allow_tf32: as in `attention`.
+        scale, window, documents, dropout_p, dropout_seed, deterministic, allow_tf32: as in
+            `attention`.
 
     Returns:
         o: (B, T, H, D) contiguous, in the dtype of qkv.
@@ -287,7 +311,8 @@ def attention_qkvpacked(
     q = qkv[:, :, 0]  # k and v have its shape and strides
     check_attention("attention_qkvpacked", q, q, q)
     seed, settings = _check_options(
-        "attention_qkvpacked", q, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
-    )
-    o: Tensor = _AttentionQkvPacked.apply(qkv, seed, settings)[0]
+        "attention_qkvpacked", q, documents, scale, window, dropout_p, dropout_seed, deterministic,
+        allow_tf32,
+    )  # fmt: skip
+    o: Tensor = _AttentionQkvPacked.apply(qkv, seed, documents, settings)[0]
     return o

@@ -119,7 +119,7 @@ def check_runs(runs: Mapping[str, Settings], prepared: Prepared) -> None:
     tokenizer = prepared.tokenizer
     for name, config in runs.items():
         try:
-            shape = model_config(config, tokenizer.vocab_size)
+            shape = model_config(config, tokenizer.vocab_size, tokenizer.eot_id)
             choose_machine(choose_device(config.device)[0], config, shape)
         except ValueError as error:
             raise ValueError(f"size {name}: {error}") from error

@@ -58,7 +58,7 @@ def flops_per_token_nanogpt(config: GPTConfig, seq_len: int) -> int:
 
 
 def visible_positions(config: GPTConfig, seq_len: int) -> float:
-    """Return how many positions a position attends to, on average."""
+    """Return how many positions a position of one document attends to, on average."""
     window = min(config.window or seq_len, seq_len)
     return window - window * (window - 1) / (2 * seq_len)
 

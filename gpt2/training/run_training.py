@@ -110,7 +110,9 @@ def make_plan(config: TrainConfig) -> Plan:
     settings = settle(config, "demo" if device.type == "cpu" else "mini")
     if settings.min_lr > settings.lr:
         raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
-    model_config(settings, settings.vocab_size)  # what cannot be built is refused before the text
+    model_config(
+        settings, settings.vocab_size, 0
+    )  # what cannot be built is refused before the text
     return Plan(_new_folder(settings), settings, resumed=False, start=start)
 
 
@@ -168,7 +170,8 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
     """
     settings = plan.settings
     device, note = choose_device(settings.device)
-    shape = model_config(settings, prepared.tokenizer.vocab_size)
+    tokenizer = prepared.tokenizer
+    shape = model_config(settings, tokenizer.vocab_size, tokenizer.eot_id)
     machine, shape = choose_machine(device, settings, shape)
     for line in (*([note] if note else []), *machine.notes):
         say(line)

@@ -57,6 +57,7 @@ _EXPRESSIBLE = {
     "norm_position": ("pre", "its norms stand before the sub-layers"),
     "positions": ("learned", "its positions are a table of learned vectors"),
     "window": (None, "its attention sees every earlier position"),
+    "attend": ("everything", "its attention sees every earlier position"),
 }
 
 

@@ -27,7 +27,10 @@ from gpt2.weights.tensors import LOADABLE, read_tensors, stored_bytes
 
 SHIPPED = Path(__file__).parents[1] / "pretrained_demo"
 # Options that change no weight.
-_FREE = {"block_size", "dropout", "window", "recompute", *PORTABLE}
+_FREE = {
+    "block_size", "dropout", "window", "attend", "restart_positions", "end_of_text", "recompute",
+    *PORTABLE,
+}  # fmt: skip
 # Of weights in files, which are converted to float32.
 _DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -56,8 +59,8 @@ class Pretrained:
         """Build the model of `config` with the checkpoint's weights, in float32 on the CPU.
 
         Args:
-            config: the checkpoint's, but for the backends, dropout, window, and a shorter
-                `block_size` or `vocab_size`, to which learned positions and the rows of the
+            config: the checkpoint's, but for the backends, dropout, window, documents, and a
+                shorter `block_size` or `vocab_size`, to which learned positions and the rows of the
                 vocabulary are cut.
 
         Raises:

@@ -10,9 +10,11 @@ atomically to a float32 buffer: five products. In two passes, dq is computed by 
 rows, as in the forward, and dk and dv by those of the one-pass kernel without its atomics: seven
 products, and the same bits every time.
 
-A walk has up to three parts: tiles cut by the window's edge, whole tiles, and tiles cut by the
-diagonal. Tiles outside the band are never visited, and whole tiles are not masked. Programs start
-with the heaviest tiles, over as many heads at a time as keep their keys and values in the L2 cache.
+A walk has up to three parts: tiles cut by the edge of a window or by the beginning of a document,
+whole tiles, and tiles cut by the diagonal. Documents come as (2, B, T) int32, for each position the
+beginning and the end of its document. Tiles outside this band are never visited, and whole tiles
+are not masked. Programs start with the heaviest tiles, over as many heads at a time as keep their
+keys and values in the L2 cache.
 
 Products take the input's dtype and sum in float32; everything else is float32. Exponentials are in
 base 2, with log2(e) * scale folded into one multiplication; the log-sum-exp that goes from the
@@ -49,17 +51,24 @@ def _visible(rows, cols, window, WINDOW: tl.constexpr):
 
 
 @triton.jit
-def _key_ranges(m, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr):
+def _key_ranges(
+    m, T, window, begins_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr
+):
     """Keys seen by rows m..m+BLOCK_M: [edge, whole) [whole, diagonal) [diagonal, end)."""
     diagonal = m // BLOCK_N * BLOCK_N
     end = tl.minimum(m + BLOCK_M, T)
+    # The first keys of the first and of the last row.
+    edge = 0
+    whole = 0
     if WINDOW:
-        edge = tl.maximum(m - window + 1, 0) // BLOCK_N * BLOCK_N
-        whole = tl.cdiv(tl.maximum(m + BLOCK_M - window, 0), BLOCK_N) * BLOCK_N
-        whole = tl.minimum(whole, diagonal)
-    else:
-        edge = 0
-        whole = 0
+        edge = tl.maximum(m - window + 1, 0)
+        whole = tl.maximum(m + BLOCK_M - window, 0)
+    if begins_ptr is not None:
+        edge = tl.maximum(edge, tl.load(begins_ptr + m))
+        whole = tl.maximum(whole, tl.load(begins_ptr + end - 1))
+    if WINDOW or begins_ptr is not None:
+        edge = edge // BLOCK_N * BLOCK_N
+        whole = tl.minimum(tl.cdiv(whole, BLOCK_N) * BLOCK_N, diagonal)
     return edge, whole, diagonal, end
 
 
@@ -124,7 +133,7 @@ def attention_dropout_kernel(seed_ptr, keep_ptr, T, dropout_p, BLOCK: tl.constex
 
 @triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, seed_ptr,
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, seed_ptr, documents_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
@@ -133,6 +142,7 @@ def attention_fwd_kernel(
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute o and the log-sum-exp of BLOCK_M rows."""
+    BAND: tl.constexpr = WINDOW or documents_ptr is not None  # rows do not begin at key 0
     tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     b = (head // H).to(tl.int64)
@@ -147,33 +157,36 @@ def attention_fwd_kernel(
     acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
+    if documents_ptr is not None:
+        documents_ptr += b * T
+        begins = tl.load(documents_ptr + rows, rows < T, 0)
 
-    edge, whole, diagonal, end = _key_ranges(m, T, window, BLOCK_M, BLOCK_N, WINDOW)
-    for part in tl.static_range(EDGE if WINDOW else WHOLE, DIAGONAL + 1):
+    edge, whole, diagonal, end = _key_ranges(m, T, window, documents_ptr, BLOCK_M, BLOCK_N, WINDOW)
+    for part in tl.static_range(EDGE if BAND else WHOLE, DIAGONAL + 1):
         start = edge if part == EDGE else (whole if part == WHOLE else diagonal)
         stop = whole if part == EDGE else (diagonal if part == WHOLE else end)
-        # With a window, ptxas lets products overlap only in loops over the number of a tile, of
-        # which that over the diagonal has constant bounds; without one, positions are cheaper.
-        if not WINDOW:
+        # In a band, ptxas lets products overlap only in loops over the number of a tile, of
+        # which that over the diagonal has constant bounds; otherwise, positions are cheaper.
+        if not BAND:
             first, last, by = start, stop, BLOCK_N
         elif part == DIAGONAL:
             first, last, by = 0, tl.cdiv(BLOCK_M, BLOCK_N), 1
         else:
             first, last, by = 0, tl.cdiv(stop - start, BLOCK_N), 1
         for i in range(first, last, by):
-            n = start + i * BLOCK_N if WINDOW else i
+            n = start + i * BLOCK_N if BAND else i
             k = _load(k_ptr, n, stride_kt, T, D, BLOCK_N, BLOCK_D, part == WHOLE)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if part != WHOLE:
                 # Relative positions take fewer instructions, but from sm_100 on more registers.
                 origin = 0 if tl.target_info.cuda_capability_geq(10) else n
-                seen = _visible(
-                    (rows - origin)[:, None],
-                    (n - origin + tl.arange(0, BLOCK_N))[None, :], window, WINDOW,
-                )  # fmt: skip
+                cols = (n - origin + tl.arange(0, BLOCK_N))[None, :]
+                seen = _visible((rows - origin)[:, None], cols, window, WINDOW)
+                if documents_ptr is not None:
+                    seen = seen & (cols >= (begins - origin)[:, None])
                 s = tl.where(seen, s, float("-inf"))
             new_max = tl.maximum(row_max, tl.max(s, 1) * scale2)
-            if WINDOW and part != WHOLE:
+            if BAND and part != WHOLE:
                 # A row may see nothing of the tiles so far: keep -inf - -inf from making a NaN.
                 shift = tl.where(new_max == float("-inf"), 0.0, new_max)
             else:
@@ -229,6 +242,7 @@ def attention_bwd_delta_kernel(
 @triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_bwd_dq_kernel(
     q_ptr, k_ptr, v_ptr, o_ptr, do_ptr, lse_ptr, delta_ptr, dq_ptr, seed_ptr,
+    documents_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
@@ -239,6 +253,7 @@ def attention_bwd_dq_kernel(
     WINDOW: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Compute dq of BLOCK_M rows, and their delta for the next kernel."""
+    BAND: tl.constexpr = WINDOW or documents_ptr is not None
     tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
     b = (head // H).to(tl.int64)
@@ -251,6 +266,9 @@ def attention_bwd_dq_kernel(
     scale2 = scale * LOG2E
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
+    if documents_ptr is not None:
+        documents_ptr += b * T
+        begins = tl.load(documents_ptr + rows, rows < T, 0)
 
     do = _load(do_ptr, m, stride_dot, T, D, BLOCK_M, BLOCK_D, False)
     o = _load(o_ptr + b * T * H * D + h * D, m, H * D, T, D, BLOCK_M, BLOCK_D, False)
@@ -261,8 +279,8 @@ def attention_bwd_dq_kernel(
     q = _load(q_ptr, m, stride_qt, T, D, BLOCK_M, BLOCK_D, False)
     dq = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
 
-    edge, whole, diagonal, end = _key_ranges(m, T, window, BLOCK_M, BLOCK_N, WINDOW)
-    for part in tl.static_range(EDGE if WINDOW else WHOLE, DIAGONAL + 1):
+    edge, whole, diagonal, end = _key_ranges(m, T, window, documents_ptr, BLOCK_M, BLOCK_N, WINDOW)
+    for part in tl.static_range(EDGE if BAND else WHOLE, DIAGONAL + 1):
         start = edge if part == EDGE else (whole if part == WHOLE else diagonal)
         stop = whole if part == EDGE else (diagonal if part == WHOLE else end)
         for n in range(start, stop, BLOCK_N):
@@ -271,7 +289,10 @@ def attention_bwd_dq_kernel(
             p = tl.exp2(s * scale2 - lse[:, None])
             if part != WHOLE:
                 cols = n + tl.arange(0, BLOCK_N)
-                p = tl.where(_visible(rows[:, None], cols[None, :], window, WINDOW), p, 0.0)
+                seen = _visible(rows[:, None], cols[None, :], window, WINDOW)
+                if documents_ptr is not None:
+                    seen = seen & (cols[None, :] >= begins[:, None])
+                p = tl.where(seen, p, 0.0)
             v = _load(v_ptr, n, stride_vt, T, D, BLOCK_N, BLOCK_D, part == WHOLE)
             dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)
             if seed_ptr is not None:
@@ -288,7 +309,9 @@ def attention_bwd_dq_kernel(
 
 
 @triton.jit
-def _row_ranges(n, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr):
+def _row_ranges(
+    n, T, window, ends_ptr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WINDOW: tl.constexpr
+):
     """Rows that see keys n..n+BLOCK_N: [n, whole) on the diagonal, [whole, edge), [edge, end)."""
     if WINDOW:
         end = tl.minimum(n + BLOCK_N - 1 + window, T)
@@ -296,6 +319,10 @@ def _row_ranges(n, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIND
     else:
         end = T
         edge = T
+    if ends_ptr is not None:
+        # The rows that see the first key, and those that see the last.
+        edge = tl.minimum(edge, n + (tl.load(ends_ptr + n) - n) // BLOCK_M * BLOCK_M)
+        end = tl.minimum(end, tl.load(ends_ptr + tl.minimum(n + BLOCK_N, T) - 1))
     whole = tl.minimum(n + tl.cdiv(BLOCK_N - 1, BLOCK_M) * BLOCK_M, end)
     edge = tl.minimum(tl.maximum(edge, whole), end)
     return whole, edge, end
@@ -304,6 +331,7 @@ def _row_ranges(n, T, window, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, WIND
 @triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_bwd_dkv_kernel(
     q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_sum_ptr, dk_ptr, dv_ptr, seed_ptr,
+    documents_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
@@ -317,6 +345,7 @@ def attention_bwd_dkv_kernel(
 
     Tiles of scores are (keys, rows) here.
     """
+    BAND: tl.constexpr = WINDOW or documents_ptr is not None
     tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_N)
     n = tile * BLOCK_N
     b = (head // H).to(tl.int64)
@@ -331,14 +360,17 @@ def attention_bwd_dkv_kernel(
     scale2 = scale * LOG2E
     if seed_ptr is not None:
         seed = tl.load(seed_ptr)
+    if documents_ptr is not None:
+        documents_ptr += batch_heads // H * T + b * T  # past those of the beginnings
+        ends = tl.load(documents_ptr + cols, cols < T, 0)
 
     k = _load(k_ptr + b * stride_kb + h * stride_kh, n, stride_kt, T, D, BLOCK_N, BLOCK_D, False)
     v = _load(v_ptr + b * stride_vb + h * stride_vh, n, stride_vt, T, D, BLOCK_N, BLOCK_D, False)
     dk = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
     dv = tl.zeros((BLOCK_N, BLOCK_D), tl.float32)
 
-    whole, edge, end = _row_ranges(n, T, window, BLOCK_M, BLOCK_N, WINDOW)
-    for part in tl.static_range(DIAGONAL, EDGE - 1 if WINDOW else EDGE, -1):
+    whole, edge, end = _row_ranges(n, T, window, documents_ptr, BLOCK_M, BLOCK_N, WINDOW)
+    for part in tl.static_range(DIAGONAL, EDGE - 1 if BAND else EDGE, -1):
         start = n if part == DIAGONAL else (whole if part == WHOLE else edge)
         stop = whole if part == DIAGONAL else (edge if part == WHOLE else end)
         if part == DIAGONAL and (dq_sum_ptr is None or BLOCK_N <= BLOCK_M):
@@ -356,7 +388,10 @@ def attention_bwd_dkv_kernel(
             lse = tl.load(lse_ptr + rows, rows < T, 0.0)
             p = tl.exp2(s * scale2 - lse[None, :])
             if part != WHOLE:
-                p = tl.where(_visible(rows[None, :], cols[:, None], window, WINDOW), p, 0.0)
+                seen = _visible(rows[None, :], cols[:, None], window, WINDOW)
+                if documents_ptr is not None:
+                    seen = seen & (rows[None, :] < ends[:, None])
+                p = tl.where(seen, p, 0.0)
             do = _load(do_ptr, m, stride_dot, T, D, BLOCK_M, BLOCK_D, False)
             dp = tl.dot(v, tl.trans(do), input_precision=PRECISION)
             delta = tl.load(delta_ptr + rows, rows < T, 0.0)

@@ -68,8 +68,10 @@ def _narrow(window: int | None, q: Tensor) -> int | None:
     return window if window is not None and window < q.shape[1] else None
 
 
-def _tiles(q: Tensor) -> Tiles:
-    return choose_tiles(architecture(q.device), q.shape[-1], q.shape[1], q.element_size())
+def _tiles(q: Tensor, documents: Tensor | None) -> Tiles:
+    return choose_tiles(
+        architecture(q.device), q.shape[-1], q.shape[1], q.element_size(), documents is not None
+    )
 
 
 def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
@@ -79,16 +81,16 @@ def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
 
 @register_op("attention_fwd", _allocate_outputs)
 def attention_fwd(
-    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, scale: float, window: int | None,
-    dropout_p: float, allow_tf32: bool,
+    q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, documents: Tensor | None,
+    scale: float, window: int | None, dropout_p: float, allow_tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     o, lse = _allocate_outputs(q)
     window = _narrow(window, q)
-    tile = _tiles(q).fwd
+    tile = _tiles(q, documents).fwd
     if q.numel() > 0:
         with on_device_of(q):
             attention_fwd_kernel[_grid(q, tile.block_m)](
-                q, k, v, o, lse, seed,
+                q, k, v, o, lse, seed, documents,
                 *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
                 *_sizes(q), scale, window or 0, dropout_p,
                 **_options(q, tile, window, allow_tf32),
@@ -98,8 +100,8 @@ def attention_fwd(
 
 def _launch_bwd(
     dq: Tensor | None, dk: Tensor | None, dv: Tensor | None, do: Tensor, q: Tensor, k: Tensor,
-    v: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None, scale: float, window: int | None,
-    dropout_p: float, allow_tf32: bool, deterministic: bool,
+    v: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None, documents: Tensor | None, scale: float,
+    window: int | None, dropout_p: float, allow_tf32: bool, deterministic: bool,
 ) -> None:  # fmt: skip
     """Fill dq, and dk with dv: tensors that share their strides; None for what is not wanted."""
     if q.numel() == 0:
@@ -107,7 +109,7 @@ def _launch_bwd(
     if do.stride(3) != 1 or do.stride(1) >= MAX_TIME_STRIDE:
         do = do.contiguous()
     window = _narrow(window, q)
-    tiles = _tiles(q)
+    tiles = _tiles(q, documents)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
     scalars = (*_sizes(q), scale, window or 0, dropout_p)
     delta = torch.empty_like(lse)
@@ -116,7 +118,8 @@ def _launch_bwd(
     with on_device_of(q):
         if dq is not None and not one_pass:
             attention_bwd_dq_kernel[_grid(q, tiles.dq.block_m)](
-                q, k, v, o, do, lse, delta, dq, seed, *strides, *dq.stride()[:2], *scalars,
+                q, k, v, o, do, lse, delta, dq, seed, documents,
+                *strides, *dq.stride()[:2], *scalars,
                 **_options(q, tiles.dq, window, allow_tf32),
             )  # fmt: skip
         else:
@@ -126,7 +129,8 @@ def _launch_bwd(
             )  # fmt: skip
         if dk is not None:
             attention_bwd_dkv_kernel[_grid(q, tiles.dkv.block_n)](
-                q, k, v, do, lse, delta, dq_sum, dk, dv, seed, *strides, *dk.stride()[:2], *scalars,
+                q, k, v, do, lse, delta, dq_sum, dk, dv, seed, documents,
+                *strides, *dk.stride()[:2], *scalars,
                 **_options(q, tiles.dkv, window, allow_tf32),
             )  # fmt: skip
     if dq is not None and dq_sum is not None:
@@ -142,28 +146,30 @@ def _allocate_gradients(q: Tensor, need_dq: bool, need_dkv: bool) -> tuple[Tenso
 @register_op("attention_bwd", lambda do, q, *others: _allocate_gradients(q, *others[-2:]))
 def attention_bwd(
     do: Tensor, q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None,
-    scale: float, window: int | None, dropout_p: float, allow_tf32: bool, deterministic: bool,
-    need_dq: bool, need_dkv: bool,
+    documents: Tensor | None, scale: float, window: int | None, dropout_p: float, allow_tf32: bool,
+    deterministic: bool, need_dq: bool, need_dkv: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dq, dk, dv = _allocate_gradients(q, need_dq, need_dkv)
     _launch_bwd(
         dq if need_dq else None, dk if need_dkv else None, dv if need_dkv else None,
-        do, q, k, v, o, lse, seed, scale, window, dropout_p, allow_tf32, deterministic,
+        do, q, k, v, o, lse, seed, documents, scale, window, dropout_p, allow_tf32, deterministic,
     )  # fmt: skip
     return dq, dk, dv
 
 
 @register_op("attention_qkvpacked_bwd", lambda do, qkv, *_: qkv.new_empty(qkv.shape))
 def attention_qkvpacked_bwd(
-    do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None, scale: float,
-    window: int | None, dropout_p: float, allow_tf32: bool, deterministic: bool,
+    do: Tensor, qkv: Tensor, o: Tensor, lse: Tensor, seed: Tensor | None,
+    documents: Tensor | None, scale: float, window: int | None, dropout_p: float, allow_tf32: bool,
+    deterministic: bool,
 ) -> Tensor:  # fmt: skip
     dqkv = qkv.new_empty(qkv.shape)
     dq, dk, dv = dqkv.unbind(2)
     q, k, v = qkv.unbind(2)
     _launch_bwd(
-        dq, dk, dv, do, q, k, v, o, lse, seed, scale, window, dropout_p, allow_tf32, deterministic
-    )
+        dq, dk, dv, do, q, k, v, o, lse, seed, documents, scale, window, dropout_p, allow_tf32,
+        deterministic,
+    )  # fmt: skip
     return dqkv
 
 

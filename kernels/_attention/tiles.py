@@ -114,6 +114,11 @@ TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] 
 if release(triton.__version__) not in ((3, 7), (3, 8)):  # see above
     TABLE["sm_90", 128] = tuple((*row[:2], (32, 64, 8, 2)) for row in TABLE["sm_90", 128])
 
+# With several documents in a sequence, tiles are small: those of 32 x 16 execute 1.31 times the
+# useful work for stories of 212 tokens on average, those of 64 x 32 1.63 times, of 128 x 64 2.25.
+DOCUMENTS = Tiles(Tile(32, 16, 2, 2), Tile(32, 16, 2, 2), Tile(16, 32, 2, 2))
+DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 4, 2))
+
 # Architectures that take the rows of another.
 SAME = {"sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
 
@@ -125,11 +130,18 @@ def rows_of(architecture: str) -> str:
 
 
 @cache
-def choose_tiles(architecture: str, head_width: int, length: int, itemsize: int) -> Tiles:
-    """The tiles for D = head_width, T = length and elements of itemsize bytes."""
+def choose_tiles(
+    architecture: str, head_width: int, length: int, itemsize: int, documents: bool = False
+) -> Tiles:
+    """Look up the tiles for D = head_width, T = length and elements of itemsize bytes.
+
+    With `documents` in a sequence, only small tiles execute little more than the useful work.
+    """
     if architecture == "interpreter":  # as few turns of its loops as offsets allow: see operators
         rows = min(max(16, triton.next_power_of_2(length)), 128)
         return Tiles(*[Tile(rows, rows, 4, 1)] * 3)
+    if documents:
+        return DOCUMENTS_WIDE if head_width > 64 else DOCUMENTS
     name = "other" if itemsize == 4 else rows_of(architecture)
     widths = (width for row, width in TABLE if row == name and width >= head_width)
     fwd, dq, dkv = TABLE[name, min(widths)][-1 if length > SHORT else 0]

@@ -69,7 +69,7 @@ def _forward(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     check_attention(op, q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    o, lse = attention_fwd(q, k, v, seed, scale, None, dropout_p, False)
+    o, lse = attention_fwd(q, k, v, seed, None, scale, None, dropout_p, False)
     o = o.transpose(1, 2)
     return _laid_out_as(query, o), lse * LN2
 
@@ -98,7 +98,7 @@ def _backward(
     deterministic = torch.are_deterministic_algorithms_enabled()
     dq, dk, dv = attention_bwd(
         do, q, k, v, o.contiguous(), logsumexp.contiguous() / LN2,
-        seed, scale, None, dropout_p, False, deterministic, True, True,
+        seed, None, scale, None, dropout_p, False, deterministic, True, True,
     )  # fmt: skip
     return dq.transpose(1, 2), dk.transpose(1, 2), dv.transpose(1, 2)
 

@@ -18,6 +18,7 @@ from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked, attention_reference
+from kernels.documents import document_bounds
 from kernels.testing import compare
 from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
 from tests.kernels.work_counts import count_work
@@ -30,6 +31,14 @@ def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> No
     monkeypatch.setattr(
         kernels._attention.operators, "choose_tiles", lambda *_: Tiles(tile, tile, tile)
     )
+
+
+def bounds(batch: int, length: int, begins: list[int], device) -> Tensor:
+    """Documents that begin at these positions; in each further row one later."""
+    first = torch.zeros(batch, length, dtype=torch.bool, device=device)
+    for row in range(batch):
+        first[row, [begin + row for begin in begins if begin + row < length]] = True
+    return document_bounds(first)
 
 
 def qkv(shape, dtype, device, grad=True):
@@ -108,6 +117,43 @@ def test_tiles_and_windows(length, block_m, block_n, window, deterministic, devi
     use_tiles(monkeypatch, block_m, block_n)
     inputs = qkv((1, length, 1, 16), torch.float32, device)
     check(inputs, deterministic=deterministic, window=window)
+
+
+@pytest.mark.parametrize("window", [None, 1, 24])
+@pytest.mark.parametrize(
+    ("begins", "block_m", "block_n"),
+    [
+        ([], 16, 16), ([16, 32], 16, 16), ([1, 2, 3, 40], 32, 16), ([5, 37, 70, 81], 16, 32),
+        (list(range(82)), 16, 16), ([31, 32, 33, 64], 16, 64), ([47], 64, 16),
+    ],
+)  # fmt: skip
+def test_documents(begins, block_m, block_n, window, deterministic, device, monkeypatch):
+    use_tiles(monkeypatch, block_m, block_n)
+    inputs = qkv((2, 83, 2, 16), torch.float32, device)
+    documents = bounds(2, 83, begins, device)
+    check(inputs, deterministic=deterministic, window=window, documents=documents)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_documents_are_computed_alone(dtype, deterministic, device):
+    """One after another in a sequence, they give what each gives by itself."""
+    lengths = [65, 1, 70, 128]
+    inputs = qkv((1, sum(lengths), 2, 64), dtype, device)
+    begins = torch.tensor([0, *lengths[:-1]]).cumsum(0).tolist()
+    check(inputs, deterministic=deterministic, documents=bounds(1, 264, begins, device))
+    with torch.no_grad():
+        together = attention(**inputs, documents=bounds(1, 264, begins, device))
+        parts = zip(*(x.split(lengths, 1) for x in inputs.values()), strict=True)
+        alone = torch.cat([attention(*part) for part in parts], 1)
+    # Other tiles sum in another order.
+    torch.testing.assert_close(together, alone, rtol=0, atol=4 * torch.finfo(dtype).eps)
+
+
+def test_document_bounds():
+    first = torch.tensor([[0, 0, 1, 1, 0], [1, 0, 0, 0, 0], [0, 0, 0, 0, 1]], dtype=torch.bool)
+    begins = [[0, 0, 2, 3, 3], [0] * 5, [0, 0, 0, 0, 4]]
+    ends = [[2, 2, 3, 5, 5], [5] * 5, [4, 4, 4, 4, 5]]
+    assert document_bounds(first).tolist() == [begins, ends]
 
 
 @pytest.mark.parametrize(("heads", "group"), [(1, 2), (2, 1), (2, 2), (3, 2), (5, 3)])
@@ -359,7 +405,8 @@ def test_operators_pass_opcheck(seeded, device):
     ops = torch.ops.gpt2_triton
     q, k, v = (torch.randn(1, 8, 1, 16, device=device) for _ in range(3))
     seed = torch.tensor([1], device=device) if seeded else None
-    options = (0.25, 7, 0.1 if seeded else 0.0, False)
+    documents = bounds(1, 8, [0, 3], device) if seeded else None
+    options = (documents, 0.25, 7, 0.1 if seeded else 0.0, False)
     torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options))
     o, lse = ops.attention_fwd(q, k, v, seed, *options)
     for need_dq, need_dkv in ((True, True), (True, False)) if seeded else ((False, True),):

@@ -45,7 +45,7 @@ def launch(
     qkv = torch.empty((batch, length, 3, 12, width), dtype=getattr(torch, dtype))
     q, k, v = qkv.unbind(2)
     seed = torch.zeros(1, dtype=torch.int64) if dropout_p > 0 else None
-    options = (seed, 0.125, window, dropout_p, allow_tf32)
+    options = (seed, None, 0.125, window, dropout_p, allow_tf32)
     o, lse = attention_fwd(q, k, v, *options)
     attention_bwd(o, q, k, v, o, lse, *options, deterministic, True, True)
 

@@ -12,6 +12,7 @@ from kernels._attention.operators import attention_bwd
 from kernels._attention.tiles import choose_tiles
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked
+from kernels.documents import document_bounds
 from tests.kernels.work_counts import Work, count_work
 
 pytestmark = pytest.mark.skipif(not INTERPRETED, reason="counts are taken in the interpreter")
@@ -30,19 +31,23 @@ def inputs(length: int) -> dict[str, Tensor]:
     return {name: torch.randn(1, length, 1, WIDTH).half() for name in ("q", "k", "v")}
 
 
-def forward(length: int, window: int | None = None) -> Work:
+def forward(length: int, window: int | None = None, documents: Tensor | None = None) -> Work:
     tensors = inputs(length)
     with count_work() as work:
-        attention(**tensors, window=window)
+        attention(**tensors, window=window, documents=documents)
     return work
 
 
-def backward(length: int, *, deterministic: bool, window: int | None = None) -> Work:
+def backward(
+    length: int, *, deterministic: bool, window: int | None = None, documents: Tensor | None = None
+) -> Work:
     """The work does not depend on the numbers: o and the log-sum-exp may be any."""
     q, k, v = inputs(length).values()
     lse = torch.zeros(1, 1, length)
     with count_work() as work:
-        attention_bwd(q, q, k, v, q, lse, None, 0.1, window, 0.0, False, deterministic, True, True)
+        attention_bwd(
+            q, q, k, v, q, lse, None, documents, 0.1, window, 0.0, False, deterministic, True, True
+        )
     return work
 
 
@@ -116,6 +121,27 @@ def test_windowed_work_is_linear_in_length(part, window):
 def test_windowed_work_grows_as_the_useful_work():
     ratio = forward(4096, 256).flops / forward(1024, 256).flops
     assert ratio == pytest.approx(visible(4096, 256) / visible(1024, 256), rel=0.01)
+
+
+LENGTHS = [212, 96, 305, 187, 224]  # of five stories, together 1024 tokens
+
+
+@pytest.mark.parametrize("part", ["forward", "one-pass", "two-pass"])
+def test_work_on_documents_is_little_more_than_their_squares(part):
+    begins = torch.tensor([0, *LENGTHS[:-1]]).cumsum(0)
+    first = torch.zeros(1, 1024, dtype=torch.bool)
+    first[0, begins] = True
+    documents = document_bounds(first)
+    if part == "forward":
+        work = forward(1024, documents=documents)
+    else:
+        work = backward(1024, deterministic=part == "two-pass", documents=documents)
+    products = {"forward": 2, "one-pass": 5, "two-pass": 7}[part]
+    useful = sum(map(visible, LENGTHS))
+    assert work.flops <= 1.35 * products * 2 * WIDTH * useful
+    # Every tile is within one of its document's: none between documents is visited.
+    squares = sum((n + 32) * (n + 33) // 2 for n in LENGTHS)
+    assert work.flops <= products * 2 * WIDTH * squares
 
 
 def test_packed_entry_launches_and_moves_no_more_than_the_separate_one():
