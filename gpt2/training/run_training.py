@@ -212,7 +212,8 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"({shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, "
         f"vocabulary {shape.vocab_size:,}, context "
         f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "
-        f"positions, {'tied' if shape.tie else 'untied'} head)"
+        f"positions{' within documents' if shape.restart_positions else ''}, "
+        f"{'tied' if shape.tie else 'untied'} head, attention to {shape.attend})"
     )
     memory = step_memory(settings, shape, machine)
     say(f"memory, estimated: {memory}{of_memory(machine)}")

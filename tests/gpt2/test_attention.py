@@ -1,6 +1,8 @@
 """Attention backends agree with each other and with PyTorch."""
 
 import dataclasses
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from gpt2.attention import (
 from gpt2.config import GPTConfig, TrainConfig
 from gpt2.model import GPT
 from gpt2.training.machine import choose_machine
+from kernels.documents import document_bounds
 from kernels.testing import compare
 from tests.gpt2.stand_ins import run_python
 
@@ -26,11 +29,15 @@ def _qkv(T: int, H: int = 3, D: int = 16, B: int = 2) -> torch.Tensor:
     return torch.randn(B, T, 3, H, D, requires_grad=True)
 
 
-def _reference(window: int | None):
+def _reference(window: int | None, documents: torch.Tensor | None = None):
     def attend(qkv):
         q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
         T = q.shape[2]
         mask = causal_mask(T, window)
+        if documents is not None:
+            begins, ends = documents[:, :, None, :, None]
+            keys = torch.arange(T)
+            mask = mask & (keys >= begins) & (keys < ends)
         return ScaledAttention()(q, k, v, mask).transpose(1, 2)
 
     return attend
@@ -52,6 +59,56 @@ def test_backends_compute_causal_attention_and_its_gradient(name, T, window):
         # where plain PyTorch goes through the softmax; with T = 1 it is exactly zero.
         cancelled={"dqkv": 16.0},
     )
+
+
+def _documents(T: int) -> torch.Tensor:
+    """One document in the first row, and in the second those that begin at 0, 1, 5, 6 and T - 1."""
+    first = torch.zeros(2, T, dtype=torch.bool)
+    first[1, [i for i in (1, 5, 6, T - 1) if i < T]] = True
+    return document_bounds(first)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("T", [1, 7, 65])
+@pytest.mark.parametrize("name", BACKENDS)
+def test_backends_attend_within_documents(name, T, window):
+    config = GPTConfig(n_head=3, n_embd=48, window=window, attend="within-documents", end_of_text=0)
+    reason = unusable(name, config, device=torch.device("cpu"), dtype=torch.float32)
+    if reason:
+        pytest.skip(reason)
+    documents = _documents(T)
+    compare(
+        lambda qkv: BACKENDS[name](qkv, window=window, dropout_p=0.0, documents=documents),
+        _reference(window, documents),
+        {"qkv": _qkv(T)},
+        cancelled={"dqkv": 16.0},
+    )
+
+
+def test_the_mask_of_sdpa_in_a_compiled_model_is_that_of_the_documents():
+    qkv, options = _qkv(20), {"window": None, "dropout_p": 0.0, "documents": _documents(20)}
+    whole = torch.compile(BACKENDS["sdpa"], fullgraph=True, backend="eager")
+    torch.testing.assert_close(whole(qkv, **options), naive(qkv, **options))
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_flash_gives_its_package_the_documents(window, monkeypatch):
+    """The package stands for its documented function, by a loop over the sequences it is given."""
+    calls = []
+
+    def varlen(qkv, cu_seqlens, max_seqlen, dropout_p, causal, window_size):
+        calls.append((cu_seqlens.dtype, max_seqlen, dropout_p, causal, window_size))
+        lengths = cu_seqlens.diff().tolist()
+        parts = qkv[None].split(lengths, dim=1)
+        return torch.cat([naive(part, window=window, dropout_p=0.0)[0] for part in parts])
+
+    package = SimpleNamespace(flash_attn_varlen_qkvpacked_func=varlen)
+    monkeypatch.setitem(sys.modules, "flash_attn", package)
+    monkeypatch.setattr("gpt2.attention._use_flash_attn_package", lambda device_type: True)
+    qkv, documents = _qkv(20), _documents(20)
+    got = BACKENDS["flash"](qkv, window=window, dropout_p=0.0, documents=documents)
+    torch.testing.assert_close(got, naive(qkv, window=window, dropout_p=0.0, documents=documents))
+    assert calls == [(torch.int32, 20, 0.0, True, (-1 if window is None else window - 1, 0))]
 
 
 def test_causal_mask_shows_the_past_and_the_window_cuts_it():
@@ -140,6 +197,15 @@ def test_what_cannot_run_is_refused_with_a_reason(name, options, device, message
     reason = unusable(name, GPTConfig(**options), device=torch.device(device), dtype=torch.float32)
     assert reason is not None
     assert message in reason
+
+
+def test_pytorchs_flash_kernel_on_a_gpu_cannot_stay_within_documents(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    monkeypatch.setattr("gpt2.attention._use_flash_attn_package", lambda device_type: False)
+    config = GPTConfig(attend="within-documents", end_of_text=0)
+    reason = unusable("flash", config, device=torch.device("cuda"), dtype=torch.bfloat16)
+    assert reason is not None
+    assert "sees through the ends of documents; pip install -e '.[flash]'" in reason
 
 
 def test_whose_tiles_our_kernel_takes_and_where_it_is_slow_is_said(monkeypatch):

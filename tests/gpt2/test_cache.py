@@ -30,6 +30,21 @@ def test_pieces_of_any_size_give_the_logits_of_the_whole_text(options, pieces):
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("pieces", [[1] * 17, [9, *[1] * 8], [5, 7, 1, 3, 1]], ids=str)
+@every_combination(
+    positions=["learned", "sinusoidal"], restart_positions=[False, True], window=[None, 3]
+)
+def test_pieces_of_documents_give_the_logits_of_the_whole_text(options, pieces):
+    model = loud_model(**options, attend="within-documents", end_of_text=5).double()
+    idx = torch.randint(6, V, (3, 17))
+    idx[1, [2, 9, 10]] = idx[2, [0, 16]] = 5
+    whole, _ = model(idx)
+    end = 0
+    for size, logits in zip(pieces, _all_next_logits(model, idx, pieces), strict=True):
+        end += size
+        torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("window", [None, 6])
 @pytest.mark.parametrize("name", BACKENDS)
 def test_every_backend_fills_the_cache(name, window):
@@ -45,10 +60,12 @@ def test_every_backend_fills_the_cache(name, window):
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal"])
-def test_rows_of_different_lengths_do_not_touch_each_other(positions, window):
-    model = loud_model(positions=positions, window=window).double()
+@every_combination(
+    positions=["learned", "sinusoidal"], window=[None, 4],
+    documents=[{}, {"attend": "within-documents", "end_of_text": 0, "restart_positions": True}],
+)  # fmt: skip
+def test_rows_of_different_lengths_do_not_touch_each_other(options):
+    model = loud_model(**options.pop("documents"), **options).double()
     lengths = [3, 11, 1, 7]
     rows = [torch.randint(0, V, (n + 10,)) for n in lengths]
     cache = KVCache(model.config, len(rows))
@@ -84,9 +101,11 @@ def test_what_is_forgotten_leaves_no_trace():
     torch.testing.assert_close(got, model.next_logits(idx), rtol=0, atol=1e-12)
 
 
-def test_replaced_rows_are_those_of_the_other_cache():
-    model = loud_model().double()
+@pytest.mark.parametrize("documents", [{}, {"attend": "within-documents", "end_of_text": 0}])
+def test_replaced_rows_are_those_of_the_other_cache(documents):
+    model = loud_model(**documents).double()
     old, new = torch.randint(0, V, (3, 9)), torch.randint(0, V, (2, 4))
+    old[:, 3] = new[:, 2] = 0
     cache, other = KVCache(model.config, 3), KVCache(model.config, 2)
     model.hidden(old, cache)
     model.hidden(new, other)

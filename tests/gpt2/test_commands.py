@@ -148,6 +148,27 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)
 
 
+def test_a_run_stays_within_documents_wherever_it_is_opened(workplace, typed, capsys):
+    words = [*SMALL, "--data", "stories.txt", "--steps", "4", "--eval-every", "4"]
+    words += ["--seq-len", "300", "--attend", "within-documents", "--restart-positions"]
+    curves = []
+    for attn in ("naive", "sdpa"):
+        assert typed(TRAIN, *words, "--attn", attn, "--out", f"within-{attn}") == 0
+        curves.append([m["loss"] for m in read_metrics(workplace / f"within-{attn}/metrics.jsonl")])
+    assert curves[0] == pytest.approx(curves[1], rel=1e-5)
+    trained = json.loads((workplace / "within-sdpa" / "result.json").read_text())["test"]
+    assert typed("-m", "gpt2.evaluate", "within-sdpa", "--device", "cpu") == 0
+    assert f"{trained['perplexity']:.2f}" in capsys.readouterr().out
+    assert typed("-m", "gpt2.generate", "within-sdpa", "--max-tokens", "4") == 0
+    assert typed("-m", "gpt2.export", "within-sdpa", "--out", "never") == 2
+    assert "attend=within-documents cannot be written in GPT-2's format" in capsys.readouterr().err
+    # Weights that were trained on everything go on within documents.
+    words = ["--init-from", "run", "--data", "stories.txt", "--steps", "1", "--out", "narrowed"]
+    assert typed(TRAIN, *words, "--attend", "within-documents", "--device", "cpu") == 0
+    kept = json.loads((workplace / "narrowed" / "config.json").read_text())
+    assert "within-documents" in json.dumps(kept)
+
+
 def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, capsys):
     rate = gpt2.training.trainer.learning_rate
 

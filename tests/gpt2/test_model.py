@@ -137,7 +137,23 @@ def test_recomputed_layers_give_the_same_bits_and_run_twice(options):
         assert torch.equal(plain, recomputed)
 
 
-@pytest.mark.parametrize("options", [{}, {"recompute": "block"}])
+def test_documents_are_read_as_if_each_stood_alone():
+    """With positions that restart, a text is the same wherever it stands; only its own changes."""
+    model = _tiny(attend="within-documents", end_of_text=7, restart_positions=True)
+    idx = torch.randint(8, 50, (1, 12))
+    idx[0, [0, 5]] = 7
+    whole = model(idx)[0]
+    torch.testing.assert_close(whole[:, 5:], model(idx[:, 5:])[0])
+    torch.testing.assert_close(whole[:, :5], model(idx[:, :5])[0])
+    plain = _tiny(attend="within-documents", end_of_text=7)
+    plain.load_state_dict(model.state_dict())
+    assert not torch.allclose(plain(idx)[0][:, 5:], whole[:, 5:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"recompute": "block"}, {"attend": "within-documents", "end_of_text": 7}],
+)
 def test_the_model_compiles_whole_and_agrees(options):
     model = _tiny(**options)
     x = torch.randint(0, 50, (2, 12))
@@ -157,6 +173,8 @@ def test_the_model_compiles_whole_and_agrees(options):
         ({"n_embd": 10, "n_head": 3}, "n_embd=10 cannot be split over n_head=3"),
         ({"norm": "batchnorm"}, "norm must be one of layernorm, quicknorm, got 'batchnorm'"),
         ({"dropout": 1.0}, "dropout must be at least 0 and below 1 "),
+        ({"restart_positions": True}, "give --attend within-documents as well"),
+        ({"attend": "within-documents"}, "end_of_text, the token at which a document begins"),
         ({"recompute": "layer"}, "recompute must be one of none, block, got 'layer'"),
         ({"window": 0}, "window must be at least 1"),
         ({"n_layer": 0}, "n_layer must be at least 1"),

@@ -18,6 +18,9 @@ WIDTHS = [64, 128]
 MOST = {"fwd": (300, 380), "bwd_dq": (270, 270), "bwd_dkv": (470, 540)}
 
 
+FAST_DOCUMENTS = [("sm_90", 64), ("sm_80", 128)]
+
+
 def rows(target: str, width: int) -> list[Tiles]:
     return [choose_tiles(target, width, length, itemsize=2) for length in (SHORT, 1024)]
 
@@ -39,13 +42,16 @@ CASES = [
 
 def launch(
     width, length, deterministic=False, batch=2, dtype="float16", window=None, dropout_p=0.0,
-    allow_tf32=False,
+    allow_tf32=False, within_documents=False,
 ):  # fmt: skip
     """In the compiling process: the forward, and the backward in one pass or in two."""
     qkv = torch.empty((batch, length, 3, 12, width), dtype=getattr(torch, dtype))
     q, k, v = qkv.unbind(2)
     seed = torch.zeros(1, dtype=torch.int64) if dropout_p > 0 else None
-    options = (seed, None, 0.125, window, dropout_p, allow_tf32)
+    documents = None
+    if within_documents:
+        documents = torch.zeros(2, batch, length, dtype=torch.int32)
+    options = (seed, documents, 0.125, window, dropout_p, allow_tf32)
     o, lse = attention_fwd(q, k, v, *options)
     attention_bwd(o, q, k, v, o, lse, *options, deterministic, True, True)
 
@@ -106,6 +112,26 @@ def test_a_window_and_dropout_keep_the_tensor_cores_and_fit(dropout_p, determini
     check_fits(compiled)
     # Where dropout is drawn, some registers spill: the four numbers of Philox are live with a tile.
     assert dropout_p > 0 or not any(c.spills for c in compiled), compiled
+
+
+@ONE_PASS_OR_SLOW
+@pytest.mark.parametrize(
+    ("target", "width"),
+    [
+        pytest.param(
+            target, width, marks=[] if (target, width) in FAST_DOCUMENTS else pytest.mark.slow
+        )
+        for target, width in itertools.product(TARGETS, WIDTHS)
+        if target != "sm_89"
+    ],
+)
+def test_documents_take_tensor_cores_and_spill_nothing(target, width, deterministic):
+    """Tiles of 32 rows are below what a warp group multiplies: there it is HMMA everywhere."""
+    options = (deterministic, 2, "bfloat16", None, 0.0, False, True)
+    for c in code(target, width, 1024, *options):
+        assert c.shared <= SHARED_LIMIT[target], c
+        assert c.spills == 0, c
+        assert any(c.matrix.values()), c
 
 
 def test_one_compiled_kernel_serves_every_length_and_batch():

@@ -20,6 +20,12 @@ SMALL = {"length": 53, "block_m": 16, "block_n": 16}
 TILES = (checks.test_tiles_and_windows, SMALL | {"window": None} | ONE_PASS)
 TWO_PASS_TILES = (checks.test_tiles_and_windows, SMALL | {"window": None} | TWO_PASS)
 BAND = (checks.test_tiles_and_windows, SMALL | {"window": 24} | ONE_PASS)
+# Documents in one tile, and one that begins in it and ends two tiles later.
+DOCUMENTS = (
+    checks.test_documents,
+    {"begins": [1, 2, 3, 40], "block_m": 32, "block_n": 16, "window": None} | ONE_PASS,
+)
+TWO_PASS_DOCUMENTS = (DOCUMENTS[0], DOCUMENTS[1] | TWO_PASS)
 SHAPE = (
     checks.test_matches_reference,
     {"dtype": torch.float32, "shape": (1, 65, 2, 80)} | ONE_PASS,
@@ -47,6 +53,37 @@ KERNELS = [
     Mutation(
         "the walk over rows ends before the window of the last key does",
         "n + BLOCK_N - 1 + window", "n + window", *BAND,
+    ),
+    Mutation(
+        "a row sees the last key of the document before its own",
+        "cols >= (begins - origin)[:, None]", "cols >= (begins - 1 - origin)[:, None]", *DOCUMENTS,
+    ),
+    Mutation(
+        "the walk over keys begins with the document of the last row",
+        "tl.maximum(edge, tl.load(begins_ptr + m))",
+        "tl.maximum(edge, tl.load(begins_ptr + end - 1))", *DOCUMENTS,
+    ),
+    Mutation(
+        "keys before the document of the last row count as whole tiles",
+        "tl.maximum(whole, tl.load(begins_ptr + end - 1))",
+        "tl.maximum(whole, tl.load(begins_ptr + m))", checks.test_documents,
+        {"begins": [31, 32, 33, 64], "block_m": 64, "block_n": 16, "window": None} | ONE_PASS,
+    ),
+    Mutation(
+        "dq takes the keys of the document before",
+        "(cols[None, :] >= begins[:, None])", "(cols[None, :] >= 0)", *TWO_PASS_DOCUMENTS,
+    ),
+    Mutation(
+        "a key is seen by the first row of the next document",
+        "rows[None, :] < ends[:, None]", "rows[None, :] <= ends[:, None]", *DOCUMENTS,
+    ),
+    Mutation(
+        "the walk over rows ends with the document of the first key",
+        "tl.load(ends_ptr + tl.minimum(n + BLOCK_N, T) - 1)", "tl.load(ends_ptr + n)", *DOCUMENTS,
+    ),
+    Mutation(
+        "every row of a batch has the documents of the first",
+        "batch_heads // H * T + b * T", "batch_heads // H * T", *DOCUMENTS,
     ),
     Mutation(
         "tiles on the diagonal count as whole",

@@ -10,6 +10,7 @@ from torch import Tensor
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
 from kernels.attention import attention, attention_qkvpacked, attention_reference
+from kernels.documents import document_bounds
 from tests.campaigns.stress.case import Case, Check, Returning, beyond, nothing_else, unspoilt
 from tests.campaigns.stress.draw import Draw
 
@@ -43,7 +44,11 @@ def _draw(packed: bool, draw: Draw) -> Case:
         "window": draw.choose(None, draw.size(max(1, t)), draw.size(max(1, t)), 2**40),
         "scale": draw.choose(None, None, 10 ** draw.number(-3, 1)),
         "dropout_p": 0.0,
+        "documents": None,
     }
+    if draw.chance(1 / 4):
+        first = torch.rand(b, t) < 10 ** draw.number(-3, 0)
+        options["documents"] = document_bounds(first.to(draw.memory.device))
     keep, seed = None, None
     if draw.chance(1 / 4) and 0 not in shape:
         options["dropout_p"] = draw.choose(0.1, 0.5, 0.9)
@@ -112,13 +117,16 @@ def _cancelled(qkv, do, keep, options):
     if q.numel() == 0:
         return {}
     scale = q.shape[-1] ** -0.5 if options["scale"] is None else options["scale"]
-    known = {name: options[name] for name in ("window", "dropout_p")}
+    known = {name: options[name] for name in ("window", "dropout_p", "documents")}
     o_exact, lse = attention_reference(*signed, scale=scale, keep=keep, **known)
     scores = scale * torch.einsum("bihd,bjhd->bhij", *signed[:2])
     sizes = scale * torch.einsum("bihd,bjhd->bhij", q, k)
     behind = torch.arange(q.shape[1], device=q.device)
     behind = behind[:, None] - behind
     visible = (behind >= 0) & (behind < (options["window"] or math.inf))
+    if options["documents"] is not None:
+        begins = options["documents"][0][:, None]
+        visible = visible & (begins[..., None] == begins[..., None, :])
     p = torch.exp(scores - lse[..., None]).where(visible, 0)
     rough = p * (1 + sizes) + beyond(LOG2E * sizes)
     z = 1.0 if keep is None else keep / (1 - options["dropout_p"])
