@@ -1,6 +1,7 @@
 """Where the documents of a sequence begin and end, for attention that stays within them."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -19,5 +20,5 @@ def document_bounds(first: Tensor) -> Tensor:
     position = torch.arange(T, device=first.device)
     begins = position.masked_fill(~first, 0).cummax(1).values
     following = position.masked_fill(~first, T).flip(1).cummin(1).values.flip(1)
-    ends = torch.cat([following[:, 1:], following.new_full((len(first), 1), T)], 1)
+    ends = F.pad(following, (0, 1), value=T)[:, 1:]
     return torch.stack([begins, ends]).int()

@@ -154,6 +154,7 @@ def test_document_bounds():
     begins = [[0, 0, 2, 3, 3], [0] * 5, [0, 0, 0, 0, 4]]
     ends = [[2, 2, 3, 5, 5], [5] * 5, [4, 4, 4, 4, 5]]
     assert document_bounds(first).tolist() == [begins, ends]
+    assert document_bounds(first[:, :0]).shape == (2, 3, 0)
 
 
 @pytest.mark.parametrize(("heads", "group"), [(1, 2), (2, 1), (2, 2), (3, 2), (5, 3)])

@@ -128,7 +128,8 @@ def _cancelled(qkv, do, keep, options):
         begins = options["documents"][0][:, None]
         visible = visible & (begins[..., None] == begins[..., None, :])
     p = torch.exp(scores - lse[..., None]).where(visible, 0)
-    rough = p * (1 + sizes) + beyond(LOG2E * sizes)
+    # Sums of q k^T overflow or not by their order where they do so without their signs.
+    rough = p * (1 + sizes) + beyond(LOG2E * sizes) + beyond(sizes / scale)
     z = 1.0 if keep is None else keep / (1 - options["dropout_p"])
     dp = torch.einsum("bihd,bjhd->bhij", do.double().abs(), v) * z
     o = torch.einsum("bhij,bjhd->bihd", rough * z, v)
