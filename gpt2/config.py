@@ -197,6 +197,14 @@ FINE_TUNING: dict[str, Any] = {
     "checkpoint_every": 500,
 }
 
+# Where our kernels are interpreted a step takes seconds: minutes of it, whatever the size.
+INTERPRETED: dict[str, Any] = {
+    "steps": 50,
+    "warmup_steps": 5,
+    "eval_every": 25,
+    "checkpoint_every": 25,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
@@ -353,12 +361,13 @@ class Settings(TrainConfig):
         return self.batch_size * self.grad_accum
 
 
-def settle(config: TrainConfig, default: str = "demo") -> Settings:
+def settle(config: TrainConfig, default: str = "demo", *, interpreted: bool = False) -> Settings:
     """Fill in the settings that `config` leaves open, from its preset; settled ones stay.
 
     Args:
         config: as asked.
         default: the preset where none is named.
+        interpreted: our kernels are interpreted: a run whose length is not asked for is short.
 
     Raises:
         ValueError: an unknown preset, or both --steps and --epochs.
@@ -374,6 +383,8 @@ def settle(config: TrainConfig, default: str = "demo") -> Settings:
     values |= RUN_DEFAULTS[preset] if config.init_from is None else FINE_TUNING
     if config.epochs is not None:
         values["steps"] = None
+    elif interpreted and config.steps is None:
+        values |= INTERPRETED
     asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     values = asked | {name: value for name, value in values.items() if asked[name] is None}
     if values["min_lr"] is None:

@@ -55,8 +55,7 @@ def choose_machine(
     notes = []
     dtype, attn = config.dtype, config.attn
     asked = {name: getattr(config, name) or config.kernels for name in FUSED}
-    ours = attn == "triton" or "triton" in asked.values()
-    if ours and device.type == "cpu":  # takes effect when kernels are imported, at the first call
+    if interpreted(device, config):  # takes effect when kernels are imported, at the first call
         os.environ.setdefault("TRITON_INTERPRET", "1")
     compute = DTYPES.get(dtype)
     if compute is None:
@@ -85,6 +84,12 @@ def choose_machine(
         notes.append("torch.compile: on (the first step takes a while); --no-compile turns it off")
     shape = dataclasses.replace(shape, attn=chosen, **fused)  # type: ignore[arg-type]
     return Machine(device, compute, config.compile, tuple(notes)), shape
+
+
+def interpreted(device: torch.device, options: TrainConfig | GPTConfig) -> bool:
+    """Tell whether kernels of ours are asked for on a CPU, where they are interpreted."""
+    chosen = [getattr(options, name) or vars(options)["kernels"] for name in PORTABLE]
+    return device.type == "cpu" and "triton" in chosen
 
 
 def _choose_fused(asked: dict[str, str], device: torch.device) -> dict[str, str]:

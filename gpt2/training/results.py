@@ -18,7 +18,7 @@ from gpt2.evaluate.perplexity import evaluate
 from gpt2.generate.decoding import generate
 from gpt2.generate.sampling import Sampling
 from gpt2.runs.metrics import plot_loss
-from gpt2.training.machine import peak_memory
+from gpt2.training.machine import interpreted, peak_memory
 from gpt2.training.trainer import Trainer
 
 STRATEGIES = {
@@ -43,8 +43,7 @@ def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> Non
         peak, memory = peak_memory(trainer.machine.device)
     model, step = trainer.best_model()
     model.eval()
-    ours = any(getattr(model.config, name) == "triton" for name in PORTABLE)
-    if ours and trainer.machine.device.type == "cpu":
+    if interpreted(trainer.machine.device, model.config):
         say("\nscoring and samples by PyTorch's kernels, which are faster than the interpreter")
         model.use(**PORTABLE)
     tokenizer = prepared.tokenizer

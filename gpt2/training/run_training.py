@@ -22,13 +22,13 @@ from gpt2.common.devices import choose_device, device_memory
 from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
 from gpt2.common.files import lock
 from gpt2.common.ranges import check_numbers
-from gpt2.config import GPTConfig, Settings, TrainConfig, model_config, settle
+from gpt2.config import INTERPRETED, GPTConfig, Settings, TrainConfig, model_config, settle
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.model import GPT, count_parameters
 from gpt2.runs.checkpoint import list_checkpoints, load_newest, remove_unfinished
 from gpt2.runs.resume import resumed_settings
 from gpt2.runs.run import read_config, write_config
-from gpt2.training.machine import Machine, choose_machine
+from gpt2.training.machine import Machine, choose_machine, interpreted
 from gpt2.training.out_of_memory import of_memory, oom_advice, step_memory, what_to_lower
 from gpt2.training.results import report
 from gpt2.training.trainer import Trainer
@@ -59,6 +59,7 @@ def run_training(config: TrainConfig) -> int | None:
         trainer = build(plan, prepared)
         with hold(plan.folder):
             begin(plan, prepared, trainer)
+            _say_pace(trainer)
             first = trainer.step
             signal_number = trainer.fit()
             destroy_process_group()
@@ -107,7 +108,8 @@ def make_plan(config: TrainConfig) -> Plan:
     if config.init_from is not None:
         start = find_pretrained(config.init_from)
         config = begin_from(start, config)
-    settings = settle(config, "demo" if device.type == "cpu" else "mini")
+    default = "demo" if device.type == "cpu" else "mini"
+    settings = settle(config, default, interpreted=interpreted(device, config))
     if settings.min_lr > settings.lr:
         raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
     model_config(
@@ -229,6 +231,28 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"({settings.grad_accum} x {settings.batch_size} x {settings.seq_len}) = {epochs:.2f} "
         f"epochs, {settings.optimizer}, lr {settings.lr:g} -> {settings.min_lr:g}; run folder "
         f"{trainer.folder}"
+    )
+
+
+def _say_pace(trainer: Trainer) -> None:
+    """Say how long the run will take where our kernels are interpreted, by trying a micro-batch."""
+    settings, model, device = trainer.settings, trainer.model, trainer.machine.device
+    if not interpreted(device, model.config):
+        return
+    with torch.random.fork_rng(devices=[]):
+        tokens = torch.randint(model.config.vocab_size, (settings.batch_size, settings.seq_len))
+        for batch in (tokens[:1], tokens):  # the first reads the kernels' source
+            start = time.perf_counter()
+            with trainer.machine.autocast():
+                _, loss = model(batch, batch)
+            assert loss is not None
+            torch.autograd.grad(loss, list(model.parameters()))
+    seconds = (time.perf_counter() - start) * settings.grad_accum / trainer.world.size
+    left = trainer.steps - trainer.step
+    say(
+        f"our kernels are interpreted on a CPU, so a run has {INTERPRETED['steps']} steps unless "
+        f"--steps is given; about {seconds:.1f} s a step, {seconds * left / 60:.1f} minutes for "
+        f"{left:,}; validation by PyTorch's kernels"
     )
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from gpt2.common.devices import peak_flops
 from gpt2.common.distributed import all_reduce_max, say, world
 from gpt2.common.progress import progress_bar
-from gpt2.config import Settings
+from gpt2.config import PORTABLE, Settings
 from gpt2.data.batches import Batches
 from gpt2.data.shards import TokenStream
 from gpt2.evaluate.perplexity import evaluate
@@ -33,7 +33,7 @@ from gpt2.runs.metrics import Fingerprint, Logs, plot_loss
 from gpt2.runs.random_state import random_states, set_random_states
 from gpt2.training.estimate import flops_per_token
 from gpt2.training.kernel_check import check_kernels
-from gpt2.training.machine import Machine
+from gpt2.training.machine import Machine, interpreted
 from gpt2.training.monitor import Interval, catching, finite, progress_line
 from gpt2.training.optim import (
     build_optimizers,
@@ -286,6 +286,9 @@ class Trainer:
         return metrics
 
     def _validate(self) -> float:
+        chosen = {name: getattr(self.model.config, name) for name in PORTABLE}
+        if interpreted(self.machine.device, self.model.config):
+            self.model.use(**PORTABLE)
         loss = evaluate(
             self.model,
             self.valid,
@@ -295,6 +298,7 @@ class Trainer:
             autocast=self.machine.autocast(),
             here=self.world,
         ).loss
+        self.model.use(**chosen)
         if not math.isfinite(loss):
             say(
                 f"step {self.step}: the validation loss is {loss}: activations overflow "

@@ -1,6 +1,7 @@
 """The commands as a user types them: training, resuming, evaluating, generating, mistakes."""
 
 import json
+import re
 import runpy
 import shutil
 import signal
@@ -14,6 +15,7 @@ import pytest
 import gpt2.training.trainer
 from gpt2.runs.metrics import read_metrics
 from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python, wait_for_step
+from tests.kernels.work_counts import count_work
 
 TRAIN = str(ROOT / "train.py")
 SMALL = [
@@ -133,16 +135,34 @@ def test_a_run_without_a_checkpoint_is_begun_anew_under_its_name(workplace, type
 
 
 def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typed, capsys):
-    """By Triton's interpreter: the norms, the MLP, the loss and attention, all of them ours."""
+    """Interpreted, which is said: the norms, the MLP, the loss and attention, all of them ours."""
     (workplace / "short.txt").write_text(STORIES[:6000], encoding="utf-8")
     words = [*SMALL, "--data", "short.txt", "--steps", "2", "--eval-every", "2"]
     curves = []
     for out, kernels in {"fused": "triton", "plain": "torch"}.items():
         attn = "triton" if kernels == "triton" else "sdpa"
-        choice = ["--kernels", kernels, "--attn", attn, "--out", out, "--eval-tokens", "64"]
-        assert typed(TRAIN, *words, *choice) == 0
+        choice = [
+            "--grad-accum",
+            "1",
+            "--kernels",
+            kernels,
+            "--attn",
+            attn,
+            "--out",
+            out,
+            "--eval-tokens",
+            "64",
+        ]
+        with count_work() as work:
+            assert typed(TRAIN, *words, *choice) == 0
+        launched = [launch.kernel for launch in work.launches].count("attention_fwd_kernel")
         said = f"kernels: norms {kernels}, MLP activation {kernels}, head and loss {kernels}"
-        assert said in capsys.readouterr().out
+        output = capsys.readouterr().out
+        assert said in output
+        pace = re.search(r"our kernels are interpreted .* s a step, [\d.]+ minutes for 2;", output)
+        assert bool(pace) == (kernels == "triton")
+        # Two micro-batches to try, one for each of the two steps, none to validate or score.
+        assert launched == (4 if kernels == "triton" else 0)
         curves.append([m["loss"] for m in read_metrics(workplace / out / "metrics.jsonl")])
         assert json.loads((workplace / out / "result.json").read_text())["test"]["perplexity"] > 1
     assert curves[0] == pytest.approx(curves[1], rel=1e-5)

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import gpt2.training.trainer
-from gpt2.config import GPTConfig
+from gpt2.config import GPTConfig, TrainConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
 from gpt2.training.optim import Muon, build_optimizers, learning_rate
+from gpt2.training.run_training import make_plan
 from gpt2.training.step import train_step
 from tests.gpt2.data.streams import ArrayStream, make_trainer, text_stream
 
@@ -51,6 +52,25 @@ def test_clipping_bounds_the_step_and_reports_the_norm_before():
     assert moved.norm().item() == pytest.approx(0.01, rel=1e-3)
     far = torch.cat([p.detach().flatten() for p in free.parameters()]) - start
     assert far.norm().item() == pytest.approx(before.grad_norm, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"attn": "triton"}, 50),
+        ({"kernels": "triton", "preset": "mini"}, 50),
+        ({"norm_kernel": "triton"}, 50),
+        ({"attn": "triton", "steps": 7}, 7),
+        ({"attn": "triton", "epochs": 1.0}, None),
+        ({"kernels": "torch", "attn": "sdpa"}, 600),
+    ],
+)
+def test_a_run_is_short_where_our_kernels_are_interpreted_unless_its_length_is_asked(
+    options, steps
+):
+    settings = make_plan(TrainConfig(**{"device": "cpu", "preset": "demo"} | options)).settings
+    assert settings.steps == steps
+    assert (settings.eval_every == 25) == (steps == 50)
 
 
 def test_warm_up_then_cosine_down_to_the_minimum():
