@@ -11,11 +11,6 @@ INTERPRETED: bool = triton.knobs.runtime.interpret
 """True when Triton was imported with TRITON_INTERPRET=1: kernels then run on the CPU."""
 
 
-def release(words: str) -> tuple[int, ...]:
-    """Return the first two numbers of a version, to be compared."""
-    return tuple(map(int, words.split(".")[:2]))
-
-
 if INTERPRETED:
     from kernels import interpreter
 

@@ -104,18 +104,29 @@ def _combine(combine: Any, lhs: list[Tensor], rhs: list[Tensor], dtypes: list[An
     return [x.handle.data for x in results]
 
 
-def _reduce(operands, axis, combine_fn, keep_dims=False, **options):
+def _on_blocks(function: Callable[..., list[Tensor]]) -> Callable[..., Any]:
+    """Let a function of the values and dtypes of blocks take one block, or a tuple of them."""
+
+    def operation(operands: Any, *arguments: Any, **options: Any) -> Any:
+        single = isinstance(operands, tl.tensor)
+        operands = (operands,) if single else tuple(operands)
+        dtypes = [x.dtype for x in operands]
+        found = function([x.handle.data for x in operands], dtypes, *arguments, **options)
+        results = tuple(_tensor(t, x) for t, x in zip(dtypes, found, strict=True))
+        return results[0] if single else results
+
+    return operation
+
+
+@_on_blocks
+def _reduce(data, dtypes, axis, combine_fn, keep_dims=False, **options):
     """Reduce in pairs of neighbours, which takes log2(n) steps; sums and extrema at once."""
-    single = isinstance(operands, tl.tensor)
-    operands = (operands,) if single else tuple(operands)
     axis = axis.value if isinstance(axis, tl.constexpr) else axis
-    rank = len(operands[0].shape)
-    dtypes = [x.dtype for x in operands]
-    data = [x.handle.data for x in operands]
+    rank = data[0].dim() - 1
     if axis is None:
         data = [x.reshape(len(x), -1) for x in data]
     dim = 1 if axis is None else axis % rank + 1
-    found = _known_reduction(combine_fn, data[0], dim) if single else None
+    found = _known_reduction(combine_fn, data[0], dim) if len(data) == 1 else None
     if found is None:
         while data[0].shape[dim] > 1:
             pairs = [x.unflatten(dim, (-1, 2)) for x in data]
@@ -124,8 +135,7 @@ def _reduce(operands, axis, combine_fn, keep_dims=False, **options):
         found = [x.squeeze(dim) for x in data]
     if keep_dims:
         found = [x.unsqueeze(dim) if axis is not None else x.view(-1, *[1] * rank) for x in found]
-    results = tuple(_tensor(t, x) for t, x in zip(dtypes, found, strict=True))
-    return results[0] if single else results
+    return found
 
 
 def _known_reduction(combine_fn: Any, data: Tensor, dim: int) -> list[Tensor] | None:
@@ -141,13 +151,11 @@ def _known_reduction(combine_fn: Any, data: Tensor, dim: int) -> list[Tensor] | 
     return None
 
 
-def _scan(operands, axis, combine_fn, reverse=False, **options):
+@_on_blocks
+def _scan(data, dtypes, axis, combine_fn, reverse=False, **options):
     """Scan in log2(n) steps, in each of which an element meets the one twice as far away."""
-    single = isinstance(operands, tl.tensor)
-    operands = (operands,) if single else tuple(operands)
-    dim = axis % len(operands[0].shape) + 1
-    dtypes = [x.dtype for x in operands]
-    data = [x.handle.data.flip(dim) if reverse else x.handle.data for x in operands]
+    dim = axis % (data[0].dim() - 1) + 1
+    data = [x.flip(dim) if reverse else x for x in data]
     size, by = data[0].shape[dim], 1
     while by < size:
         # Whole blocks, as blocks have powers of two elements; the first `by` stay as they are.
@@ -158,9 +166,7 @@ def _scan(operands, axis, combine_fn, reverse=False, **options):
             for x, m in zip(data, met, strict=True)
         ]
         by *= 2
-    data = [x.flip(dim) if reverse else x for x in data]
-    results = tuple(_tensor(t, x) for t, x in zip(dtypes, data, strict=True))
-    return results[0] if single else results
+    return [x.flip(dim) if reverse else x for x in data]
 
 
 # The language, bound to this builder.
@@ -419,7 +425,8 @@ def _checked_dot(builder: Any, a: Any, b: Any, *options: Any) -> Any:
 def batched(active: bool = True) -> Iterator[None]:
     """Run the kernels launched in this block in groups; with False, by Triton's interpreter.
 
-    There, `tl.dot` of bfloat16 is an InterpreterError: Triton's own would give wrong numbers.
+    Triton's works on addresses, and does not see an access outside a tensor. There, `tl.dot` of
+    bfloat16 is an InterpreterError, as the numbers would be wrong.
 
     Raises:
         RuntimeError: Triton was imported without TRITON_INTERPRET=1 and has compiled kernels only.

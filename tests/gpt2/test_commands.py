@@ -138,21 +138,11 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
     """Interpreted, which is said: the norms, the MLP, the loss and attention, all of them ours."""
     (workplace / "short.txt").write_text(STORIES[:6000], encoding="utf-8")
     words = [*SMALL, "--data", "short.txt", "--steps", "2", "--eval-every", "2"]
+    words += ["--grad-accum", "1"]
     curves = []
     for out, kernels in {"fused": "triton", "plain": "torch"}.items():
         attn = "triton" if kernels == "triton" else "sdpa"
-        choice = [
-            "--grad-accum",
-            "1",
-            "--kernels",
-            kernels,
-            "--attn",
-            attn,
-            "--out",
-            out,
-            "--eval-tokens",
-            "64",
-        ]
+        choice = ["--kernels", kernels, "--attn", attn, "--out", out, "--eval-tokens", "64"]
         with count_work() as work:
             assert typed(TRAIN, *words, *choice) == 0
         launched = [launch.kernel for launch in work.launches].count("attention_fwd_kernel")
