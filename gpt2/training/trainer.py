@@ -287,7 +287,8 @@ class Trainer:
 
     def _validate(self) -> float:
         chosen = {name: getattr(self.model.config, name) for name in PORTABLE}
-        if interpreted(self.machine.device, self.model.config):
+        slow = interpreted(self.machine.device, self.model.config)
+        if slow:
             self.model.use(**PORTABLE)
         loss = evaluate(
             self.model,
@@ -298,7 +299,8 @@ class Trainer:
             autocast=self.machine.autocast(),
             here=self.world,
         ).loss
-        self.model.use(**chosen)
+        if slow:
+            self.model.use(**chosen)
         if not math.isfinite(loss):
             say(
                 f"step {self.step}: the validation loss is {loss}: activations overflow "
