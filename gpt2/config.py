@@ -89,7 +89,10 @@ class GPTConfig(ModelOptions):
     loss_kernel: Kernel = "torch"
 
     def __post_init__(self) -> None:
-        for name in ("n_layer", "n_head", "n_embd", "block_size", "n_inner", "window", "dropout"):
+        for name in (
+            "n_layer", "n_head", "n_embd", "block_size", "n_inner", "window", "dropout",
+            "end_of_text",
+        ):  # fmt: skip
             if getattr(self, name) is not None:
                 check_number(name, getattr(self, name), name)
         check_number("model_vocab_size", self.vocab_size, "vocab_size")

@@ -102,6 +102,7 @@ RANGES: Mapping[str, Range] = {
     # Of the tokenizer to train: the 256 bytes, <|endoftext|>, merges. A model's own may be smaller.
     "vocab_size": Range(257, _IDS),
     "model_vocab_size": Range(1, _IDS),
+    "end_of_text": Range(0, _IDS, zero="a document begins at token 0"),
 }
 
 

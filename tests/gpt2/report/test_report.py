@@ -55,7 +55,7 @@ def _run(folder: Path, result: dict | None = None, **options) -> Path:
     shape = {"n_layer": 2, "n_head": 2, "n_embd": 32, "seq_len": 128, "attn": "sdpa"}
     settings = settle(TrainConfig(**{"data": "tinystories", "steps": 100} | shape | options))
     folder.mkdir()
-    model = dataclasses.replace(model_config(settings, 300), attn=settings.attn)
+    model = dataclasses.replace(model_config(settings, 300, 0), attn=settings.attn)
     write_config(folder, settings, model)
     Tokenizer.train([TEXT], 280, progress=False).save(folder / "tokenizer.json")
     lines = []
