@@ -19,6 +19,7 @@ NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 Attend = Literal["everything", "within-documents"]
+TokenType = Literal["uint16", "uint32"]
 Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
 Recompute = Literal["none", "block"]
@@ -218,9 +219,13 @@ class RunOptions:
 
     data: str = "python-docs"
     """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl, .csv,
-    .parquet or .arrow file (packed or not), a folder of them, or a pattern."""
+    .parquet or .arrow file (packed or not), one of token ids (.bin, .npy, .ds), a folder of them,
+    or a pattern."""
+    token_type: TokenType | None = None
+    """Type of the ids in token files that do not say it, such as nanoGPT's .bin."""
     tokenizer: str | None = None
-    """A tokenizer.json, or a folder with GPT-2's encoder.json and vocab.bpe. None: train one."""
+    """A tokenizer.json, a folder with GPT-2's encoder.json and vocab.bpe, or gpt2, which fetches
+    these. None: train one; with token ids, the one beside them."""
     vocab_size: int | None = None
     """Size of the vocabulary to train, <|endoftext|> included. None: the preset's."""
     cache_dir: str = "data"

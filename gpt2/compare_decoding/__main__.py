@@ -27,6 +27,7 @@ from gpt2.common.progress import progress_bar
 from gpt2.compare_decoding.measures import HUMAN, Continuations, analyse, measure, ngram_budget
 from gpt2.compare_decoding.report import table, write_report
 from gpt2.compare_decoding.text_metrics import CopySearch, words
+from gpt2.config import TokenType
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import TokenStream
 from gpt2.evaluate.scoring import Request, score
@@ -163,6 +164,8 @@ class Arguments:
     """Longest continuation. None: 128, or what the context has left."""
     data: str | None = None
     """What train.py's --data takes. None: what the run was trained on."""
+    token_type: TokenType | None = None
+    """uint16 or uint32: the type of the ids in token files that do not say it."""
     split: str = "test"
     """Where the prompts come from: train, valid or test."""
     copy_tokens: int = 100_000_000
@@ -188,7 +191,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError(f"{run.name} has no folder of yours to write to: choose one with --out")
     out = Path(arguments.out or run.folder / "decoding")
     prepared = prepare(
-        run.choose_data(arguments.data),
+        **run.choose_data(arguments.data, arguments.token_type),
         tokenizer=str(run.folder),
         cache_dir=Path(arguments.cache_dir),
     )

@@ -10,6 +10,7 @@ import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from gpt2.tokenizer.bpe import END_OF_TEXT
@@ -49,6 +50,8 @@ class Source:
     holdout: int = 20  # one document in this many is enough, if `sizes` does not say more
     notes: tuple[str, ...] = ()  # lines to tell the user
     details: Mapping[str, Any] = field(default_factory=dict)  # entries for the manifest
+    # Of each split, files of token ids; a source has either these or text.
+    token_files: Mapping[str, Sequence[Path]] = field(default_factory=dict)
 
 
 def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:

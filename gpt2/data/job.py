@@ -7,15 +7,18 @@ until no part is being made.
 """
 
 import json
+import os
 import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 
 from gpt2.common.files import atomic_write, lock, remove_leftovers
+from gpt2.config import TokenType
 from gpt2.data.documents import Source
 from gpt2.data.manifest import MANIFEST
 from gpt2.data.sources import open_source
@@ -60,16 +63,23 @@ class Job:
     cache_dir: Path = Path("data")  # folder for everything written
     progress: bool = True  # show progress bars
     shard_bytes: int = SHARD_BYTES  # of text, after which a shard ends; the same for all parts
+    token_type: TokenType | None = None  # of the ids in token files that do not say it
     source: Source = field(init=False)  # the opened text
     notes: list[str] = field(init=False)  # lines worth printing, collected on the way
 
     def __post_init__(self) -> None:
         self.source = open_source(self.data, cache_dir=self.cache_dir)
         self.notes = list(self.source.notes)
+        if self.token_type and not self.source.token_files:
+            raise ValueError(
+                f"--token-type {self.token_type} is the type of token ids, and {self.data} is "
+                "text: leave it out"
+            )
 
     @property
     def identity(self) -> str:
-        return f"{self.source.name}-{self.source.fingerprint[:8]}"
+        identity = f"{self.source.name}-{self.source.fingerprint[:8]}"
+        return f"{identity}-{self.token_type}" if self.token_type else identity
 
     @property
     def own_tokenizer(self) -> Path:
@@ -90,7 +100,22 @@ class Job:
 
     @cached_property
     def _given_tokenizer(self) -> Tokenizer | None:
+        if self.tokenizer is None and self.source.token_files:
+            return Tokenizer.load(self._tokenizer_of_tokens())
         return None if self.tokenizer is None else Tokenizer.load(self.tokenizer)
+
+    def _tokenizer_of_tokens(self) -> Path:
+        """The tokenizer.json beside token files, which is taken for theirs."""
+        paths = chain(*self.source.token_files.values())
+        beside = Path(os.path.commonpath([path.parent for path in paths])) / "tokenizer.json"
+        if not beside.is_file():
+            raise ValueError(
+                f"--data {self.data} holds token ids, which mean nothing without the tokenizer "
+                "that made them: give it by --tokenizer, gpt2 for GPT-2's or a tokenizer.json; or "
+                f"put that file there, as {beside}"
+            )
+        self.notes.append(f"tokenizer: {beside}, which lies beside the token ids")
+        return beside
 
     def load_tokenizer(self) -> Tokenizer | None:
         """Load the tokenizer, None if it is still to be trained; a ValueError if it cannot be used

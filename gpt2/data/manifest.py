@@ -6,6 +6,8 @@ A folder without one is work in progress. Shards are listed as plain file names 
 import itertools
 import platform
 import reprlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,9 @@ from gpt2.data.shards import (
     ShardError,
     ShardInfo,
     TokenStream,
+    open_shards,
     read_header,
     shard_error,
-    shard_name,
 )
 from gpt2.tokenizer import Tokenizer
 
@@ -35,9 +37,9 @@ def write_manifest(
     source: Source,
     held_out: str,
     tokenizer: Tokenizer,
-    shards: dict[str, list[ShardInfo]],
+    splits: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Declare `folder` finished: its shards are those in `shards`, numbered in order.
+    """Declare `folder` finished, with these entries of its splits.
 
     `held_out` says how splits were taken out of the training text; it is empty if none were.
     """
@@ -46,21 +48,23 @@ def write_manifest(
         "source": {"name": source.name, "fingerprint": source.fingerprint, **source.details},
         "held_out": held_out or "nothing: the source names its splits",
         "tokenizer": {"hash": tokenizer.hash, "vocab_size": tokenizer.vocab_size},
-        "splits": {
-            split: {
-                "tokens": sum(info.tokens for info in infos),
-                "documents": sum(info.counts.documents for info in infos),
-                "text_bytes": sum(info.counts.text_bytes for info in infos),
-                "shards": [
-                    {"file": shard_name(split, i), "tokens": info.tokens, "sha256": info.sha256}
-                    for i, info in enumerate(infos)
-                ],
-            }
-            for split, infos in shards.items()
-        },
+        "splits": splits,
         "versions": {"python": platform.python_version(), "numpy": np.__version__},
     }
     write_json(folder / MANIFEST, manifest)
+
+
+def shards_entry(shards: Mapping[str, ShardInfo]) -> dict[str, Any]:
+    """The entry of a split that consists of shards, by their names in order."""
+    return {
+        "tokens": sum(info.tokens for info in shards.values()),
+        "documents": sum(info.counts.documents for info in shards.values()),
+        "text_bytes": sum(info.counts.text_bytes for info in shards.values()),
+        "shards": [
+            {"file": name, "tokens": info.tokens, "sha256": info.sha256}
+            for name, info in shards.items()
+        ],
+    }
 
 
 def open_splits(
@@ -90,7 +94,7 @@ def open_splits(
     streams = {}
     for split in (split for split in SPLITS if split in listed):
         paths = [folder / name for name in listed[split]]
-        stream = TokenStream(paths, tokenizer_hash=tokenizer.hash, verify=verify)
+        stream = open_shards(paths, tokenizer_hash=tokenizer.hash, verify=verify)
         streams[split] = stream
         if stream.vocab_size != tokenizer.vocab_size:
             sizes = f"{stream.vocab_size:,} tokens, and the tokenizer has {tokenizer.vocab_size:,}"
@@ -100,26 +104,43 @@ def open_splits(
 
 def _read_listed(folder: Path, source: Source | None) -> dict[str, dict[str, str]]:
     """The SHA-256 of each split's shards by file name, from the manifest."""
-    path = folder / MANIFEST
-    try:
-        manifest = read_json_object(path)
-        if manifest["format"] != _FORMAT:
-            found = reprlib.repr(manifest["format"])
-            raise ValueError(f"format {found}; this program reads {_FORMAT}")
+    manifest = read_manifest(folder, source)
+    with usable(folder):
         listed = {
             split: {str(shard["file"]): str(shard["sha256"]) for shard in entry["shards"]}
             for split, entry in manifest["splits"].items()
         }
-        if source and manifest["source"]["fingerprint"] != source.fingerprint:
-            raise ValueError(f"it was made of another text than {source.name} is")
         for name in itertools.chain(*listed.values()):
             if not SHARD_NAME.fullmatch(name):
                 raise ValueError(f"shard name {name!r:.100}")
         if not all(listed.values()):
             raise ValueError("a split has no shard")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ShardError(
-            f"{path} cannot be used ({error}). Delete the folder {folder} and run again: it is "
-            "prepared anew from the source text."
-        ) from error
     return listed
+
+
+def read_manifest(folder: Path, source: Source | None = None) -> dict[str, Any]:
+    """Read the manifest of a finished folder, which must be that of `source` if it is given.
+
+    Raises:
+        ShardError: missing, damaged, or of another text.
+    """
+    with usable(folder):
+        manifest = read_json_object(folder / MANIFEST)
+        if manifest["format"] != _FORMAT:
+            found = reprlib.repr(manifest["format"])
+            raise ValueError(f"format {found}; this program reads {_FORMAT}")
+        if source and manifest["source"]["fingerprint"] != source.fingerprint:
+            raise ValueError(f"it was made of another text than {source.name} is")
+    return manifest
+
+
+@contextmanager
+def usable(folder: Path) -> Iterator[None]:
+    """Turn errors in the content of a manifest into a `ShardError` with the remedy."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise ShardError(
+            f"{folder / MANIFEST} cannot be used ({error}). Delete the folder {folder} and run "
+            "again: it is prepared anew from the source."
+        ) from error

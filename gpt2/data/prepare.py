@@ -20,10 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.common.files import remove_leftovers
+from gpt2.config import TokenType
 from gpt2.data.job import SHARD_BYTES, WHOLE, Job, Part
-from gpt2.data.manifest import MANIFEST, open_splits, write_manifest
+from gpt2.data.manifest import MANIFEST, open_splits, shards_entry, write_manifest
 from gpt2.data.parts import Parts, parse_part
-from gpt2.data.shards import TokenStream
+from gpt2.data.shards import TokenStream, shard_name
+from gpt2.data.token_splits import open_token_files, write_token_manifest
 from gpt2.data.tokenise import write_splits
 from gpt2.tokenizer import Tokenizer
 
@@ -49,19 +51,24 @@ def prepare(
     progress: bool = True,
     verify: bool | None = None,
     shard_bytes: int = SHARD_BYTES,
+    token_type: TokenType | None = None,
 ) -> Prepared:
     """Prepare a data set, or open one that was prepared before from the same text and tokenizer.
 
+    Token files that others made are checked, and used where they lie.
+
     Args:
-        data, tokenizer, vocab_size, cache_dir, progress, shard_bytes: see `gpt2.data.job.Job`.
-        verify: check the SHA-256 of every shard; None does so up to 1 GiB. Headers and lengths
-            are checked always.
+        data, tokenizer, vocab_size, cache_dir, progress, shard_bytes, token_type: see
+            `gpt2.data.job.Job`.
+        verify: check the SHA-256 of every shard; None does so up to 1 GiB, not of token files.
+            Headers and lengths are checked always.
 
     Raises:
         ValueError: the text cannot be read, or is too short to have all three splits; or, as
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
-    return _prepare(Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes), verify)
+    job = Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes, token_type)
+    return _prepare(job, verify)
 
 
 def _prepare(job: Job, verify: bool | None) -> Prepared:
@@ -128,7 +135,11 @@ def merge(job: Job) -> Prepared:
         if not (folder / MANIFEST).exists():
             held_out, shards = parts.merge()
             tokenizer.save(folder / "tokenizer.json")
-            write_manifest(folder, job.source, held_out, tokenizer, shards)
+            entries = {
+                split: shards_entry({shard_name(split, i): info for i, info in enumerate(infos)})
+                for split, infos in shards.items()
+            }
+            write_manifest(folder, job.source, held_out, tokenizer, entries)
         parts.remove_manifests()
         remove_leftovers(folder)
     job.notes.append(f"merged in {folder}")
@@ -138,19 +149,32 @@ def merge(job: Job) -> Prepared:
 def _build(job: Job) -> tuple[Tokenizer, Path]:
     """Do the work, or the rest of it, and write the manifest last. The caller holds the lock."""
     plan, tokenizer, folder = job.begin()
+    if job.source.token_files:
+        tokenizer.save(folder / "tokenizer.json")
+        write_token_manifest(folder, job.source, tokenizer, job.token_type, progress=job.progress)
+        return tokenizer, folder
     job.wait_for_parts(folder)
     remove_leftovers(folder)
     splits = write_splits(job, plan, tokenizer, folder, WHOLE)
     tokenizer.save(folder / "tokenizer.json")
-    shards = {split: list(work.made.values()) for split, work in splits.items()}
-    write_manifest(folder, job.source, plan.note, tokenizer, shards)
+    entries = {
+        split: shards_entry({shard_name(split, i): info for i, info in work.made.items()})
+        for split, work in splits.items()
+    }
+    write_manifest(folder, job.source, plan.note, tokenizer, entries)
     Parts(job, tokenizer, folder).remove_manifests()
     return tokenizer, folder
 
 
 def _open(job: Job, tokenizer: Tokenizer, folder: Path, *, verify: bool | None) -> Prepared:
     source = job.source
-    splits = open_splits(folder, tokenizer, source=source, verify=verify)
+    if source.token_files:
+        splits, notes = open_token_files(
+            folder, source, tokenizer, job.token_type, verify=bool(verify)
+        )
+        job.notes += notes
+    else:
+        splits = open_splits(folder, tokenizer, source=source, verify=verify)
     for split, stream in splits.items():
         job.notes.append(
             f"{split}: {len(stream):,} tokens, {stream.n_documents:,} documents, "
@@ -165,16 +189,19 @@ class Arguments:
     (--shard), which are then put together (--merge)."""
 
     data: str = "python-docs"
-    """python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern."""
+    """python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern, of text or
+    of token ids."""
     tokenizer: str | None = None
-    """A tokenizer.json, a folder with one, or GPT-2's encoder.json and vocab.bpe. None: one is
-    trained on the text, once."""
+    """A tokenizer.json, a folder with one, GPT-2's encoder.json and vocab.bpe, or gpt2, which
+    fetches these. None: one is trained on the text, once."""
     vocab_size: int = 32000
     """Tokens of the tokenizer trained on the text, where none is given."""
     cache_dir: Path = Path("data")
     """Folder for everything written."""
+    token_type: TokenType | None = None
+    """uint16 or uint32: the type of the ids in token files that do not say it."""
     verify: bool = False
-    """Check the SHA-256 of every shard, however large they are."""
+    """Check the SHA-256 of every file, however large they are."""
     shard: str | None = None
     """I/N: tokenise only the I-th of N parts, such as 3/8. Start 1/8 to 8/8 in any order, in one
     cache folder, or on machines with the same text under the same name and the same --tokenizer."""
@@ -189,7 +216,13 @@ def main(arguments: Arguments) -> None:
     if arguments.verify and (arguments.merge or arguments.shard is not None):
         raise ValueError("--merge verifies every shard, and --shard those it finds: no --verify")
     part = None if arguments.shard is None else parse_part(arguments.shard)
-    job = Job(arguments.data, arguments.tokenizer, arguments.vocab_size, arguments.cache_dir)
+    job = Job(
+        arguments.data,
+        arguments.tokenizer,
+        arguments.vocab_size,
+        arguments.cache_dir,
+        token_type=arguments.token_type,
+    )
     if part:
         notes = prepare_part(job, part)
     else:

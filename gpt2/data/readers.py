@@ -29,6 +29,7 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
+TOKEN_FORMATS = {".bin": "bin", ".npy": "npy", ".ds": "ds"}  # see `gpt2.data.token_files`
 _PACKED_BY_THEMSELVES = ("parquet", "arrow")
 Record = tuple[dict[str, Any], str, int]  # a row, its place in words, stored bytes read for it
 LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
@@ -75,8 +76,11 @@ def split_suffix(path: Path) -> tuple[str, str]:
 
 
 def file_format(path: Path) -> str | None:
-    """The format by a file's name, a value of `FORMATS`; None if it is no such file."""
+    """The format by a file's name, a value of `FORMATS` or `TOKEN_FORMATS`; None if it is no such
+    file."""
     suffix = split_suffix(path)[1].lower()
+    if suffix in TOKEN_FORMATS:
+        return TOKEN_FORMATS[suffix]
     packed = path.suffix.lower() in PACKINGS
     kind = FORMATS.get(Path(f"x{suffix}").with_suffix("").suffix if packed else suffix)
     return None if packed and kind in _PACKED_BY_THEMSELVES else kind

@@ -148,61 +148,51 @@ def verify_shard(path: Path) -> ShardInfo:
 
 def shard_error(path: Path, problem: str) -> ShardError:
     """The error for a shard that cannot be used: its path, the problem, and the remedy."""
-    return ShardError(
-        f"token shard {path} {problem}. Delete the folder {path.parent} and run again: "
-        "it is prepared anew from the source text."
+    return ShardError(f"token shard {path} {problem}. {_remedy(path)}")
+
+
+def _remedy(path: Path) -> str:
+    return (
+        f"Delete the folder {path.parent} and run again: it is prepared anew from the source text."
     )
 
 
 class TokenStream:
-    """The tokens of one split, read-only: memory-mapped shards read as one sequence.
+    """The tokens of one split, read-only: memory-mapped files read as one sequence.
 
-    Documents follow each other, each closed by the end-of-text id. Memory use does not grow with
-    the length: the system loads pages as they are read and drops them when it needs the space.
+    Memory use does not grow with the length: the system loads pages as they are read and drops them
+    when it needs the space.
 
     Args:
-        paths: the shards, in order.
-        tokenizer_hash: when given, every shard must have been written by this tokenizer.
-        verify: also check each shard's SHA-256 (about 1 s per GB), not only header and length.
-
-    Raises:
-        ShardError: naming the shard and the remedy.
-
-    Attributes:
+        parts: ids in order, each array (n,) of an integer type with the file that holds it.
+        vocab_size, tokenizer_hash: of the tokenizer, see `ShardInfo`.
         n_bytes: bytes of the documents' text as UTF-8 (for bits per byte).
         n_documents: documents in the split.
-        vocab_size, tokenizer_hash: of the tokenizer, see `ShardInfo`.
+        remedy: what to do when a file turns out to be damaged.
     """
 
     def __init__(
-        self, paths: Sequence[Path], *, tokenizer_hash: str | None = None, verify: bool = False
+        self,
+        parts: Sequence[tuple[Path, NDArray[np.integer]]],
+        *,
+        vocab_size: int,
+        tokenizer_hash: str,
+        n_bytes: int,
+        n_documents: int,
+        remedy: str,
     ) -> None:
-        assert paths, "a split has at least one shard"
-        infos = [verify_shard(path) if verify else read_header(path) for path in paths]
-        expected = infos[0].tokenizer_hash if tokenizer_hash is None else tokenizer_hash
-        for path, info in zip(paths, infos, strict=True):
-            if info.tokenizer_hash != expected or info.vocab_size != infos[0].vocab_size:
-                raise ShardError(
-                    f"token shard {path} was written with tokenizer {info.tokenizer_hash[:8]} "
-                    f"({info.vocab_size:,} tokens), not with {expected[:8]}: its ids would mean "
-                    "other text. Use the tokenizer.json beside it, or prepare the text again."
-                )
-        self.paths = tuple(paths)
-        self.vocab_size = infos[0].vocab_size
-        self.tokenizer_hash = expected
-        self.n_bytes = sum(info.counts.text_bytes for info in infos)
-        self.n_documents = sum(info.counts.documents for info in infos)
-        self._shards = [
-            np.memmap(path, dtype=info.dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
-            for path, info in zip(paths, infos, strict=True)
-        ]
-        self._starts = np.cumsum([0] + [info.tokens for info in infos])  # (shards + 1,)
+        self.paths = tuple(path for path, _ in parts)
+        self.vocab_size, self.tokenizer_hash = vocab_size, tokenizer_hash
+        self.n_bytes, self.n_documents = n_bytes, n_documents
+        self._arrays = [ids for _, ids in parts]
+        self._remedy = remedy
+        self._starts = np.cumsum([0] + [len(ids) for ids in self._arrays])  # (parts + 1,)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
 
     def read(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Tokens start..stop-1 as a new int64 array of shape (stop - start,), across shards.
+        """Tokens start..stop-1 as a new int64 array of shape (stop - start,), across files.
 
         Raises:
             ShardError: an id that is not below `vocab_size`, which no embedding has a row for.
@@ -210,15 +200,54 @@ class TokenStream:
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"tokens {start}..{stop} of a stream of {len(self)}")
         ids = np.empty(stop - start, dtype=np.int64)
-        shard = int(np.searchsorted(self._starts, start, side="right")) - 1
+        number = int(np.searchsorted(self._starts, start, side="right")) - 1
         filled = 0
         while filled < len(ids):
-            offset = start + filled - int(self._starts[shard])
-            part = self._shards[shard][offset : offset + len(ids) - filled]
+            offset = start + filled - int(self._starts[number])
+            part = self._arrays[number][offset : offset + len(ids) - filled]
             ids[filled : filled + len(part)] = part
             if len(part) and part.max() >= self.vocab_size:
-                problem = f"holds the id {part.max()}, and its header has {self.vocab_size} tokens"
-                raise shard_error(self.paths[shard], problem)
+                raise ShardError(
+                    f"{self.paths[number]} holds the id {part.max()}, and its vocabulary has "
+                    f"{self.vocab_size} tokens: it has changed. {self._remedy}"
+                )
             filled += len(part)
-            shard += 1
+            number += 1
         return ids
+
+
+def open_shards(
+    paths: Sequence[Path], *, tokenizer_hash: str | None = None, verify: bool = False
+) -> TokenStream:
+    """Map the shards of a split into memory, in order.
+
+    Documents follow each other, each closed by the end-of-text id.
+
+    Args:
+        tokenizer_hash: when given, every shard must have been written by this tokenizer.
+        verify: also check each shard's SHA-256 (about 1 s per GB), not only header and length.
+
+    Raises:
+        ShardError: naming the shard and the remedy.
+    """
+    assert paths, "a split has at least one shard"
+    infos = [verify_shard(path) if verify else read_header(path) for path in paths]
+    expected = infos[0].tokenizer_hash if tokenizer_hash is None else tokenizer_hash
+    parts = []
+    for path, info in zip(paths, infos, strict=True):
+        if info.tokenizer_hash != expected or info.vocab_size != infos[0].vocab_size:
+            raise ShardError(
+                f"token shard {path} was written with tokenizer {info.tokenizer_hash[:8]} "
+                f"({info.vocab_size:,} tokens), not with {expected[:8]}: its ids would mean "
+                "other text. Use the tokenizer.json beside it, or prepare the text again."
+            )
+        ids = np.memmap(path, info.dtype, mode="r", offset=HEADER_BYTES, shape=(info.tokens,))
+        parts.append((path, ids))
+    return TokenStream(
+        parts,
+        vocab_size=infos[0].vocab_size,
+        tokenizer_hash=expected,
+        n_bytes=sum(info.counts.text_bytes for info in infos),
+        n_documents=sum(info.counts.documents for info in infos),
+        remedy=_remedy(paths[0]),
+    )

@@ -1,4 +1,4 @@
-"""The sources that `--data` may name: built-in corpora and local files.
+"""The sources that `--data` may name: built-in corpora and local files, of text or of token ids.
 
 Files named for a split (train, valid, test) are that split; all others are training text.
 """
@@ -18,7 +18,14 @@ from gpt2.common.json_files import from_json, read_json, read_json_object
 from gpt2.data.documents import SPLITS, Source
 from gpt2.data.hub import HUB_DATASETS, hub_source
 from gpt2.data.python_docs import python_docs
-from gpt2.data.readers import FORMATS, PACKINGS, file_format, read_pieces, split_suffix
+from gpt2.data.readers import (
+    FORMATS,
+    PACKINGS,
+    TOKEN_FORMATS,
+    file_format,
+    read_pieces,
+    split_suffix,
+)
 from gpt2.data.snapshots import LeftOut, hub_splits, newest_revision
 
 BUILT_IN = ("python-docs", *HUB_DATASETS)
@@ -30,7 +37,8 @@ _SPLIT_WORD = re.compile(
 _ABOUT_THE_DATA = {"readme", "license", "licence", "notice", "copying", "changelog"}
 _OF_DATASETS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}
 _KINDS = (
-    f"Usable are {', '.join(FORMATS)}; all but .parquet and .arrow also as {', '.join(PACKINGS)}."
+    f"Usable are {', '.join(FORMATS)}; all but .parquet and .arrow also as {', '.join(PACKINGS)}; "
+    f"and files of token ids, {', '.join(TOKEN_FORMATS)}."
 )
 _NAMED = 8  # files that were left out, by name
 
@@ -45,7 +53,7 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
     Raises:
         ValueError: there is nothing, or nothing that can be read; says what was looked for.
     """
-    path = Path(data).expanduser()
+    path = _tokens_of_index(Path(data).expanduser())
     if data == "python-docs":
         return python_docs()
     if data in HUB_DATASETS:
@@ -70,7 +78,9 @@ def open_source(data: str, *, cache_dir: Path) -> Source:
                 f"--data {data}: no file in this folder can be used{_in_words(left_out)}. {_KINDS}"
             )
         notes: list[str] = []
-        splits = hub_splits(path, files, left_out, notes, _named_split)
+        splits = None
+        if not _holds_tokens(files[0]):
+            splits = hub_splits(path, files, left_out, notes, _named_split)
         if splits is None:
             splits = _splits_by_name(path, files, left_out)
         return _local_source(path.resolve().name, splits, left_out, notes, cache_dir)
@@ -116,10 +126,41 @@ def _without_descriptions(root: Path, files: list[Path], left_out: list[LeftOut]
     )  # fmt: skip
 
 
+def _tokens_of_index(path: Path) -> Path:
+    """The file of ids where its index is named, or what Megatron names: both without suffix."""
+    if path.suffix == ".idx" or not path.exists():
+        ids = path.with_suffix(".bin") if path.suffix == ".idx" else Path(f"{path}.bin")
+        return ids if ids.with_suffix(".idx").is_file() and ids.is_file() else path
+    return path
+
+
 def _known_kinds(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
-    return _sort_out(
-        files, "of no kind that is read", left_out, lambda path: file_format(path) is not None
+    """The files of text, or where there are none, of token ids."""
+    known = _sort_out(
+        [path for path in files if not _describes_tokens(path)],
+        "of no kind that is read",
+        left_out,
+        lambda path: file_format(path) is not None,
     )
+    own = [path for path in known if path.suffix == ".npy"]
+    names = {path.with_suffix(".csv.gz") for path in own}
+    known = _sort_out(known, "places of documents", left_out, lambda path: path not in names)
+    if all(_holds_tokens(path) for path in known):
+        return known
+    return _sort_out(known, "token ids beside text", left_out, lambda path: not _holds_tokens(path))
+
+
+def _holds_tokens(path: Path) -> bool:
+    return file_format(path) in TOKEN_FORMATS.values()
+
+
+def _describes_tokens(path: Path) -> bool:
+    """Tell whether a file is read together with one of token ids."""
+    if path.name == "index.json":
+        return any(path.parent.glob("*.bin"))
+    if path.suffix in (".index", ".metadata"):
+        return path.with_suffix("").suffix == ".ds"
+    return path.suffix == ".idx" and path.with_suffix(".bin").is_file()
 
 
 def _listed_by_datasets(root: Path, files: list[Path], left_out: list[LeftOut]) -> list[Path]:
@@ -174,13 +215,15 @@ def _local_source(
     notes = [f"{name}: {', '.join(_describe(*item) for item in chosen.items())}", *notes]
     if left_out:
         notes.append(_in_words(left_out).removeprefix("; "))
+    tokens = _holds_tokens(next(iter(chosen.values()))[0])
     return Source(
         name=re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "text",
         fingerprint=hashlib.sha256(f"local {_LAYOUT} {identity}".encode()).hexdigest(),
-        splits={split: partial(read_pieces, *paths) for split, paths in chosen.items()},
+        splits={s: partial(read_pieces, *paths) for s, paths in chosen.items() if not tokens},
         sizes={split: _size(paths) for split, paths in chosen.items()},
         notes=tuple(notes),
-        details={"kind": "files", "files": listing},
+        details={"kind": "tokens" if tokens else "files", "files": listing},
+        token_files=chosen if tokens else {},
     )
 
 

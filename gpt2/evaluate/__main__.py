@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
+from gpt2.config import TokenType
 from gpt2.evaluate.perplexity import Evaluation, evaluate
 
 if TYPE_CHECKING:
@@ -41,6 +42,8 @@ class Arguments:
     data: str | None = None
     """Text to score: what train.py's --data takes; None: what a run was trained on. For hellaswag
     and lambada: a .jsonl, .jsonl.gz or .parquet file."""
+    token_type: TokenType | None = None
+    """uint16 or uint32: the type of the ids in token files that do not say it."""
     split: str = "test"
     """train, valid or test. Of a text only."""
     stride: int | None = None
@@ -84,6 +87,8 @@ def _check(arguments: Arguments) -> None:
     task = arguments.task
     if arguments.limit is not None and task == "wikitext":
         raise ValueError("--task wikitext counts the words of the whole split: leave out --limit")
+    if arguments.token_type is not None and task != "perplexity":
+        raise ValueError(f"--task {task} reads text, not token ids: leave out --token-type")
     if arguments.stride is not None and task not in ("perplexity", "wikitext"):
         raise ValueError(f"--task {task} has no windows that slide: leave out --stride")
     if arguments.detokenise != "none" and task != "wikitext":
@@ -100,7 +105,7 @@ def _score(
         from gpt2.data.prepare import prepare
 
         prepared = prepare(
-            run.choose_data(arguments.data),
+            **run.choose_data(arguments.data, arguments.token_type),
             tokenizer=str(run.folder),
             cache_dir=Path(arguments.cache_dir),
         )
@@ -120,7 +125,7 @@ def _score(
         from gpt2.data.sources import open_source
         from gpt2.evaluate.word_perplexity import read_documents, word_perplexity
 
-        data = run.choose_data(arguments.data)
+        data = run.choose_data(arguments.data, None)["data"]
         source = open_source(data, cache_dir=Path(arguments.cache_dir))
         print("\n".join(source.notes), file=sys.stderr)
         return f"{data}, {split}", word_perplexity(

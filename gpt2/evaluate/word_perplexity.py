@@ -168,8 +168,10 @@ def read_documents(source: Source, split: str) -> list[str]:
     """Read the documents of one split of a data set.
 
     Raises:
-        ValueError: there is no such split in it.
+        ValueError: there is no such split in it, or it holds token ids.
     """
+    if source.token_files:
+        raise ValueError(f"{source.name} holds token ids, and words are counted in text: give that")
     plan = plan_splits(source)
     if split not in (have := [*source.splits, *plan.taken]):
         raise ValueError(f"{source.name} has no split {split!r}; it has {', '.join(have)}")

@@ -3,11 +3,12 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2.common.devices import choose_device
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.config import PORTABLE, GPTConfig, Settings, TrainConfig, settle
+from gpt2.config import PORTABLE, GPTConfig, Settings, TokenType, TrainConfig, settle
 from gpt2.model import GPT
 from gpt2.runs.checkpoint import (
     best_checkpoint,
@@ -42,19 +43,20 @@ class Run:
     def __str__(self) -> str:
         return self.name if self.step is None else f"{self.name} step {self.step}"
 
-    def choose_data(self, data: str | None) -> str:
-        """`data`, the value of --data, or by default the data that the run was trained on.
+    def choose_data(self, data: str | None, token_type: TokenType | None) -> dict[str, Any]:
+        """What `prepare` is asked for: `data` and `token_type`, the values of these options, or by
+        default what the run was trained on.
 
         Raises:
             ValueError: no --data, and nothing says what the model was trained on.
         """
-        if data is not None:
-            return data
-        if self.config is None:
+        if data is None and self.config is None:
             raise ValueError(
                 f"{self.name} does not record what it was trained on: choose a text with --data"
             )
-        return self.config.data
+        if data is None and self.config is not None:
+            data, token_type = self.config.data, token_type or self.config.token_type
+        return {"data": data, "token_type": token_type}
 
 
 def load_run(folder: str | Path, *, checkpoint: str = "best", device: str = "auto") -> Run:

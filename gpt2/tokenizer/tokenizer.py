@@ -84,7 +84,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Tokenizer:
-        """Load a tokenizer.json, or GPT-2's encoder.json and vocab.bpe, or a folder with either.
+        """Load a tokenizer.json, or GPT-2's encoder.json and vocab.bpe, or a folder with either;
+        "gpt2", where no folder of that name has one, fetches GPT-2's own.
 
         Raises:
             ValueError: the file is missing, damaged, or of another kind of tokenizer.

@@ -13,7 +13,10 @@ import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+
+from tiktoken.load import read_file_cached
 
 from gpt2.common.files import atomic_write, read_bytes
 from gpt2.common.json_files import MAX_BYTES, read_json_object
@@ -27,6 +30,11 @@ _BYTE_TO_CHAR = {
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _CHAR_TO_BYTE = {char: byte for byte, char in _BYTE_TO_CHAR.items()}
 _PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))  # OpenAI's, Hugging Face's
+_GPT2_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+_GPT2_FILES = {  # with their SHA-256
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+}
 # As OpenAI published it, and as tiktoken has it.
 _GPT2_PATTERNS = {
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
@@ -59,10 +67,28 @@ def read_vocabulary(path: str | os.PathLike[str]) -> Vocabulary:
                 return _read_pair(encoder, merges)
     if path.is_file() and path.name not in {name for names in _PAIRS for name in names}:
         return _read_tokenizer_json(path)
+    if str(path) == "gpt2":  # which this package is called too, so a folder counts by its content
+        return _gpt2()
     raise ValueError(
-        f"no tokenizer at {path}: give a tokenizer.json, or a folder with a tokenizer.json or with "
-        "GPT-2's encoder.json and vocab.bpe"
+        f"no tokenizer at {path}: give a tokenizer.json, a folder with a tokenizer.json or with "
+        "GPT-2's encoder.json and vocab.bpe, or gpt2, which fetches these"
     )
+
+
+def _gpt2() -> Vocabulary:
+    """GPT-2's own vocabulary; tiktoken fetches it once, checks its SHA-256 and keeps it."""
+    with TemporaryDirectory() as folder:
+        for name, sha256 in _GPT2_FILES.items():
+            try:
+                content = read_file_cached(_GPT2_URL + name, sha256)
+            # Any of several libraries may fail here; whichever it is, the advice is the same.
+            except Exception as error:
+                raise ValueError(
+                    f"GPT-2's vocabulary cannot be fetched ({str(error)[:200]}): copy here a "
+                    "folder with its tokenizer.json, or encoder.json and vocab.bpe, and name that"
+                ) from error
+            (Path(folder) / name).write_bytes(content)
+        return _read_pair(*(Path(folder) / name for name in _PAIRS[0]))
 
 
 def write_tokenizer_json(path: str | os.PathLike[str], vocabulary: Vocabulary) -> None:

@@ -154,6 +154,7 @@ def prepare_text(plan: Plan) -> Prepared:
         tokenizer=str(plan.folder / "tokenizer.json") if plan.resumed else settings.tokenizer,
         vocab_size=settings.vocab_size,
         cache_dir=Path(settings.cache_dir),
+        token_type=settings.token_type,
     )
     if "train" not in prepared.splits:
         raise ValueError(

@@ -10,10 +10,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import gpt2.training.trainer
 from gpt2.runs.metrics import read_metrics
+from gpt2.tokenizer import Tokenizer
 from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python, wait_for_step
 from tests.kernels.work_counts import count_work
 
@@ -177,6 +179,38 @@ def test_a_run_stays_within_documents_wherever_it_is_opened(workplace, typed, ca
     assert typed(TRAIN, *words, "--attend", "within-documents", "--device", "cpu") == 0
     kept = json.loads((workplace / "narrowed" / "config.json").read_text())
     assert "within-documents" in json.dumps(kept)
+
+
+def test_a_run_on_token_ids_knows_their_type_when_it_goes_on_and_is_scored(
+    workplace, typed, capsys
+):
+    """What nanoGPT has of a text is trained on as the text itself, to the same losses."""
+    tokenizer = Tokenizer.load(workplace / "run/tokenizer.json")
+    (workplace / "ids").mkdir()
+    for split, text in {"train": STORIES, "val": STORIES[:2000]}.items():
+        documents = [text.strip() for text in text.split("<|endoftext|>") if text.strip()]
+        ids = [id for text in documents for id in (*tokenizer.encode(text), tokenizer.eot_id)]
+        np.array(ids, dtype="<u2").tofile(workplace / f"ids/{split}.bin")
+        for name in {split, "test"}:
+            (workplace / f"ids/{name}.txt").write_text(text, encoding="utf-8")
+    words = [TRAIN, *SMALL, "--steps", "4", "--eval-every", "2", "--checkpoint-every", "2"]
+    words += ["--tokenizer", "run", "--eval-tokens", "500"]
+    assert typed(*words, "--data", "ids/*.txt", "--out", "by-text") == 0
+    assert typed(*words, "--data", "ids/*.bin", "--token-type", "uint16", "--out", "by-ids") == 0
+    assert curve(workplace / "by-ids") == curve(workplace / "by-text")
+    for name in ("result.json", "checkpoints/step-000004"):
+        path = workplace / "by-ids" / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert typed(TRAIN, "--resume", "by-ids") == 0
+    assert curve(workplace / "by-ids") == curve(workplace / "by-text")
+    capsys.readouterr()
+    scores = []
+    for run in ("by-ids", "by-text"):
+        assert typed("-m", "gpt2.evaluate", run, "--split", "valid", "--json") == 0
+        scores.append(json.loads(capsys.readouterr().out))
+    assert scores[0]["bits_per_byte"] == scores[1]["bits_per_byte"] > 0
+    assert typed("-m", "gpt2.evaluate", "by-ids", "--task", "wikitext") == 2
+    assert "ids holds token ids, and words are counted in text" in capsys.readouterr().err
 
 
 def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, capsys):

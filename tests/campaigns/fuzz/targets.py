@@ -21,7 +21,7 @@ from gpt2.data import prepare
 from gpt2.data.documents import Piece
 from gpt2.data.job import Job
 from gpt2.data.manifest import open_splits
-from gpt2.data.shards import TokenStream, read_header, verify_shard
+from gpt2.data.shards import TokenStream, open_shards, read_header, verify_shard
 from gpt2.data.sources import open_source
 from gpt2.demo import model as demo_model
 from gpt2.evaluate.tasks import read_rows
@@ -101,7 +101,7 @@ def _reseal_all(files: Files) -> None:
 def _shard(folder: Path) -> None:
     path = folder / "train-00000.bin"
     assert read_header(path) == verify_shard(path)
-    _read_tokens(TokenStream([path], verify=True))
+    _read_tokens(open_shards([path], verify=True))
 
 
 @target("prepared", examples.prepared, examples.reseal_shards)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data.batches import Batches
-from gpt2.data.shards import Counts, TokenStream, write_shard
+from gpt2.data.shards import Counts, TokenStream, open_shards, write_shard
 from tests.gpt2.data.streams import ArrayStream
 
 
@@ -21,7 +21,7 @@ def stream_of(folder: Path, n_tokens: int) -> TokenStream:
         paths.append(folder / f"{i}.bin")
         counts = Counts(1, 1, 1, 1)
         write_shard(paths[-1], part, vocab_size=1 << 16, tokenizer_hash="ab", counts=counts)
-    return TokenStream(paths)
+    return open_shards(paths)
 
 
 @pytest.fixture

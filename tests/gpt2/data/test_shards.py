@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.data import shards
-from gpt2.data.shards import HEADER_BYTES, Counts, ShardError, TokenStream, write_shard
+from gpt2.data.shards import HEADER_BYTES, Counts, ShardError, open_shards, write_shard
 from tests.gpt2.data.corpora import flip
 
 HASH = "ab" * 32
@@ -27,7 +27,7 @@ def test_ids_up_to_the_last_of_the_vocabulary_survive(tmp_path, vocab_size, item
     ids = [0, 1, vocab_size - 1]
     path = save(tmp_path / "a.bin", ids, vocab_size=vocab_size)
     assert path.stat().st_size == HEADER_BYTES + 3 * itemsize
-    assert TokenStream([path], verify=True).read(0, 3).tolist() == ids
+    assert open_shards([path], verify=True).read(0, 3).tolist() == ids
 
 
 def test_header_tells_what_was_written_and_the_stream_adds_it_up(tmp_path):
@@ -35,7 +35,7 @@ def test_header_tells_what_was_written_and_the_stream_adds_it_up(tmp_path):
     info = shards.read_header(paths[2])
     assert (info.vocab_size, info.tokens, info.tokenizer_hash) == (1000, 3, HASH)
     assert info.counts == Counts(shards=1, pieces=5, documents=2, text_bytes=30)
-    stream = TokenStream(paths)
+    stream = open_shards(paths)
     assert (len(stream), stream.n_documents, stream.n_bytes) == (6, 6, 90)
     assert (stream.vocab_size, stream.tokenizer_hash) == (1000, HASH)
 
@@ -46,7 +46,7 @@ def test_read_is_a_slice_of_the_joined_shards(tmp_path_factory, lengths, data):
     folder = tmp_path_factory.mktemp("shards")
     whole = np.arange(sum(lengths))
     parts = np.split(whole, np.cumsum(lengths)[:-1])
-    stream = TokenStream([save(folder / f"{i}.bin", part) for i, part in enumerate(parts)])
+    stream = open_shards([save(folder / f"{i}.bin", part) for i, part in enumerate(parts)])
     start = data.draw(st.integers(0, len(whole)))
     stop = data.draw(st.integers(start, len(whole)))
     got = stream.read(start, stop)
@@ -55,7 +55,7 @@ def test_read_is_a_slice_of_the_joined_shards(tmp_path_factory, lengths, data):
 
 
 def test_reads_are_copies_within_the_stream(tmp_path):
-    stream = TokenStream([save(tmp_path / "a.bin", [1, 2, 3])])
+    stream = open_shards([save(tmp_path / "a.bin", [1, 2, 3])])
     stream.read(0, 3)[:] = 9
     assert stream.read(0, 3).tolist() == [1, 2, 3]
     for start, stop in [(-1, 2), (2, 1), (0, 4)]:
@@ -81,7 +81,7 @@ def test_damage_is_found_at_opening_and_the_shard_named(tmp_path, change, proble
     else:
         paths[1].unlink()
     with pytest.raises(ShardError, match=rf"train-00001\.bin .*{problem}.*Delete the folder"):
-        TokenStream(paths)
+        open_shards(paths)
 
 
 @pytest.mark.parametrize("offset", [HEADER_BYTES, HEADER_BYTES + 199])
@@ -89,15 +89,15 @@ def test_a_changed_bit_fails_the_checksum(tmp_path, offset):
     path = save(tmp_path / "train-00000.bin", range(100))
     shards.verify_shard(path)
     flip(path, offset)
-    TokenStream([path])  # cheap checks alone cannot see it
+    open_shards([path])  # cheap checks alone cannot see it
     with pytest.raises(ShardError, match=r"train-00000\.bin.*SHA-256"):
-        TokenStream([path], verify=True)
+        open_shards([path], verify=True)
 
 
 def test_another_tokenizer_is_refused(tmp_path):
     path = save(tmp_path / "a.bin", [1, 2])
     with pytest.raises(ShardError, match=r"abababab.*not with cdcdcdcd"):
-        TokenStream([path], tokenizer_hash="cd" * 32)
+        open_shards([path], tokenizer_hash="cd" * 32)
     other = save(tmp_path / "b.bin", [1, 2], tokenizer_hash="cd" * 32)
     with pytest.raises(ShardError, match=r"b\.bin"):
-        TokenStream([path, other])
+        open_shards([path, other])

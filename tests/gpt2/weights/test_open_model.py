@@ -63,7 +63,7 @@ def test_a_run_and_its_export_are_the_same_model(workplace):
     assert run.tokenizer.hash == weights.tokenizer.hash
     assert (str(run), str(weights)) == (f"{workplace}/run step 7", f"{workplace}/weights")
     assert run.config is not None
-    assert run.choose_data(None) == str(workplace / "stories.txt")
+    assert run.choose_data(None, None)["data"] == str(workplace / "stories.txt")
     assert weights.config is weights.step is None
     assert not run.model.training
     assert not weights.model.training
