@@ -114,7 +114,7 @@ def sdpa(
     GPU and in a compiled model they are a mask as well.
     """
     if documents is not None and qkv.device.type == "cpu" and not torch.compiler.is_compiling():
-        lengths = _begins(documents).diff(append=_total(documents)).tolist()
+        lengths = _cumulative_lengths(documents).diff().tolist()
         parts = qkv.flatten(0, 1)[None].split(lengths, dim=1)
         done = [sdpa(part, window=window, dropout_p=dropout_p) for part in parts]
         return torch.cat(done, dim=1).view(*qkv.shape[:2], *qkv.shape[3:])
@@ -128,16 +128,14 @@ def sdpa(
     return y.transpose(1, 2)
 
 
-def _begins(documents: Tensor) -> Tensor:
-    """Where the documents begin in the rows of a batch put one after another, int32."""
+def _cumulative_lengths(documents: Tensor) -> Tensor:
+    """Where the documents begin in the rows of a batch put one after another, and the end, int32.
+
+    The number of documents is read back from the device.
+    """
     begins = documents[0]
-    T = begins.shape[1]
-    return (begins == torch.arange(T, device=begins.device)).flatten().nonzero().flatten().int()
-
-
-def _total(documents: Tensor) -> Tensor:
-    """The number of positions of a batch, as an int32 tensor of one element."""
-    return torch.tensor([documents[0].numel()], dtype=torch.int32, device=documents.device)
+    first = (begins == torch.arange(begins.shape[1], device=begins.device)).flatten()
+    return F.pad(first.nonzero().flatten(), (0, 1), value=len(first)).int()
 
 
 def flash(
@@ -159,9 +157,8 @@ def flash(
     }
     if documents is None:
         return flash_attn.flash_attn_qkvpacked_func(qkv, **options)
-    bounds = torch.cat([_begins(documents), _total(documents)])
     y = flash_attn.flash_attn_varlen_qkvpacked_func(
-        qkv.flatten(0, 1), bounds, qkv.shape[1], **options
+        qkv.flatten(0, 1), _cumulative_lengths(documents), qkv.shape[1], **options
     )
     return y.view(*qkv.shape[:2], *qkv.shape[3:])
 

@@ -48,11 +48,12 @@ class KVCache:
 
     def find_begins(self, idx: Tensor, positions: Tensor) -> Tensor:
         """Keep and return where the documents of these new tokens begin, (B, T) int64."""
-        end, starts = int(max(self.lengths)) + idx.shape[1], positions[:, :1]
+        assert self.end_of_text is not None
+        end, starts = max(self.lengths) + idx.shape[1], positions[:, :1]
         if self.begins is None or self.begins.shape[1] < end:
             self.begins = _with_room(self.begins, positions, 1 << end.bit_length())
         before = self.begins.gather(1, (starts - 1).clamp(min=0))
-        begins = torch.where(idx.eq(self.end_of_text or 0), positions, before * (starts > 0))
+        begins = torch.where(idx.eq(self.end_of_text), positions, before * (starts > 0))
         begins = begins.cummax(1).values
         self.begins.scatter_(1, positions, begins)
         return begins
@@ -79,6 +80,7 @@ class Chunk:
     Attributes:
         positions: of the tokens: a slice if all rows agree, otherwise (B, T), int64.
         end: the position after the last one.
+        follows: whether tokens went before, in any row.
         begins: where their documents begin, (B, T) int64; None if the model sees through documents.
     """
 
@@ -86,7 +88,7 @@ class Chunk:
         T, device = idx.shape[1], idx.device
         self._cache = cache
         starts = cache.lengths
-        self._follows = any(starts)
+        self.follows = any(starts)
         self.end = max(starts) + T
         self._seen = slice(self.end)
         self._mask: Tensor | None = None
@@ -101,13 +103,10 @@ class Chunk:
         each = torch.tensor(starts, device=device)[:, None] + torch.arange(T, device=device)
         if not together:
             self._rows, self.positions = torch.arange(len(starts), device=device)[:, None], each
-        if self._follows:
-            self._mask = _visible(each, self.end, cache.window)
         if cache.end_of_text is not None:
-            self.begins = cache.find_begins(idx, each.expand(idx.shape))
-            if self._mask is not None:
-                keys = torch.arange(self.end, device=device)
-                self._mask = self._mask & (keys >= self.begins[:, None, :, None])
+            self.begins = cache.find_begins(idx, each)
+        if self.follows:
+            self._mask = _visible(each, self.end, cache.window, self.begins)
 
     def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None] | None:
         """Store the keys and values (B, T, 2, H, D) of these tokens for one attention module.
@@ -121,13 +120,15 @@ class Chunk:
         if held is None or held.shape[1] < self.end:
             held = self._cache.kv[attention] = _with_room(held, kv, 1 << self.end.bit_length())
         held[self._rows, self.positions] = kv
-        return (held[:, self._seen], self._mask) if self._follows else None
+        return (held[:, self._seen], self._mask) if self.follows else None
 
 
-def _visible(positions: Tensor, end: int, window: int | None) -> Tensor:
+def _visible(positions: Tensor, end: int, window: int | None, begins: Tensor | None) -> Tensor:
     """Boolean (B, 1, T, end): True where the query at `positions` (B, T) may see a key."""
-    distance = positions[:, None, :, None] - torch.arange(end, device=positions.device)
-    return (distance >= 0) & (distance < (window or end))
+    keys = torch.arange(end, device=positions.device)
+    distance = positions[:, None, :, None] - keys
+    visible = (distance >= 0) & (distance < (window or end))
+    return visible if begins is None else visible & (keys >= begins[:, None, :, None])
 
 
 def _with_room(held: Tensor | None, kv: Tensor, room: int) -> Tensor:

@@ -191,7 +191,7 @@ class GPT(nn.Module):
         """
         chunk = None if cache is None else cache.extend(idx)
         documents = None
-        if self.config.end_of_text is not None:
+        if self.config.end_of_text is not None and (chunk is None or not chunk.follows):
             documents = document_bounds(idx.eq(self.config.end_of_text))
         x, branch = self.drop(self.embed(idx, chunk, documents)), None
         recompute = self.config.recompute == "block" and torch.is_grad_enabled()

@@ -6,7 +6,7 @@ A folder without one is work in progress. Shards are listed as plain file names 
 import itertools
 import platform
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from gpt2.data.shards import (
     open_shards,
     read_header,
     shard_error,
+    shard_name,
 )
 from gpt2.tokenizer import Tokenizer
 
@@ -54,15 +55,15 @@ def write_manifest(
     write_json(folder / MANIFEST, manifest)
 
 
-def shards_entry(shards: Mapping[str, ShardInfo]) -> dict[str, Any]:
-    """The entry of a split that consists of shards, by their names in order."""
+def shards_entry(split: str, infos: Sequence[ShardInfo]) -> dict[str, Any]:
+    """The entry of a split that consists of these shards, numbered in order."""
     return {
-        "tokens": sum(info.tokens for info in shards.values()),
-        "documents": sum(info.counts.documents for info in shards.values()),
-        "text_bytes": sum(info.counts.text_bytes for info in shards.values()),
+        "tokens": sum(info.tokens for info in infos),
+        "documents": sum(info.counts.documents for info in infos),
+        "text_bytes": sum(info.counts.text_bytes for info in infos),
         "shards": [
-            {"file": name, "tokens": info.tokens, "sha256": info.sha256}
-            for name, info in shards.items()
+            {"file": shard_name(split, i), "tokens": info.tokens, "sha256": info.sha256}
+            for i, info in enumerate(infos)
         ],
     }
 

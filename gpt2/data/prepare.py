@@ -24,7 +24,7 @@ from gpt2.config import TokenType
 from gpt2.data.job import SHARD_BYTES, WHOLE, Job, Part
 from gpt2.data.manifest import MANIFEST, open_splits, shards_entry, write_manifest
 from gpt2.data.parts import Parts, parse_part
-from gpt2.data.shards import TokenStream, shard_name
+from gpt2.data.shards import TokenStream
 from gpt2.data.token_splits import open_token_files, write_token_manifest
 from gpt2.data.tokenise import write_splits
 from gpt2.tokenizer import Tokenizer
@@ -135,10 +135,7 @@ def merge(job: Job) -> Prepared:
         if not (folder / MANIFEST).exists():
             held_out, shards = parts.merge()
             tokenizer.save(folder / "tokenizer.json")
-            entries = {
-                split: shards_entry({shard_name(split, i): info for i, info in enumerate(infos)})
-                for split, infos in shards.items()
-            }
+            entries = {split: shards_entry(split, infos) for split, infos in shards.items()}
             write_manifest(folder, job.source, held_out, tokenizer, entries)
         parts.remove_manifests()
         remove_leftovers(folder)
@@ -158,8 +155,7 @@ def _build(job: Job) -> tuple[Tokenizer, Path]:
     splits = write_splits(job, plan, tokenizer, folder, WHOLE)
     tokenizer.save(folder / "tokenizer.json")
     entries = {
-        split: shards_entry({shard_name(split, i): info for i, info in work.made.items()})
-        for split, work in splits.items()
+        split: shards_entry(split, list(work.made.values())) for split, work in splits.items()
     }
     write_manifest(folder, job.source, plan.note, tokenizer, entries)
     Parts(job, tokenizer, folder).remove_manifests()

@@ -47,7 +47,7 @@ def _draw(packed: bool, draw: Draw) -> Case:
         "documents": None,
     }
     if draw.chance(1 / 4):
-        first = torch.rand(b, t) < 10 ** draw.number(-3, 0)
+        first = draw.uniform(b, t) < 10 ** draw.number(-3, 0)
         options["documents"] = document_bounds(first.to(draw.memory.device))
     keep, seed = None, None
     if draw.chance(1 / 4) and 0 not in shape:
