@@ -67,7 +67,7 @@ run("1", "--benchmark-autosave")
 run("10", "-k", "not wrong", "--benchmark-save=again", "--benchmark-compare=0001",
     "--benchmark-compare-fail=median:5%")
 run("1", "-k", "theirs and not wrong", "--benchmark-compare=0001",
-    "--benchmark-compare-fail=median:1000%")
+    "--benchmark-compare-fail=median:0.02")
 """
 
 
