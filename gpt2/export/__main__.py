@@ -1,19 +1,21 @@
-"""`python -m gpt2.export`: write a model in Hugging Face's GPT-2 format."""
+"""`python -m gpt2.export`: write a model in Hugging Face's GPT-2 format, or in GGUF."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from tyro.conf import Positional
 
 from gpt2.common.cli import run_tool
 from gpt2.common.devices import DTYPES
-from gpt2.weights.export import export
+from gpt2.weights.export import Format, export
+from gpt2.weights.gguf_file import GGUF_FILE
 from gpt2.weights.open_model import open_model
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Write a model in Hugging Face's GPT-2 format."""
+    """Write a model in Hugging Face's GPT-2 format, or in GGUF."""
 
     run: Positional[str]
     """Run folder of `python train.py`; folder in Hugging Face's GPT-2 format; demo, the model that
@@ -21,18 +23,28 @@ class Arguments:
     out: str
     """Folder to write; must not exist, or be empty."""
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Format of the stored weights: fp32 is exact, the others take half its size."""
+    """Type of the stored weights: fp32 is exact, the others take half its size."""
+    format: Format = "hugging-face"
+    """hugging-face, or gguf for llama.cpp and what is built on it (extra gguf)."""
     checkpoint: str = "best"
     """Of a run folder: best, last, or the number of a step."""
 
 
 def main(arguments: Arguments) -> None:
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device="cpu")
-    size = export(run.model, run.tokenizer, arguments.out, dtype=DTYPES[arguments.dtype])
+    size = export(
+        run.model,
+        run.tokenizer,
+        arguments.out,
+        dtype=DTYPES[arguments.dtype],
+        file_format=arguments.format,
+    )
+    use = f"transformers.AutoModelForCausalLM.from_pretrained({arguments.out!r})"
+    if arguments.format == "gguf":
+        use = f"llama-cli -m {Path(arguments.out) / GGUF_FILE}"
     print(
-        f"{run} written to {arguments.out} ({size / 1e6:.1f} MB of "
-        f"{arguments.dtype}). transformers.AutoModelForCausalLM.from_pretrained("
-        f"{arguments.out!r}) loads it"
+        f"{run} written to {arguments.out} ({size / 1e6:.1f} MB of {arguments.dtype}). {use} "
+        "loads it"
     )
 
 

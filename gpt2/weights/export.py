@@ -1,19 +1,18 @@
-"""Write a model in Hugging Face's GPT-2 format, for every program that reads it.
+"""Write a model in Hugging Face's GPT-2 format, for every program that reads it, or in GGUF.
 
     python -m gpt2.export runs/demo --out exported --dtype bf16
+    python -m gpt2.export runs/demo --out exported-gguf --format gguf
 
-    transformers.AutoModelForCausalLM.from_pretrained("exported")
-
-The folder holds config.json, generation_config.json, model.safetensors, tokenizer.json and
-tokenizer_config.json. The model there computes the same function; see `gpt2.weights.hugging_face`
-for what the format cannot express.
+The folder holds config.json, generation_config.json, tokenizer.json, tokenizer_config.json, and
+model.safetensors or model.gguf. The model there computes the same function; see
+`gpt2.weights.hugging_face` for what GPT-2 cannot express.
 """
 
 import os
 import secrets
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -23,26 +22,35 @@ from gpt2.common.files import sync_folder, write_json
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
+from gpt2.weights.gguf_file import GGUF_FILE, stays_exact, write_gguf
 from gpt2.weights.hugging_face import config_to_hugging_face, tensors_to_hugging_face
+
+Format = Literal["hugging-face", "gguf"]
 
 
 def export(
-    model: GPT, tokenizer: Tokenizer, folder: str | Path, *, dtype: torch.dtype = torch.float32
+    model: GPT,
+    tokenizer: Tokenizer,
+    folder: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    file_format: Format = "hugging-face",
 ) -> int:
-    """Write a model and its tokenizer in Hugging Face's GPT-2 format, completely or not at all.
+    """Write a model and its tokenizer, completely or not at all.
 
     Args:
         model: any mode, any device.
         tokenizer: the one that it was trained with.
         folder: does not exist yet, or is empty.
-        dtype: of the stored weights.
+        dtype: of the stored weights; in GGUF of the matrices.
+        file_format: of the weights.
 
     Returns:
-        The bytes of the weights.
+        The bytes of the file with the weights.
 
     Raises:
-        ValueError: a folder with files in it, a model that GPT-2's format cannot express, or
-            weights that `dtype` cannot hold.
+        ValueError: a folder with files in it, a model that GPT-2's format cannot express, weights
+            that `dtype` cannot hold, or a library that is missing.
     """
     folder = Path(folder).absolute()
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
@@ -54,9 +62,10 @@ def export(
             f"the model has {model.config.vocab_size} tokens and the tokenizer "
             f"{tokenizer.vocab_size}: give the one that the model was trained with"
         )
+    exact = stays_exact if file_format == "gguf" else lambda name, tensor: False
     config = config_to_hugging_face(model.config, eot_id=tokenizer.eot_id, dtype=dtype)
     tensors = {
-        name: _converted(name, tensor, dtype)
+        name: _converted(name, tensor, torch.float32 if exact(name, tensor) else dtype)
         for name, tensor in tensors_to_hugging_face(model).items()
     }
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -68,9 +77,11 @@ def export(
         write_json(temporary / "generation_config.json", ends)
         tokenizer.save(temporary / "tokenizer.json")
         write_json(temporary / "tokenizer_config.json", _tokenizer_config(model))
-        # transformers asks for this key.
-        save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        weights = temporary / "model.safetensors"
+        weights = temporary / (GGUF_FILE if file_format == "gguf" else "model.safetensors")
+        if file_format == "gguf":
+            write_gguf(weights, folder.name, model.config, tensors)
+        else:  # transformers asks for this key
+            save_file(tensors, weights, metadata={"format": "pt"})
         weights.chmod((temporary / "config.json").stat().st_mode)  # else others could not read it
         size = weights.stat().st_size
         if folder.exists():

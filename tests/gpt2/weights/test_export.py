@@ -1,8 +1,11 @@
 """gpt2.export: what transformers makes of an exported run, and what cannot be exported."""
 
+import copy
 import dataclasses
 import importlib.util
 import json
+import sys
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,12 @@ from torch import Tensor
 
 from gpt2.common.devices import DTYPES
 from gpt2.export.__main__ import Arguments, main
+from gpt2.generate.decoding import generate
 from gpt2.model import GPT
 from gpt2.tokenizer import Tokenizer
 from gpt2.weights import load_pretrained
 from gpt2.weights.export import export
+from gpt2.weights.open_model import open_model
 from kernels.testing import judge
 from tests.gpt2.stand_ins import ROOT, loud_model, run_python, write_run
 
@@ -45,6 +50,15 @@ def make_run(folder: Path, tokenizer: Tokenizer, losses: dict[int, float]) -> di
     }
 
 
+def with_rounded_matrices(model: GPT, dtype: torch.dtype) -> GPT:
+    """A copy with the values that GGUF holds: vectors and positions are as they were."""
+    rounded = copy.deepcopy(model)
+    for name, parameter in rounded.named_parameters():
+        if parameter.dim() > 1 and name != "wpe.weight":
+            parameter.copy_(parameter.to(dtype))
+    return rounded
+
+
 def assert_loaded(loaded: GPT, model: GPT, dtype: torch.dtype) -> None:
     """All parameters, rounded to `dtype`; rows of the padded vocabulary are zero."""
     assert dict(loaded.named_parameters()).keys() == dict(model.named_parameters()).keys()
@@ -56,7 +70,8 @@ def assert_loaded(loaded: GPT, model: GPT, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.skipif(
-    importlib.util.find_spec("transformers") is None, reason="needs the library transformers"
+    any(importlib.util.find_spec(name) is None for name in ("transformers", "accelerate", "gguf")),
+    reason="needs the libraries transformers, accelerate and gguf",
 )
 @pytest.mark.parametrize(
     "options",
@@ -64,9 +79,19 @@ def assert_loaded(loaded: GPT, model: GPT, dtype: torch.dtype) -> None:
     ids=["gpt2", "untied-unbiased-narrow"],
 )
 def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options):
-    """In float64 the logits are the same function's; in float32 ours are as exact as theirs."""
+    """In float64 the logits are the same function's; in float32 ours are as exact as theirs. Of
+    GGUF, in each type, it makes the same ids, logits and greedy text as of its own format."""
     model = build(tokenizer, **options)
     export(model, tokenizer, tmp_path / "exported")
+    rounded = {}
+    for name, dtype in DTYPES.items():
+        folder = tmp_path / f"gguf-{name}"
+        export(model, tokenizer, folder, dtype=dtype, file_format="gguf")
+        assert {path.name for path in folder.iterdir()} == {
+            *("config.json", "generation_config.json", "model.gguf"),
+            *("tokenizer.json", "tokenizer_config.json"),
+        }
+        rounded[folder.name] = with_rounded_matrices(model, dtype)
     ids = torch.randint(0, tokenizer.vocab_size, (3, 24))
     save_file({"ids": ids}, tmp_path / "ids.safetensors")
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
@@ -93,6 +118,13 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     answers = json.loads((tmp_path / "answers.json").read_text())
     assert answers["ids"] == [tokenizer.encode(text, allow_special=True) for text in TEXTS]
     assert answers["texts"] == TEXTS
+    for name, (text, token_ids) in answers["gguf"].items():
+        assert token_ids == answers["ids"]
+        torch.testing.assert_close(theirs[name], rounded[name](ids)[0])
+        prompt = torch.tensor([tokenizer.encode("Once upon")])
+        greedy = generate(rounded[name], prompt, 12, temperature=0, stop_id=tokenizer.eot_id)
+        assert text == tokenizer.decode(greedy[0].tolist())
+    assert answers["gguf"].keys() == rounded.keys()
     assert answers["eos"] == [tokenizer.eot_id] * 3
     assert answers["max length"] == 24
     assert answers["dtype"] == "torch.float32"
@@ -105,6 +137,21 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
     )
     assert first == second
     assert Tokenizer.load(tmp_path / "saved").hash == tokenizer.hash
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_llama_cpp_gives_the_same_ids_and_greedy_text(tmp_path, dtype):
+    llama = pytest.importorskip("llama_cpp")
+    main(Arguments("demo", str(tmp_path / "out"), dtype=dtype, format="gguf"))
+    run = open_model("demo", device="cpu")
+    theirs = llama.Llama(str(tmp_path / "out" / "model.gguf"), n_ctx=256, verbose=False)
+    for text in TEXTS:
+        found = theirs.tokenize(text.encode(), add_bos=True, special=True)
+        assert found == run.tokenizer.encode(text, allow_special=True)
+    prompt = run.tokenizer.encode("Once upon a time")
+    written = list(islice(theirs.generate(prompt, temp=0.0, repeat_penalty=1.0), 40))
+    greedy = generate(run.model, torch.tensor([prompt]), 40, temperature=0)
+    assert written == greedy[0, len(prompt) :].tolist()
 
 
 def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
@@ -155,6 +202,13 @@ def test_nothing_is_overwritten(tokenizer, tmp_path):
 def test_what_gpt2_cannot_be_is_refused_with_the_reason(tokenizer, tmp_path, options, reason):
     with pytest.raises(ValueError, match=f"{reason}.*"):
         export(build(tokenizer, **options), tokenizer, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+
+
+def test_gguf_without_its_library_is_refused_and_nothing_is_left(tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(ValueError, match=r"pip install -e '\.\[gguf\]'"):
+        export(build(tokenizer), tokenizer, tmp_path / "out", file_format="gguf")
     assert not any(tmp_path.iterdir())
 
 
