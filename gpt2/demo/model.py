@@ -7,12 +7,12 @@ from itertools import takewhile
 
 import torch
 
-from gpt2.common.json_files import from_json, read_json_object
 from gpt2.common.ranges import check_number
 from gpt2.generate.decoding import check_prompts, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution
 from gpt2.model import count_parameters
 from gpt2.runs.checkpoint import validation_loss
+from gpt2.runs.result import read_result
 from gpt2.runs.run import Run
 
 
@@ -23,21 +23,6 @@ class Chance:
     token: str
     model: float
     under: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Test:
-    perplexity: float
-    bits_per_byte: float
-
-
-@dataclass(frozen=True)
-class _Result:
-    """The entries of a result.json that are shown."""
-
-    step: int
-    val_loss: float | None = None
-    test: _Test | None = None
 
 
 def strategies(
@@ -147,7 +132,7 @@ def facts(run: Run) -> dict[str, str]:
     if train:
         tokens = run.step * train.sequences_per_step * train.seq_len
         found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
-    result = _result(run)
+    result = read_result(run)
     loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")
     if loss is None and result:
         loss = result.val_loss
@@ -156,15 +141,3 @@ def facts(run: Run) -> dict[str, str]:
     if result and (test := result.test):
         found["test"] = f"perplexity {test.perplexity:.1f}, {test.bits_per_byte:.3f} bits/byte"
     return found
-
-
-def _result(run: Run) -> _Result | None:
-    """The run's result.json, if it is that of these weights."""
-    path = run.folder / "result.json"
-    if not path.is_file():
-        return None
-    try:
-        result = from_json(_Result, read_json_object(path), others=True, finite=False)
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold the result of a run: {error}") from error
-    return result if result.step == run.step else None

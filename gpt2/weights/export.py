@@ -3,9 +3,9 @@
     python -m gpt2.export runs/demo --out exported --dtype bf16
     python -m gpt2.export runs/demo --out exported-gguf --format gguf
 
-The folder holds config.json, generation_config.json, tokenizer.json, tokenizer_config.json, and
-model.safetensors or model.gguf. The model there computes the same function; see
-`gpt2.weights.hugging_face` for what GPT-2 cannot express.
+The folder holds README.md, config.json, generation_config.json, tokenizer.json,
+tokenizer_config.json, and model.safetensors or model.gguf. The model there computes the same
+function; see `gpt2.weights.hugging_face` for what GPT-2 cannot express.
 """
 
 import os
@@ -35,6 +35,7 @@ def export(
     *,
     dtype: torch.dtype = torch.float32,
     file_format: Format = "hugging-face",
+    card: str = "",
 ) -> int:
     """Write a model and its tokenizer, completely or not at all.
 
@@ -44,6 +45,7 @@ def export(
         folder: does not exist yet, or is empty.
         dtype: of the stored weights; in GGUF of the matrices.
         file_format: of the weights.
+        card: the content of README.md.
 
     Returns:
         The bytes of the file with the weights.
@@ -77,6 +79,7 @@ def export(
         write_json(temporary / "generation_config.json", ends)
         tokenizer.save(temporary / "tokenizer.json")
         write_json(temporary / "tokenizer_config.json", _tokenizer_config(model))
+        (temporary / "README.md").write_text(card, encoding="utf-8")
         weights = temporary / (GGUF_FILE if file_format == "gguf" else "model.safetensors")
         if file_format == "gguf":
             write_gguf(weights, folder.name, model.config, tensors)

@@ -1,4 +1,5 @@
-"""Models of the Hugging Face hub, fetched by the library `huggingface_hub` (the extra `hub`).
+"""Models of the Hugging Face hub, fetched and uploaded by its library `huggingface_hub` (the extra
+`hub`).
 
 Files that were fetched before are used again, without a network.
 """
@@ -16,7 +17,7 @@ NAMES = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
-_REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DESCRIPTION = [
     "config.json",
     *("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json"),
@@ -27,7 +28,7 @@ _PATIENCE = 5.0  # seconds for the hub to answer; a download itself may take any
 
 def repository_of(name: str) -> str | None:
     """Map the name of a model to the hub's owner/name; None if it cannot be one."""
-    return NAMES.get(name) or (name if _REPOSITORY.fullmatch(name) else None)
+    return NAMES.get(name) or (name if REPOSITORY.fullmatch(name) else None)
 
 
 def fetch_description(repository: str) -> tuple[Path, str]:
@@ -39,7 +40,7 @@ def fetch_description(repository: str) -> tuple[Path, str]:
     Raises:
         ValueError: no such model; no network, and it was not fetched before; or no library.
     """
-    hub = _import_hub(repository)
+    hub = _import_hub(f"{repository} is fetched from", _advice(repository))
     unreachable = ""
     try:
         hub.HfApi().model_info(repository, timeout=_PATIENCE)
@@ -62,7 +63,7 @@ def fetch_weights(repository: str, folder: Path) -> None:
     Raises:
         ValueError: the hub did not give them.
     """
-    hub = _import_hub(repository)
+    hub = _import_hub(f"{repository} is fetched from", _advice(repository))
     for names in (SAFETENSORS, PICKLES):
         stem, _, kind = names[0].rpartition(".")
         _snapshot(hub, repository, [*names, f"{stem}-*.{kind}"], folder.name)
@@ -87,14 +88,42 @@ def _snapshot(
     return Path(folder)
 
 
-def _import_hub(repository: str) -> Any:
+def push(folder: Path, repository: str) -> str:
+    """Upload the files of `folder` to a model of the hub, as one change; where there is no such
+    model it is made, and is private.
+
+    Returns:
+        The address of the change.
+
+    Raises:
+        ValueError: the hub did not take them, or no library.
+    """
+    advice = f"It is whole in {folder}: hf upload --private {repository} {folder} . sends it later"
+    hub = _import_hub(f"{repository} is uploaded to", advice)
+    try:
+        api = hub.HfApi()
+        api.create_repo(repository, private=True, exist_ok=True)
+        files = sorted(path for path in folder.iterdir())
+        commit = api.create_commit(
+            repository,
+            [hub.CommitOperationAdd(path.name, path) for path in files],
+            commit_message=f"Upload {folder.name}",
+        )
+    # Any of several libraries may fail here; whichever it is, the advice is the same.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        raise ValueError(f"the hub did not take {repository} ({reason}). {advice}") from error
+    return str(commit.commit_url)
+
+
+def _import_hub(purpose: str, advice: str) -> Any:
     try:
         import huggingface_hub
         import huggingface_hub.errors
     except ImportError as error:
         raise ValueError(
-            f"{repository} is fetched from the Hugging Face hub, which needs the library "
-            f"`huggingface_hub`: pip install -e '.[hub]'. {_advice(repository)}"
+            f"{purpose} the Hugging Face hub, which needs the library `huggingface_hub`: "
+            f"pip install -e '.[hub]'. {advice}"
         ) from error
     return huggingface_hub
 

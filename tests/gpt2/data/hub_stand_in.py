@@ -3,6 +3,7 @@
 import hashlib
 import json
 import threading
+from base64 import b64decode
 from collections.abc import Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,7 +14,8 @@ COMMIT = "c0ffee" + "0" * 34
 
 @contextmanager
 def hub(repositories, kind="datasets"):
-    """Serve data sets, or "models": for each "owner/name" its files by path.
+    """Serve data sets, or "models": for each "owner/name" its files by path. What is uploaded with
+    a token is served from then on; "me" is the only owner who may.
 
     Yields:
         The address for HF_ENDPOINT, and the list of files sent so far.
@@ -33,6 +35,35 @@ def hub(repositories, kind="datasets"):
                 if path.startswith(f"{root}/{name}/resolve/"):
                     return self._send_file(path.split("/resolve/")[1], files)
             return self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+
+        def do_POST(self) -> None:
+            path = urlsplit(self.path).path
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            name = "/".join(path.split("/")[3:5])
+            if path == "/api/validate-yaml":
+                valid = json.loads(body)["content"].startswith("---\nlicense: ")
+                self._send_json({"errors": [] if valid else [{"message": "no license"}]})
+            elif self.headers["Authorization"] != "Bearer of-me":
+                self._send(401, b"{}", {"X-Error-Message": "no token"})
+            elif path == "/api/repos/create":
+                created = json.loads(body)
+                name = f"{created.get('organization', 'me')}/{created['name']}"
+                if not name.startswith("me/"):
+                    self._send(403, b"{}", {"X-Error-Message": "not yours"})
+                    return
+                assert created.get("private") or created["visibility"] == "private"
+                repositories.setdefault(name, {})
+                self._send_json({"url": f"https://huggingface.co/{name}"})
+            elif "/preupload/" in path:
+                plain = {"uploadMode": "regular", "shouldIgnore": False}
+                files = [{**plain, "path": file["path"]} for file in json.loads(body)["files"]]
+                self._send_json({"files": files})
+            else:
+                entries = [json.loads(line) for line in body.splitlines()]
+                for entry in (e["value"] for e in entries if e["key"] == "file"):
+                    repositories[name][entry["path"]] = b64decode(entry["content"])
+                url = f"https://huggingface.co/{name}/commit/{COMMIT}"
+                self._send_json({"commitUrl": url, "commitOid": COMMIT})
 
         def _describe(self, path: str, name: str, files: Mapping[str, bytes]) -> None:
             if "/tree/" not in path:
@@ -81,7 +112,7 @@ def hub(repositories, kind="datasets"):
             for key, value in {**headers, "Content-Length": str(len(content))}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(content)
 
         def log_message(self, *args: object) -> None:

@@ -95,7 +95,8 @@ def test_facts_name_the_model_and_its_training(run):
         "test": facts(run)["test"],
     }
     assert re.fullmatch(r"\d\.\d{3} \(perplexity \d+\.\d\)", facts(run)["validation loss"])
-    result = {"step": run.step, "test": {"perplexity": 12.345, "bits_per_byte": 1.2345}}
+    test = {"loss": 2.5, "perplexity": 12.345, "bits_per_byte": 1.2345}
+    result = {"step": run.step, "test": {**test, "tokens": 9, "context": 8, "stride": 8}}
     (run.folder / "result.json").write_text(json.dumps(result))
     assert facts(run)["test"] == "perplexity 12.3, 1.234 bits/byte"
     (run.folder / "result.json").write_text(json.dumps(result | {"step": run.step + 1}))

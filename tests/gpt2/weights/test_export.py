@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gpt2.common.devices import DTYPES
+from gpt2.config import TrainConfig, settle
 from gpt2.export.__main__ import Arguments, main
 from gpt2.generate.decoding import generate
 from gpt2.model import GPT
@@ -23,6 +24,7 @@ from gpt2.weights import load_pretrained
 from gpt2.weights.export import export
 from gpt2.weights.open_model import open_model
 from kernels.testing import judge
+from tests.gpt2.data.hub_stand_in import hub
 from tests.gpt2.stand_ins import ROOT, loud_model, run_python, write_run
 
 TEXTS = [
@@ -88,7 +90,7 @@ def test_transformers_gives_the_same_logits_and_ids(tokenizer, tmp_path, options
         folder = tmp_path / f"gguf-{name}"
         export(model, tokenizer, folder, dtype=dtype, file_format="gguf")
         assert {path.name for path in folder.iterdir()} == {
-            *("config.json", "generation_config.json", "model.gguf"),
+            *("README.md", "config.json", "generation_config.json", "model.gguf"),
             *("tokenizer.json", "tokenizer_config.json"),
         }
         rounded[folder.name] = with_rounded_matrices(model, dtype)
@@ -163,7 +165,7 @@ def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
         main(Arguments(str(tmp_path / "run"), str(out), dtype=dtype, checkpoint=checkpoint))
         assert f"step {step} written to {out}" in capsys.readouterr().out
         assert {path.name for path in out.iterdir()} == {
-            *("config.json", "generation_config.json", "model.safetensors"),
+            *("README.md", "config.json", "generation_config.json", "model.safetensors"),
             *("tokenizer.json", "tokenizer_config.json"),
         }
         weights = load_file(out / "model.safetensors")
@@ -174,6 +176,79 @@ def test_a_run_comes_back_as_it_was(tokenizer, tmp_path, capsys):
         assert weights["transformer.wte.weight"].shape == (tokenizer.vocab_size, 16)
         assert_loaded(load_pretrained(out), models[step], DTYPES[dtype])
         assert Tokenizer.load(out).hash == tokenizer.hash
+
+
+def test_the_card_tells_data_tokens_and_perplexity_with_its_protocol(tokenizer, tmp_path):
+    yaml = pytest.importorskip("yaml")
+    make_run(tmp_path / "run", tokenizer, {20: 2.0, 30: 2.5})
+    score = {"loss": 2.5, "perplexity": 12.182, "bits_per_byte": 1.25, "tokens": 1000, "bytes": 99}
+    train = {"tokens": 5120, "documents": 12, "bytes": 9999}
+    data = {"name": "stories", "held_out": "test: one in 20", "splits": {"train": train}}
+    test = {**score, "context": 24, "stride": 12}
+    result = {"step": 20, "val_loss": 2.0, "test": test, "data": data}
+    (tmp_path / "run" / "result.json").write_text(json.dumps(result))
+
+    def card(run: str, out: str, **options: str) -> tuple[dict[str, Any], str]:
+        main(Arguments(str(tmp_path / run), str(tmp_path / out), **options))
+        text = (tmp_path / out / "README.md").read_text(encoding="utf-8")
+        _, head, body = text.split("---\n", 2)
+        return yaml.safe_load(head), " ".join(body.split())
+
+    head, text = card("run", "best", license="cc-by-sa-4.0")
+    assert head["license"] == "cc-by-sa-4.0"
+    assert str(tmp_path) not in text
+    per_step = settle(TrainConfig()).sequences_per_step * settle(TrainConfig()).seq_len
+    for said in (
+        "# best A GPT-2 of",
+        "Weights of `run`, step 20, stored in fp32.",
+        "`stories`, 5,120 tokens, 12 documents and 9,999 bytes of text for training.",
+        "Held out: test: one in 20.",
+        f"Trained on {20 * per_step:,} tokens: 20 steps of {per_step:,}, "
+        f"{20 * per_step / 5120:.2f} epochs",
+        "**12.18** on the test split: 2.5000 nats per token, 1.2500 bits per byte.",
+        "each of 1,000 tokens is scored once",
+        "of 24 tokens begin 12 tokens apart",
+    ):
+        assert said in text, said
+    head, text = card("run", "last", checkpoint="last")
+    assert head["license"] == "unknown"
+    assert "Not measured with these weights." in text, "the result is that of another step"
+    assert "Data: `no.txt`." in text
+    assert "Not recorded with these weights." in card("best", "again", format="gguf")[1]
+
+
+def test_a_model_is_uploaded_whole_or_refused(tokenizer, tmp_path, capsys, monkeypatch):
+    hf = pytest.importorskip("huggingface_hub.cli.hf").main
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_TOKEN", "of-me")
+    make_run(Path("run"), tokenizer, {1: 3.0})
+    repositories: dict[str, dict[str, bytes]] = {}
+    with hub(repositories, "models") as (address, _):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        main(Arguments("run", "out", license="mit", push="me/small"))
+        assert "uploaded: https://huggingface.co/me/small/commit/c0ffee" in capsys.readouterr().out
+        with pytest.raises(
+            ValueError, match=r"did not take you/small \(.*\)\. It is whole in othe"
+        ):
+            main(Arguments("run", "other", license="mit", push="you/small"))
+        monkeypatch.setenv("HF_TOKEN", "of-you")
+        with pytest.raises(
+            ValueError, match=r"did not take me/small \(.*hf upload --private me/small third "
+        ):
+            main(Arguments("run", "third", license="mit", push="me/small"))
+        monkeypatch.setenv("HF_TOKEN", "of-me")
+        monkeypatch.setattr(sys, "argv", ["hf", "upload", "--private", "me/again", "third", "."])
+        with pytest.raises(SystemExit, match="0"):
+            hf()
+    files = {path.name: path.read_bytes() for path in Path("out").iterdir()}
+    assert repositories["me/small"] == files
+    assert repositories["me/again"].keys() == files.keys()
+    with pytest.raises(ValueError, match=r"--push small is no model of the hub: give OWNER/NAME"):
+        main(Arguments("run", "x", push="small"))
+    with pytest.raises(ValueError, match=r"--license My Own: give the hub's name of it"):
+        main(Arguments("run", "x", license="My Own"))
+    assert not Path("x").exists()
 
 
 def test_nothing_is_overwritten(tokenizer, tmp_path):
