@@ -120,7 +120,9 @@ class GroupBuilder(InterpreterBuilder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.options = InterpreterOptions(debug=triton.knobs.runtime.debug)
+        debug = triton.knobs.runtime.debug
+        # Overflows are computed to be asserted, and assertions are for debugging.
+        self.options = InterpreterOptions(debug=debug, sanitize_overflow=debug)
         self.memory = Memory()
         self.programs = torch.zeros(1, 3, dtype=torch.int32)
         self.grid = (1, 1, 1)
