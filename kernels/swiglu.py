@@ -25,6 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from kernels._common.launch import check_launchable, launch_options, on_device_of
 from kernels._common.op import register_op
+from kernels._common.reciprocal import LOG2E, reciprocal
 from kernels._common.rows import THREADS, as_few_rows, element_tile
 
 VALUES = 16  # elements per lane of each tensor
@@ -53,7 +54,7 @@ def _swiglu_fwd_kernel(
     rows, cols, exists = _tile(N, C, ROWS, COLS)
     gate = tl.load(gate_ptr + rows * stride_gate + cols, exists, 0.0).to(tl.float32)
     up = tl.load(up_ptr + rows * stride_up + cols, exists, 0.0).to(tl.float32)
-    y = gate * tl.sigmoid(gate) * up
+    y = gate * reciprocal(1 + tl.exp2(gate * -LOG2E), y_ptr.dtype.element_ty) * up
     tl.store(y_ptr + rows * C + cols, y.to(y_ptr.dtype.element_ty), exists)
 
 
@@ -67,9 +68,10 @@ def _swiglu_bwd_kernel(
     dy = tl.load(dy_ptr + rows * stride_dy + cols, exists, 0.0).to(tl.float32)
     gate = tl.load(gate_ptr + rows * stride_gate + cols, exists, 0.0).to(tl.float32)
     up = tl.load(up_ptr + rows * stride_up + cols, exists, 0.0).to(tl.float32)
-    s = tl.sigmoid(gate)
-    dup = dy * (gate * s)
-    dgate = dy * up * s * (1 + gate * (1 - s))
+    s = reciprocal(1 + tl.exp2(gate * -LOG2E), dgate_ptr.dtype.element_ty)
+    silu = gate * s
+    dup = dy * silu
+    dgate = dy * up * (s + silu * (1 - s))
     place = rows * stride_grad + cols
     tl.store(dgate_ptr + place, dgate.to(dgate_ptr.dtype.element_ty), exists)
     tl.store(dup_ptr + place, dup.to(dup_ptr.dtype.element_ty), exists)

@@ -5,9 +5,10 @@
     python -m tests.campaigns soak --long                   20,000 steps, while nothing may grow
     python -m tests.campaigns stress --only rms_norm        random arguments for the kernels
     python -m tests.campaigns compilers --long              machine code by every supported Triton
-    python -m tests.campaigns tables                        the committed results, into a README
+    python -m tests.campaigns instructions --peers FOLDER   what it issues, beside others' kernels
+    python -m tests.campaigns tables                        the committed results, into the READMEs
 
-tests/README.md describes them. Compilers, faults and soak need Linux.
+tests/README.md describes them. Compilers, faults, instructions and soak need Linux.
 """
 
 import importlib
@@ -27,12 +28,14 @@ from gpt2.common.cli import run_tool
 from gpt2.common.files import write_json
 from tests.campaigns.options import Options
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[2]
+READMES = (ROOT / "tests" / "README.md", ROOT / "kernels" / "README.md")
 RESULTS = Path(__file__).resolve().parent / "results"
 _MODULES = {
     "compilers": "tests.campaigns.compilers",
     "faults": "tests.campaigns.faults.cases",
     "fuzz": "tests.campaigns.fuzz.engine",
+    "instructions": "tests.campaigns.instructions",
     "soak": "tests.campaigns.soak",
     "stress": "tests.campaigns.stress.campaign",
 }
@@ -40,7 +43,8 @@ _MODULES = {
 
 def main(options: Options) -> None:
     if options.campaign == "tables":
-        README.write_text(with_tables(README.read_text(encoding="utf-8")), encoding="utf-8")
+        for readme in READMES:
+            readme.write_text(with_tables(readme), encoding="utf-8")
         return
     if not torch.cuda.is_available():  # must precede the first import of triton
         os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -83,21 +87,24 @@ def _cell(value: Any) -> str:
     return f"{value:,}" if _is_number(value) else str(value)
 
 
-def with_tables(readme: str) -> str:
-    """Return tests/README.md with the blocks between markers made from the committed results."""
-    for path in sorted(RESULTS.glob("*.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        name, rows = path.stem, result["rows"]
+def with_tables(path: Path) -> str:
+    """Return a README with its blocks between markers made from the committed results."""
+    readme = path.read_text(encoding="utf-8")
+    for name in re.findall("<!-- /(.*) -->", readme):
+        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+        rows = result["rows"]
         if name == "fuzz":
             tried = sum(row["tried"] for row in rows)
             block = f"{tried:,} damaged files were given to {len(rows)} readers, and "
             block += f"{failures(rows) or 'none'} broke one."
+        elif name == "instructions":
+            tables = importlib.import_module(_MODULES[name]).summaries(rows)
+            block = "\n\n".join(map(table, tables))
         else:
             block = table(rows)
-        block += f"\n\nFrom `{result['command']}`, in `tests/campaigns/results/{path.name}`."
+        block += f"\n\nFrom `{result['command']}`, in `tests/campaigns/results/{name}.json`."
         marked = rf"(?<=<!-- {name} -->\n).*?(?=\n<!-- /{name} -->)"
-        readme, count = re.subn(marked, lambda _, new=block: new, readme, flags=re.DOTALL)
-        assert count == 1, f"{README} has no place for {path.name}"
+        readme = re.sub(marked, lambda _, new=block: new, readme, flags=re.DOTALL)
     return readme
 
 

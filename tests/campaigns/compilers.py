@@ -25,13 +25,13 @@ def run(options: Options) -> dict[str, Any]:
     rows = []
     for version in options.chosen(TRITONS):
         with tempfile.TemporaryDirectory() as folder:
-            passed, failed = _test(_environment(Path(folder), version), slow=options.long)
+            passed, failed = _test(environment(Path(folder), version), slow=options.long)
         print(*(f"FAILED on Triton {version}: {name}" for name in failed), sep="\n", flush=True)
         rows.append({"Triton": version, "passed": passed, "failed": len(failed)})
     return {"rows": rows}
 
 
-def _environment(folder: Path, version: str) -> Path:
+def environment(folder: Path, version: str) -> Path:
     """Make an environment with this Triton and return its Python."""
     subprocess.run([sys.executable, "-m", "venv", folder], check=True)
     python = folder / "bin" / "python"

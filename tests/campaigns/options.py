@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-Name = Literal["compilers", "faults", "fuzz", "soak", "stress", "tables"]
+Name = Literal["compilers", "faults", "fuzz", "instructions", "soak", "stress", "tables"]
 
 
 @dataclass
@@ -31,8 +31,8 @@ class Budget:
 @dataclass(frozen=True)
 class Options:
     """Disturb training (faults), feed it hostile files (fuzz), run it for long (soak), give the
-    kernels random arguments (stress), or compile them by every supported Triton (compilers).
-    `tables` writes the committed results into tests/README.md.
+    kernels random arguments (stress), or compile them by every supported Triton, to be tested
+    (compilers) or counted (instructions). `tables` writes the committed results into the READMEs.
 
     Without options a campaign does what pytest does, in a minute or so. It ends with status 1 when
     anything was found.
@@ -48,6 +48,9 @@ class Options:
     """End after about this time instead, which the cases share; not for the soak."""
     only: str = ""
     """Only the cases whose name contains this."""
+    peers: str = ""
+    """For instructions: a folder with others' kernels, the package liger_kernel and Triton's
+    tutorials 05-layer-norm.py and 06-fused-attention.py."""
     seed: int = 0
     """Chooses the moments, the damage, the examples."""
     out: str | None = None
@@ -56,8 +59,8 @@ class Options:
     def command(self) -> str:
         """Return the command line that repeats the campaign."""
         words = ["python -m tests.campaigns", self.campaign, *["--long"] * self.long]
-        for name in ("steps", "seconds", "only", "seed"):
-            value = getattr(self, name)
+        for name in ("steps", "seconds", "only", "peers", "seed"):
+            value = "FOLDER" if name == "peers" and self.peers else getattr(self, name)
             if value:
                 words.append(f"--{name} {shlex.quote(str(value))}")
         return " ".join(words)

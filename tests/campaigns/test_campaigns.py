@@ -69,8 +69,11 @@ def test_what_cannot_be_done_is_refused(message, run):
 
 
 def test_the_readme_shows_the_committed_results():
-    readme = runner.README.read_text(encoding="utf-8")
-    assert runner.with_tables(readme) == readme, "run: python -m tests.campaigns tables"
+    texts = {readme: readme.read_text(encoding="utf-8") for readme in runner.READMES}
+    for readme, text in texts.items():
+        assert runner.with_tables(readme) == text, "run: python -m tests.campaigns tables"
+    for path in runner.RESULTS.glob("*.json"):
+        assert "".join(texts.values()).count(f"<!-- {path.stem} -->") == 1, path
     compilers, faults, fuzz = (
         json.loads((runner.RESULTS / f"{name}.json").read_text(encoding="utf-8"))["rows"]
         for name in ("compilers", "faults", "fuzz")

@@ -45,7 +45,7 @@ TENSOR_CORE = {
 
 @dataclass(frozen=True)
 class Loop:
-    """An innermost loop of the machine code of an NVIDIA GPU: what a warp issues each time."""
+    """An innermost loop of the machine code: what a warp issues each time."""
 
     instructions: int
     matrix: int
@@ -81,7 +81,6 @@ class Code:
     wide_stores: int
     """Instructions that store 16 bytes per thread to global memory."""
     instructions: int = 0
-    """All of them; like the loops, read for NVIDIA GPUs only."""
     waits: int = 0
     """Instructions that wait for the products of a warp group (HGMMA)."""
     loops: tuple[Loop, ...] = ()
@@ -101,7 +100,10 @@ class Code:
 
     @property
     def programs_per_sm(self) -> int:
-        """How many programs an NVIDIA multiprocessor holds by registers and shared memory."""
+        """How many programs a multiprocessor holds by registers and shared memory."""
+        if self.target == "gfx942":
+            waves = 4 * min(512 // (-(-self.registers // 8) * 8), 8)
+            return min(waves // self.warps, SHARED_LIMIT["gfx942"] // max(self.shared, 1))
         registers = -(-self.registers // 8) * 8 * 32 * self.warps
         pool = SHARED_LIMIT[self.target] + 1024
         return min(65536 // registers, pool // (self.shared + 1024), 64 // self.warps)
@@ -167,7 +169,7 @@ def _main() -> None:
     compiled: list[Any] = []
 
     def warm_up(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
-        assert kwargs["enable_fp_fusion"]
+        assert kwargs.get("enable_fp_fusion") or not kernel.fn.__module__.startswith("kernels.")
         compiled.append(run(kernel, *args, grid=grid, warmup=True, **kwargs))
 
     JITFunction.run = warm_up
@@ -219,7 +221,8 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
     )
 
 
-WIDE_STORE, WAIT = r"\bSTG\.E\.[\w.]*128", r"\bWARPGROUP\.DEPBAR\b"
+WIDE_STORE = r"\bSTG\.E\.[\w.]*128|\b(?:global|buffer)_store_dwordx4\b"
+WAIT = r"\bWARPGROUP\.DEPBAR\b"
 
 
 def _count(code: list[tuple[int, str]], pattern: str) -> int:
@@ -229,10 +232,12 @@ def _count(code: list[tuple[int, str]], pattern: str) -> int:
 def _loops(code: list[tuple[int, str]]) -> tuple[Loop, ...]:
     """The loops of machine code (address, instruction) that have no other inside."""
     ends: dict[int, int] = {}  # of the last jump back to each address
-    for address, line in code:
+    for place, (address, line) in enumerate(code):
         jump = re.search(r"\bBRA\b.*\b0x([0-9a-f]+)", line)
-        # Jumps over a few instructions of 16 bytes wait for a barrier.
-        if jump and int(jump[1], 16) < address - 8 * 16:
+        # Jumps over a few instructions of 16 bytes wait for a barrier; if they stand after the end,
+        # a jump back into the kernel follows.
+        waited = any("TRYWAIT" in before for _, before in code[max(place - 2, 0) : place])
+        if jump and not waited and int(jump[1], 16) < address - 8 * 16:
             ends[int(jump[1], 16)] = address
     inner = [
         (start, end)
@@ -243,9 +248,9 @@ def _loops(code: list[tuple[int, str]]) -> tuple[Loop, ...]:
     return tuple(
         Loop(
             instructions=len(body),
-            matrix=_count(body, r"\b(?:HGMMA|HMMA|UTC\w*MMA)\b"),
+            matrix=_count(body, r"\b(?:HGMMA|HMMA|UTC\w*MMA|v_mfma_\w+)\b"),
             waits=_count(body, WAIT),
-            barriers=_count(body, r"\bBAR\."),
+            barriers=_count(body, r"\bBAR\.|\bs_barrier\b"),
             wide_stores=_count(body, WIDE_STORE),
         )
         for body in bodies
@@ -260,6 +265,17 @@ def _examine_amd(kernel: Any, target: str) -> Code:
     def note(name: str) -> int:
         return int(re.findall(rf"\.{name}:\s*(\d+)", assembly)[0])
 
+    # As NVIDIA's: instructions at addresses 16 bytes apart, and jumps to addresses.
+    lines = re.findall(r"^(\.L\w+:|\t[a-z]\w+.*)", assembly.rpartition("s_endpgm")[0], re.MULTILINE)
+    code: list[tuple[int, str]] = []
+    labels: dict[str, int] = {}
+    for line in lines:
+        if line.startswith("."):
+            labels[line[:-1]] = 16 * len(code)
+        else:
+            branch = re.match(r"\ts_c?branch\w*\s+(\.\w+)", line)
+            known = branch and branch[1] in labels
+            code.append((16 * len(code), f"BRA 0x{labels[branch[1]]:x}" if known else line))
     return Code(
         kernel=kernel.metadata.name,
         target=target,
@@ -271,7 +287,9 @@ def _examine_amd(kernel: Any, target: str) -> Code:
         matrix={"MFMA": assembly.count("v_mfma_")},
         wide_loads=loads.count("dwordx4"),
         narrow_loads=len(loads) - loads.count("dwordx4"),
-        wide_stores=len(re.findall(r"\b(?:global|buffer)_store_dwordx4\b", assembly)),
+        wide_stores=_count(code, WIDE_STORE),
+        instructions=len(code),
+        loops=_loops(code),
     )
 
 

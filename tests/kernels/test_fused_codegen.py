@@ -102,6 +102,9 @@ def check_activations(*compiled: Code) -> None:
             bias = 2 if len(compiled) > 4 else 0
             most = (24 if "bwd" in c.kernel else 12) + bias  # instructions per element
             assert walk.instructions <= most * 8 * walk.wide_stores, c
+        if c.target == "sm_90" and "swiglu" in c.kernel:
+            most = 25 if "bwd" in c.kernel else 17
+            assert c.instructions <= most * kernels.swiglu.VALUES, c
 
 
 def check_loss(c: Code) -> None:

@@ -130,13 +130,13 @@ GELU_FAULTS = [
     Mutation("the bias gradient keeps the last tile only", "dbias += dx", "dbias = dx", *GELU_WALK),
     Mutation(
         "large negative inputs meet the bound on exp",
-        "tl.where(power > 115.0, 0.0, _reciprocal(1 + e, dx_ptr.dtype.element_ty))",
-        "_reciprocal(1 + e, dx_ptr.dtype.element_ty)", test_gelu.test_every_size_of_input,
+        "tl.where(power > 115.0, 0.0, reciprocal(1 + e, dx_ptr.dtype.element_ty))",
+        "reciprocal(1 + e, dx_ptr.dtype.element_ty)", test_gelu.test_every_size_of_input,
         SINGLE,
     ),
 ]  # fmt: skip
 SWIGLU_FAULTS = [
-    Mutation("silu's derivative lacks a term", "(1 + gate * (1 - s))", "1", *GATED),
+    Mutation("silu's derivative lacks a term", "(s + silu * (1 - s))", "s", *GATED),
     Mutation(
         "the gradient overwrites the projection",
         "dgate_up = gate_up.new_empty(gate_up.shape)", "dgate_up = gate_up",
