@@ -2,7 +2,7 @@
 
 Before a step of ours is timed, the gradient of each parameter is compared with that of the plain
 model of the same weights in more precision (float32 for 16-bit types, else float64), within the
-error budget of `kernels.testing`, taken by 2-norms.
+error budget of `kernels.testing`.
 
 Peers have weights of their own: their loss on random tokens must be that of a guess, ln V.
 """
@@ -58,7 +58,7 @@ class Referee:
             return abs(loss - guess) / GUESS_TOLERANCE
         names = [f"the gradient of {name}" for name, _ in step.training.model.named_parameters()]
         return max(
-            error_share(judge(name, found, plain, exact, norm=2))
+            error_share(judge(name, found, plain, exact))
             for name, found, plain, exact in zip(names, gradients, *self._expected, strict=True)
         )
 

@@ -6,6 +6,7 @@
     python -m tests.campaigns stress --only rms_norm        random arguments for the kernels
     python -m tests.campaigns compilers --long              machine code by every supported Triton
     python -m tests.campaigns instructions --peers FOLDER   what it issues, beside others' kernels
+    python -m tests.campaigns budget --long                 right kernels on 1,000 seeds
     python -m tests.campaigns tables                        the committed results, into the READMEs
 
 tests/README.md describes them. Compilers, faults, instructions and soak need Linux.
@@ -32,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 READMES = (ROOT / "tests" / "README.md", ROOT / "kernels" / "README.md")
 RESULTS = Path(__file__).resolve().parent / "results"
 _MODULES = {
+    "budget": "tests.campaigns.budget",
     "compilers": "tests.campaigns.compilers",
     "faults": "tests.campaigns.faults.cases",
     "fuzz": "tests.campaigns.fuzz.engine",

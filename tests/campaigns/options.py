@@ -8,7 +8,7 @@ from typing import Literal
 
 import tyro
 
-Name = Literal["compilers", "faults", "fuzz", "instructions", "soak", "stress", "tables"]
+Name = Literal["budget", "compilers", "faults", "fuzz", "instructions", "soak", "stress", "tables"]
 
 
 @dataclass
@@ -31,8 +31,9 @@ class Budget:
 @dataclass(frozen=True)
 class Options:
     """Disturb training (faults), feed it hostile files (fuzz), run it for long (soak), give the
-    kernels random arguments (stress), or compile them by every supported Triton, to be tested
-    (compilers) or counted (instructions). `tables` writes the committed results into the READMEs.
+    kernels random arguments (stress) or seeds (budget), or compile them by every supported Triton,
+    to be tested (compilers) or counted (instructions). `tables` writes the committed results into
+    the READMEs.
 
     Without options a campaign does what pytest does, in a minute or so. It ends with status 1 when
     anything was found.
@@ -40,7 +41,8 @@ class Options:
 
     campaign: tyro.conf.Positional[Name]
     long: bool = False
-    """Search for long: faults an hour or so, fuzz and stress ten minutes, soak 20,000 steps, all
+    """Search for long: faults an hour or so, fuzz and stress ten minutes, soak 20,000 steps, 1,000
+    seeds, all
     compilers an hour."""
     steps: int | None = None
     """Attempts of each fault, files for each reader, cases of each operator, or training steps."""

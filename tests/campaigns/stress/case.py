@@ -15,9 +15,6 @@ from kernels.testing import Function, compare, quantities
 from tests.campaigns.stress.draw import Draw
 from tests.campaigns.stress.memory import Memory
 
-# How often plain PyTorch's error is measured before a kernel is found to be worse.
-SAMPLES = 16
-
 
 @dataclass(frozen=True)
 class Returning:
@@ -74,7 +71,7 @@ class Case:
             with self.memory.watch():
                 compare(
                     self.kernel, self.reference, self.inputs, upstream=self.upstream,
-                    cancelled=self.cancelled, samples=SAMPLES, in_range_only=True,
+                    cancelled=self.cancelled, in_range_only=True,
                 )  # fmt: skip
                 self.also(self)
             self.memory.check()

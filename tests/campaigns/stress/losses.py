@@ -141,7 +141,8 @@ def _linear_cancelled(inputs: Values, upstream: Tensor, options: Values) -> dict
     The logits here have errors of the size of |x| |W|^T, which p inherits.
 
     dx and dW of the sum of the losses are multiplied by dloss / n last. Until then a product below
-    the smallest normal number has the roundings of that number, and what is too large overflows.
+    the smallest normal number has the roundings of that number, and what is too large overflows;
+    dx, which is kept in the dtype of x, has those of the smallest normal number of that dtype.
     """
     counted = inputs["targets"] != options["ignore_index"]
     targets = inputs["targets"][counted]
@@ -155,9 +156,11 @@ def _linear_cancelled(inputs: Values, upstream: Tensor, options: Values) -> dict
     d *= weigh[:, None]
     factor = abs(float(upstream)) / max(1, len(d))
     tiny = torch.finfo(torch.float32).smallest_normal
+    kept = torch.finfo(inputs["x"].dtype)
     dx = torch.zeros_like(x)
     dx[counted] = d @ weight.abs() + tiny * len(weight)
-    dx += beyond(dx, torch.finfo(inputs["x"].dtype).max / 4)
+    dx[counted] += kept.smallest_normal * kept.eps / torch.finfo(torch.float32).eps
+    dx += beyond(dx, kept.max / 4)
     dweight = torch.zeros(inputs["weight"].shape, dtype=torch.float64, device=x.device)
     dweight[: len(weight)] = d.T @ x[counted].abs() + tiny * len(d)
     return {"out": loss, "dx": factor * dx, "dweight": factor * dweight}
