@@ -7,6 +7,8 @@ and with n rows that are not ignored:
     loss = 1/n sum over rows of  lse - (1 - e) x_t - e mean_v x_v + z lse^2
     dx_v = dloss / n ((1 + 2 z lse) p_v - (1 - e) [v = t] - e / V)
 
+With weights w of the rows, each term is multiplied by its w and n is their sum.
+
 The gradient of a row depends on that row alone, so the forward computes it already, with dloss = 1,
 and on request in place of the logits; the backward multiplies it by dloss, or does nothing if that
 is 1.
@@ -28,6 +30,8 @@ Sources: Milakov and Gimelshein, Online normalizer calculation for softmax (arXi
 Szegedy et al., Rethinking the Inception architecture (arXiv 1512.00567): label smoothing;
 Chowdhery et al., PaLM (arXiv 2204.02311): z-loss.
 """
+
+from typing import Literal
 
 import torch
 import triton
@@ -57,14 +61,19 @@ def cross_entropy_reference(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    token_weights: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
 ) -> Tensor:
-    """Mean cross-entropy in plain PyTorch, in float32 or wider: the specification."""
+    """Cross-entropy in plain PyTorch, in float32 or wider: the specification."""
     x = logits[..., :vocab_size].to(torch.promote_types(logits.dtype, torch.float32))
     counted = targets != ignore_index
     lse = x.logsumexp(-1)
     x_target = x.gather(-1, targets.where(counted, 0)[..., None])[..., 0]
     loss = lse - (1 - label_smoothing) * x_target - label_smoothing * x.mean(-1) + z_loss * lse**2
-    return loss.where(counted, 0).sum() / counted.sum().clamp(min=1)
+    weights = counted.to(x.dtype) if token_weights is None else token_weights.where(counted, 0)
+    loss = loss.where(counted, 0) * weights
+    total = weights.sum()
+    return loss if reduction == "none" else loss.sum() / total.where(total != 0, 1)
 
 
 @triton.jit
@@ -122,12 +131,12 @@ def _write_gradient(
 
 @triton.jit(do_not_specialize=["N", "vocab_size", "ignore_index"])
 def _cross_entropy_kernel(
-    logits_ptr, targets_ptr, count_ptr, losses_ptr, dlogits_ptr, stride_logits, stride_dlogits,
-    N, V, vocab_size, ignore_index, smoothing, z_loss,
+    logits_ptr, targets_ptr, weights_ptr, count_ptr, losses_ptr, dlogits_ptr,
+    stride_logits, stride_dlogits, N, V, vocab_size, ignore_index, smoothing, z_loss,
     SMOOTHED: tl.constexpr, MEAN: tl.constexpr,
     LOADS: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Compute 1/n of a row's loss, and the gradient of the mean (if MEAN) or of the sum."""
+    """Compute w/n of a row's loss, and the gradient of the mean (if MEAN) or of the sum."""
     row = (N - 1 - tl.program_id(0)).to(tl.int64)
     row_ptr = logits_ptr + row * stride_logits
     target = tl.load(targets_ptr + row)
@@ -167,11 +176,14 @@ def _cross_entropy_kernel(
         loss = log_total + (1.0 - smoothing) * (row_top - x_target) + z_loss * lse * lse
         if SMOOTHED:
             loss += smoothing * (row_top - tl.sum(plain, 0) / vocab_size)
-        share = 1.0 / tl.load(count_ptr)
+        weight = 1.0
+        if weights_ptr is not None:
+            weight = tl.load(weights_ptr + row)
+        share = weight / tl.load(count_ptr)
         tl.store(losses_ptr + row, loss * share)
         if dlogits_ptr is not None:
             drow_ptr = dlogits_ptr + row * stride_dlogits
-            scale = share if MEAN else 1.0
+            scale = share if MEAN else weight
             slope = tl.where(inside, (1.0 + 2.0 * z_loss * lse) / row_total, float("nan")) * scale
             spread = smoothing / vocab_size * scale
             hit = (1.0 - smoothing) * scale
@@ -189,11 +201,13 @@ def _cross_entropy_kernel(
 
 
 @triton.jit(do_not_specialize=["N"])
-def _scale_kernel(x_ptr, factor_ptr, stride_x, N, V, BLOCK: tl.constexpr):
+def _scale_kernel(x_ptr, factor_ptr, stride_x, N, V, PER_ROW: tl.constexpr, BLOCK: tl.constexpr):
     factor = tl.load(factor_ptr)
-    if factor != 1.0:
+    if PER_ROW or factor != 1.0:
         for row in tl.range(tl.program_id(0), N, tl.num_programs(0)):
             row_ptr = x_ptr + tl.cast(row, tl.int64) * stride_x
+            if PER_ROW:
+                factor = tl.load(factor_ptr + row)
             for start in tl.range(0, V, BLOCK):
                 cols = start + tl.arange(0, BLOCK)
                 x = tl.load(row_ptr + cols, mask=cols < V, other=0.0).to(tl.float32)
@@ -201,20 +215,21 @@ def _scale_kernel(x_ptr, factor_ptr, stride_x, N, V, BLOCK: tl.constexpr):
 
 
 def launch_cross_entropy(
-    logits: Tensor, targets: Tensor, count: Tensor, losses: Tensor, dlogits: Tensor | None,
-    vocab_size: int, ignore_index: int, label_smoothing: float, z_loss: float, mean: bool,
+    logits: Tensor, targets: Tensor, weights: Tensor | None, count: Tensor, losses: Tensor,
+    dlogits: Tensor | None, vocab_size: int, ignore_index: int, label_smoothing: float,
+    z_loss: float, mean: bool,
 ) -> None:  # fmt: skip
     """Fill losses (N,) and dlogits (N, V) of N > 0 rows; dlogits may be the logits themselves.
 
-    Each loss is divided by count, so that they sum to the mean; dlogits is the gradient of the
-    mean, or of the sum of all rows' losses.
+    Each loss is multiplied by its weight (1 without weights) and divided by count; dlogits is the
+    gradient of their sum, or without `mean` of count times that.
     """
     n, width = logits.shape
     threads = THREADS if width > SHORT_ROW else SHORT_THREADS
     smoothed = label_smoothing > 0
     with on_device_of(logits):
         _cross_entropy_kernel[(n,)](
-            logits, targets, count, losses, dlogits,
+            logits, targets, weights, count, losses, dlogits,
             logits.stride(0), 0 if dlogits is None else dlogits.stride(0),
             n, width, vocab_size, ignore_index, label_smoothing, z_loss,
             SMOOTHED=smoothed, MEAN=mean, LOADS=SMOOTHED_LOADS if smoothed else LOADS,
@@ -224,18 +239,18 @@ def launch_cross_entropy(
 
 
 def _fwd(
-    logits: Tensor, targets: Tensor, dlogits: Tensor | None, vocab_size: int, ignore_index: int,
-    label_smoothing: float, z_loss: float,
+    logits: Tensor, targets: Tensor, weights: Tensor | None, dlogits: Tensor | None,
+    vocab_size: int, ignore_index: int, label_smoothing: float, z_loss: float, reduction: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Return the loss and the count of rows, and fill dlogits if there is one."""
-    count = count_targets(targets, ignore_index, vocab_size)
+    """Return the loss and what it was divided by, and fill dlogits if there is one."""
+    count = divisor(targets, weights, ignore_index, vocab_size, reduction)
     losses = torch.empty(targets.shape, dtype=torch.float32, device=logits.device)
     if len(logits):
         launch_cross_entropy(
-            as_rows(logits), targets.contiguous(), count, losses, dlogits,
+            as_rows(logits), targets.contiguous(), weights, count, losses, dlogits,
             vocab_size, ignore_index, label_smoothing, z_loss, _of_mean(logits.dtype),
         )  # fmt: skip
-    return losses.sum(), count
+    return losses if reduction == "none" else losses.sum(), count
 
 
 def _of_mean(dtype: torch.dtype) -> bool:
@@ -244,57 +259,68 @@ def _of_mean(dtype: torch.dtype) -> bool:
 
 
 def _in_place_fake(logits, *others):
-    return tuple(logits.new_empty((), dtype=torch.float32) for _ in range(2))
+    loss_shape = logits.shape[:1] if others[-1] == "none" else ()
+    return tuple(logits.new_empty(shape, dtype=torch.float32) for shape in (loss_shape, ()))
 
 
 def _out_of_place_fake(logits, *others):
-    need_grad = others[-1]
-    return *_in_place_fake(logits), logits.new_empty(logits.shape if need_grad else (0,))
+    *others, need_grad = others
+    return *_in_place_fake(logits, *others), logits.new_empty(logits.shape if need_grad else (0,))
 
 
 @register_op("cross_entropy_fwd", _out_of_place_fake)
 def _out_of_place(
-    logits: Tensor, targets: Tensor, vocab_size: int, ignore_index: int, label_smoothing: float,
-    z_loss: float, need_grad: bool,
+    logits: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int, ignore_index: int,
+    label_smoothing: float, z_loss: float, reduction: str, need_grad: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     dlogits = logits.new_empty(logits.shape if need_grad else (0,))
     loss, count = _fwd(
-        logits, targets, dlogits if need_grad else None,
-        vocab_size, ignore_index, label_smoothing, z_loss,
+        logits, targets, weights, dlogits if need_grad else None,
+        vocab_size, ignore_index, label_smoothing, z_loss, reduction,
     )  # fmt: skip
     return loss, count, dlogits
 
 
 @register_op("cross_entropy_fwd_", _in_place_fake, mutates=("logits",))
 def _in_place(
-    logits: Tensor, targets: Tensor, vocab_size: int, ignore_index: int, label_smoothing: float,
-    z_loss: float,
+    logits: Tensor, targets: Tensor, weights: Tensor | None, vocab_size: int, ignore_index: int,
+    label_smoothing: float, z_loss: float, reduction: str,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    return _fwd(logits, targets, logits, vocab_size, ignore_index, label_smoothing, z_loss)
+    return _fwd(
+        logits, targets, weights, logits,
+        vocab_size, ignore_index, label_smoothing, z_loss, reduction,
+    )  # fmt: skip
 
 
 @register_op("scale_", lambda x, factor: None, mutates=("x",))
 def _scale_(x: Tensor, factor: Tensor) -> None:
-    """Multiply x (N, C) by a scalar on the device; if it is 1, touch nothing."""
+    """Multiply x (N, C) by a scalar on the device, and touch nothing if it is 1, or by (N,)."""
     n, width = x.shape
     if x.numel() > 0:
         with on_device_of(x):
             _scale_kernel[(min(n, SCALE_PROGRAMS * multiprocessors(x)),)](
-                x, factor, x.stride(0), n, width, BLOCK=SCALE_BLOCK, enable_fp_fusion=True
+                x,
+                factor,
+                x.stride(0),
+                n,
+                width,
+                PER_ROW=factor.dim() > 0,
+                BLOCK=SCALE_BLOCK,
+                enable_fp_fusion=True,
             )
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, logits, targets, settings, inplace, with_grad):
+    def forward(ctx, logits, targets, weights, settings, inplace, with_grad):
         need_grad = with_grad and ctx.needs_input_grad[0]
         if inplace and need_grad:
             dlogits = logits.detach()
-            loss, count = _in_place(dlogits, targets, *settings)
+            loss, count = _in_place(dlogits, targets, weights, *settings)
             # Autograd refuses a backward of anything else that saved the logits.
             torch.autograd.graph.increment_version(dlogits)
         else:
-            loss, count, dlogits = _out_of_place(logits, targets, *settings, need_grad)
+            loss, count, dlogits = _out_of_place(logits, targets, weights, *settings, need_grad)
         ctx.save_for_backward(dlogits, count)
         return loss
 
@@ -302,16 +328,45 @@ class _CrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, dloss):
         dlogits, count = ctx.saved_tensors
-        _scale_(dlogits, dloss if _of_mean(dlogits.dtype) else dloss / count)
+        _scale_(dlogits, dloss.contiguous() if _of_mean(dlogits.dtype) else dloss / count)
         # The buffer now holds the scaled gradient: a second backward must be refused.
         torch.autograd.graph.increment_version(dlogits)
-        return dlogits, None, None, None, None
+        return dlogits, None, None, None, None, None
+
+
+def divisor(
+    targets: Tensor, weights: Tensor | None, ignore_index: int, vocab_size: int, reduction: str
+) -> Tensor:
+    """What the sum of the losses is divided by, or each of them: a float32 scalar on the device."""
+    count = count_targets(targets, ignore_index, vocab_size)
+    if reduction == "none":
+        return torch.ones_like(count)
+    if weights is not None:
+        count = weights.where(targets != ignore_index, 0).sum()
+        count = count.where(count != 0, 1)
+    return count
 
 
 def check_options(
-    op: str, vocab_size: int | None, width: int, label_smoothing: float, z_loss: float
-) -> int:
+    op: str, vocab_size: int | None, width: int, label_smoothing: float, z_loss: float,
+    targets: Tensor, token_weights: Tensor | None, reduction: str,
+) -> int:  # fmt: skip
     """Check the options of a loss, and return the number of real classes, `width` by default."""
+    if reduction not in ("mean", "none"):
+        raise ValueError(f"{op}: reduction must be 'mean' or 'none', got {reduction!r}")
+    if token_weights is not None and (
+        (token_weights.shape, token_weights.dtype, token_weights.device)
+        != (targets.shape, torch.float32, targets.device)
+    ):
+        raise ValueError(
+            f"{op}: token_weights must be float32 {tuple(targets.shape)} on {targets.device}, got "
+            f"{token_weights.dtype} {tuple(token_weights.shape)} on {token_weights.device}"
+        )
+    if token_weights is not None and token_weights.requires_grad:
+        raise ValueError(
+            f"{op}: no gradient flows to token_weights: detach() them, or multiply the losses that "
+            "reduction='none' gives"
+        )
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"{op}: label_smoothing must be in [0, 1), got {label_smoothing}")
     if not z_loss >= 0:
@@ -334,9 +389,11 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
     vocab_size: int | None = None,
+    token_weights: Tensor | None = None,
+    reduction: Literal["mean", "none"] = "mean",
     inplace: bool = False,
 ) -> Tensor:
-    """Mean cross-entropy of logits and integer targets, in nats.
+    """Cross-entropy of logits and integer targets, in nats.
 
     Args:
         logits: (..., V), float16, bfloat16 or float32. Read at full speed if rows begin at
@@ -348,13 +405,16 @@ def cross_entropy(
         z_loss: weight of the mean square of the log-sum-exp, which keeps logits from drifting.
         vocab_size: the number of real classes, V by default. Columns from there on are padding:
             they are ignored, and their gradient is exactly zero.
+        token_weights: (...), float32: each loss is multiplied by its own, and the mean is weighted.
+            A sum of 0 gives 0, as if every target were ignored.
+        reduction: "mean", or "none" for the loss of every target, (...), 0 where it is ignored.
         inplace: write the gradient over the logits, so that nothing else of their size is
             allocated. Ignored under `torch.compile`, which decides this itself.
 
     Returns:
-        The loss, a float32 scalar; 0 with zero gradients if every target is ignored. A second
-        backward through the same graph raises RuntimeError; under `torch.compile`, which takes
-        nothing in place, it gives the same bits.
+        The loss in float32, a scalar or (...); 0 with zero gradients if every target is ignored. A
+        second backward through the same graph raises RuntimeError; under `torch.compile`, which
+        takes nothing in place, it gives the same bits.
 
     Raises:
         ValueError: a shape, dtype, device or option that the kernels cannot take.
@@ -369,8 +429,9 @@ def cross_entropy(
             f"{tuple(logits.shape)} and {targets.dtype} {tuple(targets.shape)}"
         )
     vocab_size = check_options(
-        "cross_entropy", vocab_size, logits.shape[-1], label_smoothing, z_loss
-    )
+        "cross_entropy", vocab_size, logits.shape[-1], label_smoothing, z_loss,
+        targets, token_weights, reduction,
+    )  # fmt: skip
     rows = logits.reshape(-1, logits.shape[-1])
     inplace = inplace and not torch.compiler.is_compiling()
     if inplace and (rows.data_ptr() != logits.data_ptr() or rows.stride(1) != 1):
@@ -378,8 +439,9 @@ def cross_entropy(
             "cross_entropy: inplace needs rows whose elements are neighbours, with one stride from "
             f"row to row, got strides {logits.stride()}; call logits.contiguous()"
         )
-    settings = (vocab_size, ignore_index, label_smoothing, z_loss)
+    settings = (vocab_size, ignore_index, label_smoothing, z_loss, reduction)
+    weights = None if token_weights is None else token_weights.reshape(-1).contiguous()
     loss: Tensor = _CrossEntropy.apply(
-        rows, targets.reshape(-1), settings, inplace, torch.is_grad_enabled()
+        rows, targets.reshape(-1), weights, settings, inplace, torch.is_grad_enabled()
     )
-    return loss
+    return loss if reduction == "mean" else loss.view(targets.shape)

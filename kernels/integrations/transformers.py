@@ -11,7 +11,8 @@ library's own code still runs where it is said:
 
     attention   self-attention of a call's tokens among themselves: training, and the prompt in
                 `generate`. With padding (or another mask), and where tokens attend to a cache that
-                was filled before, it is PyTorch's SDPA, as in an unpatched model.
+                was filled before, it is PyTorch's SDPA, as in an unpatched model. A call with
+                `output_attentions=True` is a ValueError: the weights never exist.
     norms       each LayerNorm.
     mlp         GELU together with the bias of `c_fc`, whose own forward is not called.
     loss        in training with labels, from the hidden states: the logits never exist, and
@@ -111,6 +112,7 @@ def patch_transformers_gpt2(
         classes.append((model, _fused_loss(subject.__class__, kind)))
     if attention:
         _check_attention(subject.config)
+        classes.append((subject.transformer, _weightless(subject.transformer.__class__)))
         _register_attention(kind)
         before = subject.config._attn_implementation
         subject.set_attn_implementation(_IMPLEMENTATION)
@@ -171,6 +173,19 @@ def _fused_mlp(base: Any) -> type[nn.Module]:
         x = torch.mm(hidden_states.flatten(0, -2), self.c_fc.weight)
         x = gelu_tanh(x, self.c_fc.bias).unflatten(0, hidden_states.shape[:-1])
         return self.dropout(self.c_proj(x))
+
+    return _subclass(base, forward)
+
+
+@functools.cache
+def _weightless(base: Any) -> type[nn.Module]:
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if kwargs.get("output_attentions"):
+            raise ValueError(
+                "output_attentions: our attention never holds its weights; "
+                "unpatch_transformers_gpt2(model), then model.set_attn_implementation('eager')"
+            )
+        return base.forward(self, *args, **kwargs)
 
     return _subclass(base, forward)
 

@@ -79,6 +79,43 @@ def test_options_over_several_blocks(options, dtype, device):
     check(given, **options)
 
 
+def weighted(given: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The inputs with weights of the targets: some are 0, as for the tokens of a prompt."""
+    weights = torch.rand(given["targets"].shape, device=given["targets"].device) + 0.5
+    weights.view(-1)[::3] = 0.0
+    return given | {"token_weights": weights}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_loss_of_each_token_and_its_weight(reduction, dtype, device):
+    given = inputs(2, 3, 1100, dtype=dtype, device=device)
+    for inplace in (False, True):
+        for case in (given, weighted(given)):
+            # In place the logits are overwritten: each case has its own.
+            case = case | {"logits": case["logits"].detach().clone().requires_grad_()}
+            options = {"reduction": reduction, "label_smoothing": 0.1, "z_loss": 1e-3}
+            call = partial(cross_entropy, **options)
+            if inplace:
+                call = partial(_in_place, **options)
+            compare(
+                call, partial(cross_entropy_reference, **options), case, cancelled={"dlogits": 1.0}
+            )
+    assert cross_entropy(**given, reduction="none").shape == (2, 3)
+
+
+def _in_place(logits: Tensor, targets: Tensor, **options: Any) -> Tensor:
+    return cross_entropy(logits * 1.0, targets, inplace=True, **options)
+
+
+def test_weights_that_sum_to_nothing_give_no_loss_and_no_gradient(device):
+    given = inputs(4, 11, device=device)
+    loss = cross_entropy(**given, token_weights=torch.zeros(4, device=device))
+    assert loss == 0
+    assert not torch.autograd.grad(loss, given["logits"])[0].any()
+
+
 @pytest.mark.parametrize(("width", "vocab_size"), [(50304, 50257), (50257, None)])
 def test_the_vocabulary_of_gpt2(width, vocab_size, device):
     given = inputs(3, width, dtype=torch.float16, device=device)
@@ -286,26 +323,34 @@ def test_evaluation_computes_no_gradient(device, monkeypatch):
     frozen = cross_entropy(given["logits"].detach(), given["targets"])
     assert torch.equal(trained, quiet)
     assert torch.equal(trained, frozen)
-    assert [call.args[4] is not None for call in launch.call_args_list] == [True, False, False]
+    assert [call.args[5] is not None for call in launch.call_args_list] == [True, False, False]
 
 
 def test_compiles_where_inplace_is_asked_for(device):
     logits, targets = inputs(5, 40, device=device).values()
-    fused.check_compiles(lambda x: 3 * cross_entropy(2 * x, targets, inplace=True), [logits])
+    for reduction in ("mean", "none"):
+        fused.check_compiles(
+            lambda x, r=reduction: 3 * cross_entropy(2 * x, targets, inplace=True, reduction=r),
+            [logits],
+        )
 
 
 def test_operators_pass_opcheck(device):
     ops = torch.ops.gpt2_triton
     logits, targets = randn(5, 24, device=device), torch.arange(5, device=device)
     settings = (20, IGNORED, 0.1, 1e-3)
-    given = (logits, targets, *settings)
-    for need_grad in (True, False):
-        torch.library.opcheck(ops.cross_entropy_fwd.default, (*given, need_grad))
-    torch.library.opcheck(ops.cross_entropy_fwd_.default, given)
-    factor = torch.tensor(2.0, device=device)
-    torch.library.opcheck(ops.scale_.default, (logits, factor))
+    weights = torch.rand(5, device=device)
+    for given in (
+        (logits, targets, None, *settings, "mean"), (logits, targets, weights, *settings, "none")
+    ):  # fmt: skip
+        for need_grad in (True, False):
+            torch.library.opcheck(ops.cross_entropy_fwd.default, (*given, need_grad))
+        torch.library.opcheck(ops.cross_entropy_fwd_.default, given)
+    for factor in (torch.tensor(2.0, device=device), weights):
+        torch.library.opcheck(ops.scale_.default, (logits, factor))
 
 
+WEIGHTS = r"token_weights must be float32 \(3,\) on (cpu|cuda:0), got torch\."
 UNFIT = r"expected logits \(\.\.\., V\) and int64 targets"
 
 
@@ -316,6 +361,10 @@ UNFIT = r"expected logits \(\.\.\., V\) and int64 targets"
         (r"vocab_size must be in 1\.\.8.* got 0", {"vocab_size": 0}),
         (r"label_smoothing must be in \[0, 1\), got 1", {"label_smoothing": 1.0}),
         ("z_loss must be at least 0, got -1", {"z_loss": -1.0}),
+        ("reduction must be 'mean' or 'none', got 'sum'", {"reduction": "sum"}),
+        (WEIGHTS + r"float64 \(3,\) on cpu", {"token_weights": torch.ones(3).double()}),
+        (WEIGHTS + r"float32 \(4,\) on cpu", {"token_weights": torch.ones(4)}),
+        ("no gradient flows to token_weights", {"token_weights": torch.ones(3).requires_grad_()}),
         (UNFIT, {"targets": torch.arange(4)}),
         (UNFIT, {"targets": torch.arange(3).int()}),
         (UNFIT, {"logits": torch.tensor(0.0), "targets": torch.tensor(0)}),
@@ -326,6 +375,15 @@ def test_refuses_what_it_cannot_take(message, change, device):
     logits, targets = (given.pop(name).to(device) for name in ("logits", "targets"))
     with pytest.raises(ValueError, match=message):
         cross_entropy(logits, targets, **given)
+
+
+def test_weights_that_need_a_gradient_multiply_the_losses_of_the_tokens(device):
+    given, weights = inputs(6, 9, device=device), torch.rand(6, device=device)
+    weights.requires_grad_()
+    losses = cross_entropy(**given, reduction="none")
+    (dweights,) = torch.autograd.grad((losses * weights).sum(), weights)
+    torch.testing.assert_close(dweights, losses.detach())
+    assert torch.isfinite(cross_entropy(**given, token_weights=weights.detach()))
 
 
 # ---- on a GPU only

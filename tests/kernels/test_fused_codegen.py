@@ -49,7 +49,7 @@ def loss(width, vocab_size, dtype="bfloat16", need_grad=True, label_smoothing=0.
     logits = torch.empty(rows, width, dtype=getattr(torch, dtype))
     targets, losses = torch.zeros(rows, dtype=torch.int64), torch.empty(rows)
     launch_cross_entropy(
-        logits, targets, torch.ones(()), losses, logits if need_grad else None,
+        logits, targets, None, torch.ones(()), losses, logits if need_grad else None,
         vocab_size, -100, label_smoothing, 0.0, True,
     )  # fmt: skip
 

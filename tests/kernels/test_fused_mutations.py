@@ -37,6 +37,9 @@ WALK = (test_norms.test_programs_that_walk_over_many_tiles, {"op": "rms_norm", "
 GELU = (test_gelu.test_matches_reference, ODD | {"bias": torch.float32})
 GELU_WALK = (test_gelu.test_programs_that_walk_over_many_tiles, {"rows": 100})
 GATED = (test_swiglu.test_matches_reference, ODD)
+WEIGHED = (
+    test_cross_entropy.test_the_loss_of_each_token_and_its_weight, SINGLE | {"reduction": "mean"}
+)  # fmt: skip
 LOSS = (test_cross_entropy.test_matches_reference, SINGLE | {"shape": (3, 5000)})
 HEAD = (
     test_linear_cross_entropy.test_is_within_the_error_budget_for_every_chunking,
@@ -193,6 +196,17 @@ LOSS_FAULTS = [
         "factor != 1.0", "factor > 1.0", test_cross_entropy.test_the_upstream_gradient_scales,
         SINGLE | {"factor": 0.25},
     ),
+    Mutation("weights miss the loss", "share = weight / tl.load", "share = 1 / tl.load", *WEIGHED),
+    Mutation(
+        "weights miss the gradient of the sum",
+        "share if MEAN else weight", "share if MEAN else 1.0",
+        WEIGHED[0], WEIGHED[1] | {"dtype": torch.float16},
+    ),
+    Mutation(
+        "all rows get the upstream gradient of the first",
+        "tl.load(factor_ptr + row)", "tl.load(factor_ptr)",
+        WEIGHED[0], WEIGHED[1] | {"reduction": "none"},
+    ),
     Mutation(
         "float16 holds the gradient of the mean",
         "return dtype != torch.float16", "return True",
@@ -212,6 +226,18 @@ HEAD_FAULTS = [
     ),
 ]  # fmt: skip
 OPERATOR_FAULTS = [
+    Mutation(
+        "the rows' upstream gradients are taken for 1",
+        "targets, weights / largest", "targets, torch.ones_like(weights)",
+        test_linear_cross_entropy.test_the_loss_of_each_token_and_its_weight,
+        SINGLE | {"reduction": "none"},
+    ),
+    Mutation(
+        "chunks take the weights of the first", "token_weights[rows]",
+        "token_weights[: rows.stop - start]",
+        test_linear_cross_entropy.test_the_loss_of_each_token_and_its_weight,
+        SINGLE | {"reduction": "mean"},
+    ),
     Mutation("every chunk overwrites dW", "first=start == 0", "first=True", *HEAD),
     Mutation(
         "a frozen head pays for its gradient",

@@ -13,6 +13,7 @@ from kernels.linear_cross_entropy import CHUNK_BYTES, chunk_rows, linear_cross_e
 from kernels.linear_cross_entropy import linear_cross_entropy_reference as reference_loss
 from kernels.testing import compare
 from tests.kernels.fused import CUDA, DTYPES, LAYOUTS, MARKS, check_never_waits, randn
+from tests.kernels.test_cross_entropy import weighted
 
 pytestmark = MARKS
 IGNORED = -100
@@ -54,6 +55,28 @@ def test_options(options, device):
     if "ignore_index" in options:
         given["targets"][given["targets"] == IGNORED] = options["ignore_index"]
     check(given, 1, **options)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_the_loss_of_each_token_and_its_weight(reduction, dtype, device):
+    given = inputs(9, 50, 8, dtype, device=device)
+    for case in (given, weighted(given)):
+        check(case, 4 * 64 * 4, reduction=reduction, z_loss=1e-3)
+    assert linear_cross_entropy(**given, reduction="none").shape == (9,)
+
+
+def test_per_token_losses_of_float16_survive_a_small_upstream_gradient(device):
+    """Without a loss scaler: the share of a mean over many tokens underflows in 16 bits."""
+    given = inputs(9, 50, 8, torch.float16, device=device)
+    losses = linear_cross_entropy(**given, reduction="none")
+    (dx,) = torch.autograd.grad(losses.sum() * 2.0**-20, given["x"], retain_graph=True)
+    (whole,) = torch.autograd.grad(losses.sum(), given["x"])
+    torch.testing.assert_close(dx.float() * 2.0**20, whole.float(), rtol=0.02, atol=0.06)
+    dw = torch.autograd.grad(
+        linear_cross_entropy(**given, reduction="none").sum() * 0.0, given["weight"]
+    )[0]
+    assert not dw.any()
 
 
 @pytest.mark.parametrize("layout", ["transposed", "in nan", "every second", "same rows"])
@@ -189,10 +212,11 @@ def test_peak_memory_is_a_chunk_and_the_gradients(chunks, device):
 @pytest.mark.parametrize("needed", [(True, True), (False, False)])
 def test_operator_passes_opcheck(needed, device):
     given = [x.detach() for x in inputs(5, 24, 8, device=device).values()]
-    torch.library.opcheck(
-        torch.ops.gpt2_triton.linear_cross_entropy_fwd.default,
-        (*given, 24, IGNORED, 0.0, 0.0, 4 * 32 * 2, *needed),
-    )
+    for reduction, weights in (("mean", None), ("none", torch.rand(5, device=device))):
+        torch.library.opcheck(
+            torch.ops.gpt2_triton.linear_cross_entropy_fwd.default,
+            (*given, weights, 24, IGNORED, 0.0, 0.0, reduction, 4 * 32 * 2, *needed),
+        )
 
 
 # ---- what is refused

@@ -124,11 +124,13 @@ def test_unpatching_gives_the_very_model_back(results):
         ("adapter", "transformer.h.1.mlp.c_fc is a Linear, not transformers' Conv1D"),
         ("adapter afterwards", "mlp.c_fc is a Linear, not transformers' Conv1D"),
         ("head", "lm_head is a Linear, not an nn.Linear without bias"),
+        ("weights", "output_attentions: our attention never holds its weights; unpatch_transf"),
     ],
 )
 def test_what_cannot_be_patched_is_refused_by_name(results, case, message):
     assert message in results[1]["refused"][case]
     assert results[1]["untouched when refused"]
+    assert results[1]["weights as the message says"] == [2, 3, 33, 33]
 
 
 def test_transformers_does_not_take_our_package_for_its_own(results):

@@ -11,6 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +183,12 @@ refused = {
 }
 facts["refused"] = {name: refusal(patch_transformers_gpt2, x) for name, x in refused.items()}
 facts["refused"]["adapter afterwards"] = refusal(adapted, ids)
+facts["refused"]["weights"] = refusal(partial(patched, output_attentions=True), ids)
+unpatch_transformers_gpt2(patched)
+patched.set_attn_implementation("eager")
+facts["weights as the message says"] = list(
+    patched(ids, output_attentions=True).attentions[0].shape
+)
 facts["untouched when refused"] = (
     type(refused["head"].transformer.ln_f) is torch.nn.LayerNorm
     and refused["head"].config._attn_implementation == model.config._attn_implementation
