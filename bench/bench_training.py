@@ -32,7 +32,7 @@ from bench.harness.resident_memory import resident_memory
 from bench.harness.results import Scalar
 from bench.harness.training_steps import Problem, Recipe
 from bench.harness.training_variants import largest_batch_variant, step_variants
-from gpt2.config import PRESETS, VOCAB_MULTIPLE, Kernel, TrainConfig
+from gpt2.config import PRESETS, VOCAB_MULTIPLE, Kernel, TrainConfig, settle
 from gpt2.training.machine import choose_machine
 
 # Sequences and their length by preset; on a GPU memory for several variants at once is needed.
@@ -68,7 +68,7 @@ def problem_for(
 ) -> Problem:
     """A problem in `dtype`, by default in the one that train.py would choose."""
     if dtype is None:
-        config = TrainConfig(compile=False)
+        config = settle(TrainConfig(compile=False, attn="sdpa"), preset)
         dtype = choose_machine(setting.device, config, PRESETS[preset])[0].dtype
     return Problem(preset, PRESETS[preset], B, T, setting.device, dtype)
 

@@ -5,24 +5,23 @@
 Axes: B batch, T time, H heads, D head width. A backend takes the packed projection qkv (B, T, 3, H,
 D) and returns (B, T, H, D), so that kernels can read it in place. With `window=w` each position
 sees itself and the w - 1 before it; with `documents`, made by `kernels.documents.document_bounds`,
-it sees its own document only. All backends compute the same function; `BACKENDS` lists them, and
-`unusable` says why one cannot run somewhere. An explicit choice is never replaced by another.
+it sees its own document only. All backends compute the same function; `BACKENDS` lists them. One
+that cannot do what it is asked raises: `gpt2.backends` finds out which can run where.
 
 Source: Vaswani et al. 2017, arXiv:1706.03762; FlashAttention-2: Dao 2023, arXiv:2307.08691.
 """
 
+import importlib
 import importlib.util
 import math
-import os
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-
-from gpt2.config import GPTConfig
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 
 def causal_mask(T: int, window: int | None = None, device: torch.device | None = None) -> Tensor:
@@ -138,6 +137,16 @@ def _cumulative_lengths(documents: Tensor) -> Tensor:
     return F.pad(first.nonzero().flatten(), (0, 1), value=len(first)).int()
 
 
+def _forced(kernel: SDPBackend) -> Backend:
+    """`sdpa` by one of PyTorch's kernels; RuntimeError where that one cannot do it."""
+
+    def attend(qkv: Tensor, **options: Any) -> Tensor:
+        with sdpa_kernel(kernel):
+            return sdpa(qkv, **options)
+
+    return attend
+
+
 def flash(
     qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
 ) -> Tensor:
@@ -145,9 +154,9 @@ def flash(
 
     With documents the package waits for the GPU to learn how many there are.
     """
-    if not _use_flash_attn_package(qkv.device.type):
-        with sdpa_kernel(SDPBackend.FLASH_ATTENTION):
-            return sdpa(qkv, window=None, dropout_p=dropout_p, documents=documents)
+    options: dict[str, Any] = {"window": window, "dropout_p": dropout_p, "documents": documents}
+    if not has_flash_attn(qkv.device.type):
+        return BACKENDS["sdpa-flash"](qkv, **options)
     import flash_attn
 
     options = {
@@ -161,6 +170,69 @@ def flash(
         qkv.flatten(0, 1), _cumulative_lengths(documents), qkv.shape[1], **options
     )
     return y.view(*qkv.shape[:2], *qkv.shape[3:])
+
+
+@lru_cache
+def has_flash_attn(device_type: str) -> bool:
+    """Tell whether `flash` runs on the `flash_attn` package."""
+    return device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
+
+
+def _newer_flash(module: str) -> Backend:
+    """FlashAttention-3 or 4: Dao's packages `flash_attn_interface` and `flash_attn.cute`."""
+
+    def attend(
+        qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+    ) -> Tensor:
+        package = importlib.import_module(module)
+        if dropout_p:
+            raise ValueError(f"{module} has no dropout")
+        options: dict[str, Any] = {"causal": True}
+        if window is not None:
+            options["window_size"] = (window - 1, 0)
+        if documents is None:
+            y = package.flash_attn_func(*qkv.unbind(2), **options)
+        else:
+            for name in ("q", "k"):
+                options[f"cu_seqlens_{name}"] = _cumulative_lengths(documents)
+                options[f"max_seqlen_{name}"] = qkv.shape[1]
+            y = package.flash_attn_varlen_func(*qkv.flatten(0, 1).unbind(1), **options)
+        o = y[0] if isinstance(y, tuple) else y  # with the log-sum-exp, in the fourth
+        return o.view(*qkv.shape[:2], *qkv.shape[3:])
+
+    return attend
+
+
+def flex(
+    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+) -> Tensor:
+    """FlexAttention, compiled for a GPU: blocks of scores that the mask hides are not computed."""
+    if dropout_p:
+        raise ValueError("FlexAttention has no dropout")
+    q, k, v = (t.transpose(1, 2) for t in qkv.unbind(2))
+    mask = _block_mask(q.shape[2], window, q.device, documents)
+    # For training on a CPU PyTorch has it not: that is said sooner without a compiler.
+    attend = flex_attention if q.device.type == "cpu" else _compiled_flex()
+    return attend(q, k, v, block_mask=mask).transpose(1, 2)
+
+
+@lru_cache
+def _compiled_flex() -> Any:
+    return torch.compile(flex_attention)
+
+
+@lru_cache(maxsize=1)  # all layers of a model have the same
+def _block_mask(
+    T: int, window: int | None, device: torch.device, documents: Tensor | None
+) -> BlockMask:
+    def visible(b: Tensor, _: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        seen = j <= i
+        if window is not None:
+            seen &= j > i - window
+        return seen if documents is None else seen & (j >= documents[0, b, i])
+
+    B = None if documents is None else documents.shape[1]
+    return create_block_mask(visible, B, None, T, T, device=str(device))
 
 
 def triton(
@@ -190,103 +262,23 @@ def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
     return y.transpose(1, 2)
 
 
-BACKENDS: dict[str, Backend] = {"naive": naive, "sdpa": sdpa, "flash": flash, "triton": triton}
-
-
-def unusable(
-    name: str, config: GPTConfig, *, device: torch.device, dtype: torch.dtype
-) -> str | None:
-    """The reason why backend `name` cannot run a model of `config` in `dtype` on `device`, with the
-    remedy; None if it can."""
-    if name not in BACKENDS:
-        return f"there is no such attention backend: choose one of {', '.join(BACKENDS)}"
-    if name == "flash":
-        return _flash_unusable(config, device, dtype)
-    if name == "triton" and config.head_dim > 256:
-        return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
-    if name == "triton":
-        return triton_unusable(device, instead="--attn sdpa")
-    return None
-
-
-def describe(name: str, device: torch.device) -> str:
-    """Name the implementation behind a backend on this machine, in a few words."""
-    if name == "flash":
-        package = _use_flash_attn_package(device.type)
-        return "flash_attn package" if package else "PyTorch's FlashAttention kernel, forced"
-    if name == "triton":
-        return "our Triton kernel" + _limits(device)
-    named = {"naive": "masked matrix products", "sdpa": "PyTorch's scaled_dot_product_attention"}
-    return named.get(name, "a backend of your own")
-
-
-def _limits(device: torch.device) -> str:
-    """What makes our kernel slow on a device, or whose tile sizes it takes."""
-    if device.type == "cpu":
-        return ", interpreted"
-    if torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
-        return ", slow here: before compute capability 8.0 Triton uses no tensor cores"
-    from kernels._attention.tiles import rows_of
-    from kernels._common.launch import architecture
-
-    card = architecture(device)
-    rows = rows_of(card)
-    taken = "small ones" if rows == "other" else f"those of {rows}"
-    return "" if rows == card else f", whose table has no tile sizes for {card} and takes {taken}"
-
-
-@lru_cache
-def _use_flash_attn_package(device_type: str) -> bool:
-    return device_type == "cuda" and importlib.util.find_spec("flash_attn") is not None
-
-
-def _flash_unusable(config: GPTConfig, device: torch.device, dtype: torch.dtype) -> str | None:
-    if device.type not in ("cpu", "cuda"):
-        return f"FlashAttention has no kernel for {device.type}; use --attn sdpa"
-    if config.head_dim > 256:
-        return f"FlashAttention takes head widths up to 256, got {config.head_dim}; use more heads"
-    if device.type == "cuda":
-        if dtype not in (torch.float16, torch.bfloat16):
-            return f"FlashAttention on CUDA takes fp16 and bf16, got {dtype}; use --dtype bf16"
-        capability = torch.cuda.get_device_capability(device)
-        if capability < (8, 0):
-            return (
-                "FlashAttention-2 needs compute capability 8.0 (A100, RTX 30) or newer, and "
-                f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}; "
-                "use --attn sdpa"
-            )
-    if not _use_flash_attn_package(device.type):
-        if config.window is not None:
-            return (
-                "PyTorch's FlashAttention kernel has no sliding window; "
-                "pip install -e '.[flash]' on a CUDA machine, or use --attn sdpa"
-            )
-        if config.attend == "within-documents" and device.type == "cuda":
-            return (
-                "PyTorch's FlashAttention kernel sees through the ends of documents; "
-                "pip install -e '.[flash]', or use --attn triton or sdpa"
-            )
-        if config.dropout and device.type == "cpu":
-            return "PyTorch's FlashAttention kernel for CPUs has no dropout; use --attn sdpa"
-    return None
-
-
-def triton_unusable(device: torch.device, *, instead: str) -> str | None:
-    """The reason why none of our kernels can run on `device`, with the remedy; None if they can.
-
-    `instead` names the option that does without them.
-    """
-    if importlib.util.find_spec("triton") is None:
-        return f"Triton is not installed (it exists for Linux); use {instead}"
-    if device.type not in ("cpu", "cuda"):
-        return f"Triton has no {device.type} compiler; use {instead}"
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
-        return "on a CPU Triton runs in its interpreter: set TRITON_INTERPRET=1 before Python"
-    return None
+BACKENDS: dict[str, Backend] = {
+    "naive": naive,
+    "sdpa": sdpa,
+    "sdpa-math": _forced(SDPBackend.MATH),
+    "sdpa-efficient": _forced(SDPBackend.EFFICIENT_ATTENTION),
+    "sdpa-flash": _forced(SDPBackend.FLASH_ATTENTION),
+    "sdpa-cudnn": _forced(SDPBackend.CUDNN_ATTENTION),
+    "flash": flash,
+    "flash3": _newer_flash("flash_attn_interface"),
+    "flash4": _newer_flash("flash_attn.cute"),
+    "flex": flex,
+    "triton": triton,
+}
 
 
 def _self_check() -> None:
-    """Print who sees whom, what the scale is for, and how far each backend is from float64."""
+    """Print who sees whom, and what the scale is for."""
     torch.manual_seed(0)
     print("who sees whom (rows: queries, columns: keys), causal, and with a window of 2:")
     for rows in zip(causal_mask(5), causal_mask(5, window=2), strict=True):
@@ -295,21 +287,6 @@ def _self_check() -> None:
         scores = torch.randn(2000, D) @ torch.randn(D, 64)
         variance = scores.var()
         print(f"D = {D:3}: variance of q.k {variance:6.1f}, of q.k / sqrt(D) {variance / D:.2f}")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-    for window in (None, 16):
-        print(f"largest distance from float64, {dtype} on {device.type}, window {window}:")
-        config = GPTConfig(n_head=4, n_embd=128, window=window)
-        qkv = torch.randn(2, 100, 3, 4, 32, device=device, dtype=dtype)
-        exact = naive(qkv.double(), window=window, dropout_p=0.0)
-        for name, backend in BACKENDS.items():
-            reason = unusable(name, config, device=device, dtype=dtype)
-            if reason is None:
-                y = backend(qkv, window=window, dropout_p=0.0, documents=None)
-                error = (y - exact).abs().max() / exact.max()
-                # Sums in another order: a few roundings of values below the largest.
-                assert error <= 8 * torch.finfo(dtype).eps, f"{name} is {error:.1e} from float64"
-            print(f"    {name}: {reason or f'{error:.1e} ({describe(name, device)})'}")
 
 
 if __name__ == "__main__":

@@ -263,8 +263,8 @@ class TrainConfig(ModelOptions, RunOptions):
     Hugging Face hub, a folder in its GPT-2 format, a run folder (its best checkpoint), or demo, the
     model that ships. Shape and tokenizer come from there."""
     attn: str = "auto"
-    """Attention: auto, naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2), triton, or
-    another name in `gpt2.attention.BACKENDS`."""
+    """Attention: naive (masked matmul), sdpa (PyTorch), flash (FlashAttention-2), triton, another
+    name in `gpt2.attention.BACKENDS`, or auto: the fastest here, measured once and kept."""
     n_layer: int | None = None
     """Number of Transformer layers. None: the preset's."""
     n_head: int | None = None

@@ -16,7 +16,7 @@ ORDER = [
     ["kernels", "gpt2.common"],
     ["gpt2.config"],
     ["gpt2.tokenizer", "gpt2.cache", "gpt2.attention", "gpt2.layers", "gpt2.loss"],
-    ["gpt2.model"],
+    ["gpt2.model", "gpt2.backends"],
     ["gpt2.data"],
     ["gpt2.runs"],
     ["gpt2.weights"],

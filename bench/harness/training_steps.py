@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bench.harness.peer_models import build_peer
 from bench.harness.peer_models import unavailable as peer_unavailable
-from gpt2.attention import unusable
+from gpt2.backends import unusable
 from gpt2.config import GPTConfig, Kernel
 from gpt2.model import GPT
 from gpt2.training.estimate import flops_per_token

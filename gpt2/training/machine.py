@@ -8,13 +8,14 @@ import os
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
 
-from gpt2.attention import describe, triton_unusable, unusable
+from gpt2.backends import describe, fastest, triton_unusable, unusable
 from gpt2.common.devices import DTYPES
-from gpt2.config import PORTABLE, GPTConfig, TrainConfig
+from gpt2.config import PORTABLE, GPTConfig, Settings, TrainConfig
 
 # What the kernels of `TrainConfig.kernels` compute.
 FUSED = {"norm_kernel": "norms", "mlp_kernel": "MLP activation", "loss_kernel": "head and loss"}
@@ -37,7 +38,7 @@ class Machine:
 
 
 def choose_machine(
-    device: torch.device, config: TrainConfig, shape: GPTConfig
+    device: torch.device, config: Settings, shape: GPTConfig, *, before: str | None = None
 ) -> tuple[Machine, GPTConfig]:
     """Settle compute type, kernels and compilation for a model of `shape` on `device`.
 
@@ -45,6 +46,7 @@ def choose_machine(
         device: where it will run.
         config: what was asked for.
         shape: the model; which kernels it names does not matter.
+        before: the attention backend of a run that goes on: "auto" keeps to it where it can run.
 
     Returns:
         The machine, and `shape` with the kernels settled.
@@ -66,8 +68,14 @@ def choose_machine(
             f"--dtype bf16: {torch.cuda.get_device_name(device)} has no bf16 arithmetic; "
             "use fp16 or fp32"
         )
-    if attn == "auto":
-        chosen, why = _best_attention(device, compute, shape)
+    if attn == "auto" and before and not unusable(before, shape, device=device, dtype=compute):
+        chosen, why = before, "as before"
+    elif attn == "auto":
+        chosen, seconds = fastest(shape, config.batch_size, device=device, dtype=compute)
+        table = sorted(seconds.items(), key=itemgetter(1))
+        why = "of the fastest here, forward and backward: " + ", ".join(
+            f"{name} {1e3 * value:.3g} ms" for name, value in table
+        )
     else:
         reason = unusable(attn, shape, device=device, dtype=compute)
         if reason:
@@ -111,12 +119,6 @@ def _best_dtype(device: torch.device) -> tuple[torch.dtype, str]:
     if device.type == "cpu" and _cpu_multiplies_bf16():
         return torch.bfloat16, "the CPU multiplies it natively, faster than fp32"
     return torch.float32, f"there is no fast 16-bit arithmetic on this {device.type}"
-
-
-def _best_attention(device: torch.device, dtype: torch.dtype, config: GPTConfig) -> tuple[str, str]:
-    if device.type == "cpu" and dtype == torch.bfloat16 and config.block_size <= 256:
-        return "naive", "on a CPU the fastest for short contexts in bf16"
-    return "sdpa", "PyTorch picks its kernel; ours is chosen once it has been measured here"
 
 
 def _native_bf16(device: torch.device) -> bool:

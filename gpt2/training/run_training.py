@@ -175,7 +175,8 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
     device, note = choose_device(settings.device)
     tokenizer = prepared.tokenizer
     shape = model_config(settings, tokenizer.vocab_size, tokenizer.eot_id)
-    machine, shape = choose_machine(device, settings, shape)
+    before = read_config(plan.folder)[1].attn if plan.resumed else None
+    machine, shape = choose_machine(device, settings, shape, before=before)
     for line in (*([note] if note else []), *machine.notes):
         say(line)
     torch.manual_seed(settings.seed)

@@ -1,28 +1,27 @@
 """Attention backends agree with each other and with PyTorch."""
 
-import dataclasses
 import sys
 from types import SimpleNamespace
 
 import pytest
 import torch
-import tyro
 
 from gpt2.attention import (
     BACKENDS,
     BasicAttention,
     ScaledAttention,
     causal_mask,
-    describe,
     naive,
-    unusable,
 )
-from gpt2.config import GPTConfig, TrainConfig
-from gpt2.model import GPT
-from gpt2.training.machine import choose_machine
+from gpt2.backends import unusable
+from gpt2.config import GPTConfig
 from kernels.documents import document_bounds
 from kernels.testing import compare
 from tests.gpt2.stand_ins import run_python
+
+# Those that train in fp32 on a CPU.
+CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
+HERE = [name for name in BACKENDS if unusable(name, GPTConfig(), **CPU) is None]
 
 
 def _qkv(T: int, H: int = 3, D: int = 16, B: int = 2) -> torch.Tensor:
@@ -45,12 +44,8 @@ def _reference(window: int | None, documents: torch.Tensor | None = None):
 
 @pytest.mark.parametrize("window", [None, 1, 5, 400])
 @pytest.mark.parametrize("T", [1, 7, 65])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_backends_compute_causal_attention_and_its_gradient(name, T, window):
-    config = GPTConfig(n_head=3, n_embd=48, window=window)
-    reason = unusable(name, config, device=torch.device("cpu"), dtype=torch.float32)
-    if reason:
-        pytest.skip(reason)
     compare(
         lambda qkv: BACKENDS[name](qkv, window=window, dropout_p=0.0),
         _reference(window),
@@ -70,12 +65,8 @@ def _documents(T: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("T", [1, 7, 65])
-@pytest.mark.parametrize("name", BACKENDS)
+@pytest.mark.parametrize("name", HERE)
 def test_backends_attend_within_documents(name, T, window):
-    config = GPTConfig(n_head=3, n_embd=48, window=window, attend="within-documents", end_of_text=0)
-    reason = unusable(name, config, device=torch.device("cpu"), dtype=torch.float32)
-    if reason:
-        pytest.skip(reason)
     documents = _documents(T)
     compare(
         lambda qkv: BACKENDS[name](qkv, window=window, dropout_p=0.0, documents=documents),
@@ -98,17 +89,63 @@ def test_flash_gives_its_package_the_documents(window, monkeypatch):
 
     def varlen(qkv, cu_seqlens, max_seqlen, dropout_p, causal, window_size):
         calls.append((cu_seqlens.dtype, max_seqlen, dropout_p, causal, window_size))
-        lengths = cu_seqlens.diff().tolist()
-        parts = qkv[None].split(lengths, dim=1)
-        return torch.cat([naive(part, window=window, dropout_p=0.0)[0] for part in parts])
+        return _one_by_one(qkv, cu_seqlens, window)
 
     package = SimpleNamespace(flash_attn_varlen_qkvpacked_func=varlen)
     monkeypatch.setitem(sys.modules, "flash_attn", package)
-    monkeypatch.setattr("gpt2.attention._use_flash_attn_package", lambda device_type: True)
+    monkeypatch.setattr("gpt2.attention.has_flash_attn", lambda device_type: True)
     qkv, documents = _qkv(20), _documents(20)
     got = BACKENDS["flash"](qkv, window=window, dropout_p=0.0, documents=documents)
     torch.testing.assert_close(got, naive(qkv, window=window, dropout_p=0.0, documents=documents))
     assert calls == [(torch.int32, 20, 0.0, True, (-1 if window is None else window - 1, 0))]
+
+
+def _one_by_one(qkv, cu_seqlens, window):
+    parts = qkv[None].split(cu_seqlens.diff().tolist(), dim=1)
+    return torch.cat([naive(part, window=window, dropout_p=0.0)[0] for part in parts])
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize(
+    ("name", "module"), [("flash3", "flash_attn_interface"), ("flash4", "flash_attn.cute")]
+)
+def test_newer_flash_attention_is_called_as_it_is_documented(name, module, window, monkeypatch):
+    """The fourth returns the log-sum-exp as well, and takes no window of -1."""
+
+    def shown(q, k, v, causal, window_size=(None, None)):
+        assert causal
+        assert window_size == ((None, None) if window is None else (window - 1, 0))
+        o = naive(torch.stack([q, k, v], dim=2), window=window, dropout_p=0.0)
+        return (o, None) if name == "flash4" else o
+
+    def varlen(
+        q, k, v, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, causal, window_size=None
+    ):
+        assert (max_seqlen_q, max_seqlen_k, causal) == (20, 20, True)
+        assert (window_size is None) == (window is None)
+        assert torch.equal(cu_seqlens_q, cu_seqlens_k)
+        o = _one_by_one(torch.stack([q, k, v], dim=1), cu_seqlens_q, window)
+        return (o, None) if name == "flash4" else o
+
+    package = SimpleNamespace(flash_attn_func=shown, flash_attn_varlen_func=varlen)
+    monkeypatch.setitem(sys.modules, "flash_attn", SimpleNamespace(cute=package))
+    monkeypatch.setitem(sys.modules, module, package)
+    qkv = _qkv(20)
+    for documents in (None, _documents(20)):
+        options = {"window": window, "dropout_p": 0.0, "documents": documents}
+        torch.testing.assert_close(BACKENDS[name](qkv, **options), naive(qkv, **options))
+    with pytest.raises(ValueError, match=f"{module} has no dropout"):
+        BACKENDS[name](qkv, window=window, dropout_p=0.1, documents=None)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 3])
+def test_flex_attention_sees_the_same_keys(window):
+    """Forward alone: on a CPU it has no backward."""
+    qkv = _qkv(65).detach()
+    for documents in (None, _documents(65), _documents(65).clone()):
+        options = {"window": window, "dropout_p": 0.0, "documents": documents}
+        torch.testing.assert_close(BACKENDS["flex"](qkv, **options), naive(qkv, **options))
 
 
 def test_causal_mask_shows_the_past_and_the_window_cuts_it():
@@ -168,7 +205,7 @@ def test_no_backend_sees_the_future():
     qkv = _qkv(12).detach()
     changed = qkv.clone()
     changed[:, 7:] = torch.randn_like(changed[:, 7:])
-    for name in ("naive", "sdpa", "flash"):
+    for name in ("naive", "sdpa", "sdpa-math", "flash"):
         before, after = (BACKENDS[name](t, window=None, dropout_p=0.0) for t in (qkv, changed))
         torch.testing.assert_close(before[:, :7], after[:, :7], rtol=0, atol=0, msg=name)
 
@@ -183,68 +220,7 @@ def test_dropout_acts_on_the_weights_of_naive_and_sdpa():
         assert ((torch.stack(draws).mean(dim=0) - exact).abs() < 6 * spread + 1e-6).all(), name
 
 
-@pytest.mark.parametrize(
-    ("name", "options", "device", "message"),
-    [
-        ("flesh", {}, "cpu", "choose one of naive, sdpa, flash, triton"),
-        ("flash", {"window": 4}, "cpu", "no sliding window"),
-        ("flash", {"dropout": 0.1}, "cpu", "no dropout"),
-        ("flash", {}, "mps", "no kernel for mps"),
-        ("flash", {"n_head": 1}, "cpu", "head widths up to 256, got 768"),
-    ],
-)
-def test_what_cannot_run_is_refused_with_a_reason(name, options, device, message):
-    reason = unusable(name, GPTConfig(**options), device=torch.device(device), dtype=torch.float32)
-    assert reason is not None
-    assert message in reason
-
-
-def test_pytorchs_flash_kernel_on_a_gpu_cannot_stay_within_documents(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-    monkeypatch.setattr("gpt2.attention._use_flash_attn_package", lambda device_type: False)
-    config = GPTConfig(attend="within-documents", end_of_text=0)
-    reason = unusable("flash", config, device=torch.device("cuda"), dtype=torch.bfloat16)
-    assert reason is not None
-    assert "sees through the ends of documents; pip install -e '.[flash]'" in reason
-
-
-def test_whose_tiles_our_kernel_takes_and_where_it_is_slow_is_said(monkeypatch):
-    cuda, unknown = torch.device("cuda"), ", whose table has no tile sizes for {} and takes {}"
-    monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
-    for card, taken in (("sm_90", ""), ("sm_89", "those of sm_86"), ("sm_87", "small ones")):
-        monkeypatch.setattr("kernels._common.launch._architecture", lambda _, card=card: card)
-        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
-        said = unknown.format(card, taken) if taken else ""
-        assert describe("triton", cuda) == "our Triton kernel" + said
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))  # a T4
-    assert "no tensor cores" in describe("triton", cuda)
-    assert "interpreted" in describe("triton", torch.device("cpu"))
-
-
-@pytest.mark.parametrize("interpreted", [False, True])
-def test_the_module_checks_itself(interpreted):
-    environment = {"TRITON_INTERPRET": str(int(interpreted)), "CUDA_VISIBLE_DEVICES": ""}
-    done = run_python("-m", "gpt2.attention", **environment)
+def test_the_module_shows_who_sees_whom():
+    done = run_python("-m", "gpt2.attention")
     assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
-    lines = done.stdout.splitlines()
-    assert "    x x x . .    . x x . ." in lines
-    said = [line.split()[0].rstrip(":") for line in lines if line.startswith("    ")]
-    assert said.count("naive") == said.count("sdpa") == said.count("triton") == 2
-    refused = sum("set TRITON_INTERPRET=1" in line for line in lines if "triton:" in line)
-    assert refused == (0 if interpreted else 2)
-
-
-def test_a_backend_of_ones_own_is_one_entry_in_the_table(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "mine", lambda qkv, **options: naive(qkv, **options))
-    config = tyro.cli(TrainConfig, args=["--attn", "mine", "--device", "cpu", "--dtype", "fp32"])
-    shape = GPTConfig(n_layer=1, n_head=2, n_embd=16, vocab_size=50, block_size=8)
-    machine, shape = choose_machine(torch.device("cpu"), config, shape)
-    assert "attention: mine (a backend of your own), as asked" in machine.notes
-    idx = torch.arange(8)[None]
-    torch.manual_seed(0)
-    expected = GPT(dataclasses.replace(shape, attn="naive"))(idx)[0]
-    torch.manual_seed(0)
-    assert torch.equal(GPT(shape)(idx)[0], expected)
-    with pytest.raises(ValueError, match="--attn yours: there is no such attention backend"):
-        choose_machine(torch.device("cpu"), TrainConfig(attn="yours"), shape)
+    assert "    x x x . .    . x x . ." in done.stdout.splitlines()
