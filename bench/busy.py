@@ -44,6 +44,7 @@ WAYS = {
 # In this order, as `ours` may go on sleeping for a while after the last.
 LOADS = {"idle": [], "niced": ["nice", "-n", "19", "yes"], "busy": ["yes"]}
 TASKS = ("train", "evaluate", "generate")
+BATCH = (16, 128)  # sequences and their length
 ROUNDS = 5
 SECONDS = 0.5  # of a turn, at least, after as long a warm-up; a step that has begun is ended
 
@@ -63,7 +64,7 @@ Rates = dict[str, dict[str, dict[str, list[float]]]]  # by task, load and way
 
 def main(arguments: Arguments) -> None:
     rates: Rates = {t: {load: {w: [] for w in arguments.ways} for load in LOADS} for t in TASKS}
-    workers = {way: _start(WAYS[way], SECONDS) for way in arguments.ways}
+    workers = {way: _start(WAYS[way]) for way in arguments.ways}
     for round_ in range(ROUNDS):
         for load in LOADS:
             with _beside(load):
@@ -108,12 +109,12 @@ def _beside(load: str) -> Iterator[None]:
             other.kill()
 
 
-def _start(way: dict[str, str], seconds: float) -> "subprocess.Popen[str]":
+def _start(way: dict[str, str]) -> "subprocess.Popen[str]":
     """Start a process that measures, and wait until it is ready."""
     clean = {name: value for name, value in environ.items() if name not in CHOICES}
     clean.pop("OMP_NUM_THREADS", None)
     worker = subprocess.Popen(
-        [sys.executable, "-c", f"from bench.busy import _work; _work({seconds})"],
+        [sys.executable, "-c", f"from bench.busy import _work; _work({BATCH}, {SECONDS})"],
         cwd=ROOT,
         env=clean | way,
         stdin=subprocess.PIPE,
@@ -132,9 +133,9 @@ def _ask(worker: "subprocess.Popen[str]", task: str) -> float:
     return float(worker.stdout.readline())
 
 
-def _work(seconds: float) -> None:
+def _work(batch: tuple[int, int], seconds: float) -> None:
     """Answer each task named on stdin with the tokens per second that it makes."""
-    problem = Problem("demo", PRESETS["demo"], 16, 128, torch.device("cpu"), torch.float32)
+    problem = Problem("demo", PRESETS["demo"], *batch, torch.device("cpu"), torch.float32)
     step = Step(problem, Recipe("ours"))
     model = cast(GPT, step.training.model)  # it has no dropout
 

@@ -10,7 +10,7 @@ from bench import busy
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs Linux")
 def test_every_task_is_measured_beside_every_load(tmp_path, monkeypatch, capsys):
-    for name, value in {"SLEEP": 0, "ROUNDS": 1, "SECONDS": 0.01}.items():
+    for name, value in {"SLEEP": 0, "BATCH": (1, 8), "ROUNDS": 1, "SECONDS": 0.01}.items():
         monkeypatch.setattr(busy, name, value)
     out = tmp_path / "cpu" / "busy.json"
     busy.main(busy.Arguments(out=out, ways=("one thread",)))

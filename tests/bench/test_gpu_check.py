@@ -1,6 +1,7 @@
 """bench.gpu_check: a part that fails or hangs keeps no other from running, and all is reported."""
 
 import json
+import runpy
 import signal
 import subprocess
 import sys
@@ -73,11 +74,12 @@ def test_a_signal_ends_the_children_of_the_part(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"), [([], "--dry-run needs none"), (["--dry-run"], "is not empty")]
 )
-def test_what_cannot_work_is_refused(words, message, tmp_path):
+def test_what_cannot_work_is_refused(words, message, tmp_path, monkeypatch, capsys):
     (tmp_path / "report.json").write_text("[]")
-    done = run_python("-m", "bench.gpu_check", "--out", str(tmp_path), *words)
-    assert done.returncode == 2
-    assert message in done.stderr
+    monkeypatch.setattr(sys, "argv", ["gpu_check", "--out", str(tmp_path), *words])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(gpu_check.__file__, run_name="__main__")
+    assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
