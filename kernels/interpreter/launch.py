@@ -15,9 +15,10 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.semantic import TritonSemantic
 from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, interpreter_builder
 from triton.runtime.jit import mangle_type
 
+from kernels.interpreter import alone
 from kernels.interpreter.builder import LARGEST_VALUE, Diverged, GroupBuilder, TooLarge
 from kernels.interpreter.memory import RECORDERS, Launch, Memory, OutOfBounds, pointer_to
 from kernels.interpreter.values import Handle, Unsupported
@@ -311,6 +312,15 @@ def _argument(name: str, value: Any) -> Any:
     raise Unsupported(f"{name}: an argument of type {type(value).__name__}")
 
 
+def _bound(kernel: Any, args: Any, kwargs: Any) -> tuple[dict[str, Any], set[str]]:
+    """The arguments of a launch by name, options of the compiler left out; and the constants."""
+    parameters = inspect.signature(kernel.fn).parameters
+    options = {name: x for name, x in kwargs.items() if name in parameters}
+    bound = inspect.signature(kernel.fn).bind(*args, **options)
+    bound.apply_defaults()
+    return bound.arguments, {n for n, p in parameters.items() if "constexpr" in str(p.annotation)}
+
+
 def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Run all programs of a grid; if one fails, the tensors are what they were before.
 
@@ -318,13 +328,10 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         InterpreterError: an access outside a tensor, an operation that is not supported, a kernel
             that does not end or another error in it, with the kernel, its line and a program.
     """
-    signature = inspect.signature(kernel.fn)
-    options = {name: x for name, x in kwargs.items() if name in signature.parameters}
-    bound = signature.bind(*args, **options)
-    bound.apply_defaults()
+    given, constants = _bound(kernel, args, kwargs)
     for hook in kernel.pre_run_hooks:
-        hook(**bound.arguments)
-    grid = grid(bound.arguments) if callable(grid) else grid
+        hook(**given)
+    grid = grid(given) if callable(grid) else grid
     grid = (*grid, 1, 1)[:3]
     with _lock, ExitStack() as stack:
         stack.enter_context(torch.no_grad())
@@ -333,20 +340,20 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         stack.callback(torch.set_float32_matmul_precision, precision)
         torch.set_float32_matmul_precision("highest")
         stack.enter_context(_patched_language())
+        BUILDER.start_group(torch.zeros(0, 3), (0, 0, 0))
         previous, BUILDER.memory = BUILDER.memory, Memory()
         stack.callback(setattr, BUILDER, "memory", previous)
         try:
             arguments = {
-                name: value if "constexpr" in str(signature.parameters[name].annotation)
-                else _argument(name, value)
-                for name, value in bound.arguments.items()
+                name: value if name in constants else _argument(name, value)
+                for name, value in given.items()
             }  # fmt: skip
             work = _run_groups(_function(kernel.fn), arguments, grid)
         except BaseException as error:
             BUILDER.memory.undo()
             if not isinstance(error, Exception):
                 raise
-            raise InterpreterError(_explain(kernel.fn, error)) from error
+            raise InterpreterError(_explain(kernel, error, _functions, BUILDER.programs)) from error
     work.kernel = kernel.fn.__name__
     for recorder in RECORDERS:
         recorder.append(work)
@@ -385,18 +392,19 @@ def _run_groups(function: Callable[..., Any], arguments: dict[str, Any], grid: A
     return total
 
 
-def _explain(fn: Any, error: Exception) -> str:
-    """Say where a kernel failed: its name, the line, the program if it is known, and why."""
-    line, trace = None, error.__traceback__
-    files = {inspect.getsourcefile(f) for f in _functions} - {tl.standard.__file__}
-    while trace:
-        if trace.tb_frame.f_code.co_filename in files:
-            line = trace
-        trace = trace.tb_next
-    where = fn.__name__
+def _explain(kernel: Any, error: BaseException, functions: Iterable[Any], programs: Tensor) -> str:
+    """Say where a kernel failed: its name, the line, the program if it is known, and why.
+
+    `functions` are those that were interpreted, and `programs` (P, 3) those that ran.
+    """
+    files = {inspect.getsourcefile(f) for f in functions} - {tl.standard.__file__}
+    line = _last_line(error, files)
+    while isinstance(error, InterpreterError) and error.__cause__:  # of a call in Triton's
+        error = error.__cause__
+        line = _last_line(error, files) or line
+    where = kernel.fn.__name__
     if line:
         where += f", {line.tb_frame.f_code.co_filename}:{line.tb_lineno}"
-    programs = BUILDER.programs
     place = error.place if isinstance(error, OutOfBounds) else 0 if len(programs) == 1 else None
     if place is not None:
         where += f", program {tuple(programs[place].tolist())}"
@@ -405,9 +413,17 @@ def _explain(fn: Any, error: Exception) -> str:
     return f"{where}: {error if isinstance(error, OutOfBounds) else repr(error)}"
 
 
+def _last_line(error: BaseException, files: set[str | None]) -> Any:
+    """Where an error passed last through one of these files, or None."""
+    line, trace = None, error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_filename in files:
+            line = trace
+        trace = trace.tb_next
+    return line
+
+
 _changes = _language()
-_triton_run = InterpretedFunction.run
-_triton_dot = InterpreterBuilder.create_dot
 
 
 def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -415,18 +431,28 @@ def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launch(self, grid, args, kwargs)
 
 
-def _checked_dot(builder: Any, a: Any, b: Any, *options: Any) -> Any:
-    if tl.bfloat16 in (a.dtype, b.dtype):
-        raise Unsupported("Triton's interpreter multiplies the bits of bfloat16 as integers")
-    return _triton_dot(builder, a, b, *options)
+def _run_alone(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+    if warmup:
+        return
+    arguments, _ = _bound(self, args, kwargs)
+    with _lock:
+        interpreter_builder.grid_idx = None
+        try:
+            alone.run(self, arguments, args, grid, kwargs)
+        except Exception as error:
+            program = interpreter_builder.grid_idx
+            programs = torch.zeros(0, 3) if program is None else torch.tensor([program])
+            functions = InterpretedFunction.rewritten_fn
+            raise InterpreterError(_explain(self, error, functions, programs)) from error
 
 
 @contextmanager
 def batched(active: bool = True) -> Iterator[None]:
     """Run the kernels launched in this block in groups; with False, by Triton's interpreter.
 
-    Triton's works on addresses, and does not see an access outside a tensor. There, `tl.dot` of
-    bfloat16 is an InterpreterError, as the numbers would be wrong.
+    Triton's works on addresses: an access outside all tensors of a launch is seen there too, unless
+    the kernel makes pointers from integers; one in another tensor of the launch is not. `tl.dot` of
+    bfloat16 is an InterpreterError in it, as the numbers would be wrong.
 
     Raises:
         RuntimeError: Triton was imported without TRITON_INTERPRET=1 and has compiled kernels only.
@@ -435,11 +461,12 @@ def batched(active: bool = True) -> Iterator[None]:
         raise RuntimeError(
             "kernels are compiled in this process: set TRITON_INTERPRET=1 before Triton is imported"
         )
+    changes: list[tuple[Any, str, Any]] = [(InterpretedFunction, "run", _run)]
+    if not active:
+        changes = [(InterpreterBuilder, name, new) for name, new in alone.METHODS.items()]
+        changes.append((InterpretedFunction, "run", _run_alone))
     with ExitStack() as stack:
-        for owner, name, new in (
-            (InterpretedFunction, "run", _run if active else _triton_run),
-            (InterpreterBuilder, "create_dot", _triton_dot if active else _checked_dot),
-        ):
+        for owner, name, new in changes:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, new)
         yield

@@ -24,6 +24,15 @@ class OutOfBounds(Exception):
         self.place = place
 
 
+def row_of(tensor: Tensor) -> Tensor:
+    """All from a tensor's first element to its last, as one row in the same memory."""
+    last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    # A tensor of its own on the same storage: autograd sees no change, as on a GPU.
+    row = torch.empty(0, dtype=tensor.dtype, device="cpu")
+    length = last + 1 if tensor.numel() else 0
+    return row.set_(tensor.untyped_storage(), tensor.storage_offset(), (length,), (1,))
+
+
 class Region:
     """A tensor argument of a launch: its elements, from the first to the last, as one row.
 
@@ -36,12 +45,7 @@ class Region:
     def __init__(self, name: str, tensor: Tensor, dtype: Any) -> None:
         self.name = name
         self.dtype = dtype
-        last = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-        # A tensor of its own on the same storage: autograd sees no change, as on a GPU.
-        row = torch.empty(0, dtype=tensor.dtype, device="cpu")
-        length = last + 1 if tensor.numel() else 0
-        row.set_(tensor.untyped_storage(), tensor.storage_offset(), (length,), (1,))
-        self.row = row.view(memory_dtype(dtype))
+        self.row = row_of(tensor).view(memory_dtype(dtype))
 
     def cast(self, dtype: Any) -> "Region":
         """The same memory, as elements of another type of the same size."""

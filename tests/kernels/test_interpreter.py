@@ -1,7 +1,7 @@
 """The batched interpreter against Triton's own, and on kernels that are not ours."""
 
+import inspect
 import os
-import re
 import subprocess
 import sys
 from typing import Any
@@ -162,6 +162,29 @@ def outside_kernel(x_ptr, out_ptr, n):
 
 
 @triton.jit
+def _next_count(counts_ptr, value):
+    tl.atomic_add(counts_ptr + 3, value)
+
+
+@triton.jit
+def atomic_outside_kernel(counts_ptr):
+    tl.store(counts_ptr, 1)
+    _next_count(counts_ptr, 1)
+
+
+@triton.jit
+def exchange_outside_kernel(counts_ptr):
+    tl.store(counts_ptr, 1)
+    tl.atomic_cas(counts_ptr + 3, 0, 1)
+
+
+@triton.jit
+def table_kernel(table_ptr, out_ptr):
+    x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
+    tl.store(out_ptr, tl.load(x_ptr))
+
+
+@triton.jit
 def endless_kernel(x_ptr):
     while tl.load(x_ptr) == 0:
         pass
@@ -290,19 +313,43 @@ def test_the_state_of_pytorch_does_not_reach_the_kernel(mode):
     torch.testing.assert_close(c, expected)
 
 
-def test_an_access_outside_names_kernel_line_and_program_and_leaves_no_trace():
-    x, out = torch.randn(10), torch.zeros(4)
-    with pytest.raises(InterpreterError) as caught:
-        outside_kernel[(4,)](x, out, 4)
-    found = re.fullmatch(
-        r"outside_kernel, .*test_interpreter\.py:(\d+), program \(3, 0, 0\): "
-        r"load outside x_ptr: element 12 of 10",
-        str(caught.value),
-    )
-    assert found, caught.value
-    assert not out.any()
-    with pytest.raises(InterpreterError, match=r"store outside out_ptr: element 3 of 3"):
-        outside_kernel[(4,)](x, torch.zeros(3), 1)
+@pytest.mark.parametrize(
+    ("together", "loaded", "stored"),
+    [
+        (True, "load outside x_ptr: element 12 of 10", "store outside out_ptr: element 3 of 3"),
+        (
+            False,
+            "load outside all tensors, nearest x_ptr: byte 48 of 40",
+            "store outside all tensors, nearest out_ptr: byte 12 of 12",
+        ),
+    ],
+)
+def test_an_access_outside_names_kernel_line_and_program(together, loaded, stored):
+    """And leaves no trace."""
+    for size, step, line, message in ((4, 4, 2, loaded), (3, 1, 1, stored)):
+        x, out = torch.randn(10), torch.zeros(size)
+        line += inspect.getsourcelines(outside_kernel.fn)[1] + 2
+        with batched(together), pytest.raises(InterpreterError) as caught:
+            outside_kernel[(4,)](x, out, step)
+        assert str(caught.value) == (
+            f"outside_kernel, {__file__}:{line}, program (3, 0, 0): {message}"
+        )
+        assert not out.any()
+
+
+@pytest.mark.parametrize("kernel", [atomic_outside_kernel, exchange_outside_kernel])
+def test_an_update_outside_is_seen_by_tritons_interpreter_too(kernel):
+    counts = torch.zeros(6, dtype=torch.int32)
+    with batched(False), pytest.raises(InterpreterError, match="update outside all tensors"):
+        kernel[(2,)](counts[:3])
+    assert not counts.any()
+
+
+def test_pointers_from_integers_are_not_held_to_the_tensors():
+    x, out = torch.randn(1), torch.zeros(1)
+    with batched(False):
+        table_kernel[(1,)](torch.tensor([x.data_ptr()]), out)
+    assert out == x
 
 
 @pytest.mark.parametrize(
