@@ -6,7 +6,7 @@ It works on addresses, and by itself would read and write any memory of the proc
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-import numpy as np
+import torch
 import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
@@ -64,10 +64,11 @@ def _check(action: str, pointers: Any, mask: Any) -> None:
     """Raise OutOfBounds unless all elements lie in arguments of the launch."""
     if _arguments is None:
         return
-    places, keep = np.broadcast_arrays(pointers.data, True if mask is None else mask.data)
-    places = places[keep.astype(bool)].astype(np.int64)
+    places = torch.from_numpy(pointers.data.astype("int64"))
+    if mask is not None:
+        places = places[torch.from_numpy(mask.data.astype("bool")).expand(places.shape)]
     size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
-    outside = np.ones(places.shape, dtype=bool)
+    outside = torch.ones(places.shape, dtype=torch.bool)
     for argument in _arguments:
         outside &= (places < argument.first) | (places + size > argument.end)
     if outside.any():
