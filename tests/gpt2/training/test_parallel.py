@@ -1,8 +1,16 @@
-"""Several processes train one model as one process does: torchrun on a CPU, over gloo."""
+"""Several processes train one model as one process does: on a CPU, over gloo.
+
+They are forked, as torchrun starts them but without the seconds in which each imports PyTorch.
+torchrun itself ends them all after a mistake here, and in the campaign of faults after a kill.
+"""
 
 import json
-import subprocess
+import os
+import socket
+import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +19,8 @@ from gpt2.common.distributed import World
 from gpt2.config import TrainConfig, settle
 from gpt2.evaluate.perplexity import shard_windows
 from gpt2.training.parallel import check_parallel
-from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python
+from tests.campaigns.faults.processes import LOG, finish, preload, start
+from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python
 
 SETTINGS = [
     *("--vocab-size", "300", "--n-layer", "2", "--n-head", "2", "--n-embd", "32"),
@@ -21,26 +30,58 @@ SETTINGS = [
 ]
 
 
-def _train(folder: Path, *words: str, processes: int = 1) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    script = str(ROOT / "train.py")
-    return run_python(*(launcher if processes > 1 else []), script, *words, cwd=folder)
+def _serve() -> None:
+    """In a process without threads, which a fork would lose: start the processes of each line."""
+    torch.set_num_threads(1)
+    preload()
+    for line in sys.stdin:
+        folder, words, size = json.loads(line)
+        with socket.create_server(("localhost", 0)) as server:
+            port = str(server.getsockname()[1])
+
+        def become(rank: int, size: int = size, port: str = port) -> None:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
+
+        log = Path(folder) / LOG
+        log.unlink(missing_ok=True)
+        started = [
+            start(Path(folder), "train.py", *words, first=partial(become, rank))
+            for rank in range(size)
+        ]
+        print(json.dumps([[finish(process) for process in started], log.read_text()]), flush=True)
+
+
+class Workplace:
+    """A folder with a text, and a process that trains in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
+        self.server: Any = start_python("-c", f"from {__name__} import _serve; _serve()")
+
+    def train(self, *words: str, processes: int = 1) -> str:
+        """Run train.py, which must succeed in all processes; return what they print."""
+        print(json.dumps([str(self.folder), words, processes]), file=self.server.stdin, flush=True)
+        statuses, said = json.loads(self.server.stdout.readline())
+        assert statuses == [0] * processes, said
+        return said
 
 
 @pytest.fixture(scope="module")
-def workplace(tmp_path_factory) -> Path:
-    """A text, and the run of one process on it."""
-    folder = tmp_path_factory.mktemp("parallel")
-    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
-    done = _train(folder, "--data", "stories.txt", *SETTINGS, "--out", "alone")
-    assert done.returncode == 0, done.stderr
-    return folder
+def workplace(tmp_path_factory):
+    """A place with the run of one process."""
+    place = Workplace(tmp_path_factory.mktemp("parallel"))
+    place.train("--data", "stories.txt", *SETTINGS, "--out", "alone")
+    yield place
+    place.server.communicate()
 
 
-def _assert_as_alone(workplace: Path, out: str) -> None:
-    got, alone = ([x for m in curve(workplace / run) for x in m] for run in (out, "alone"))
+def _assert_as_alone(workplace: Workplace, out: str) -> None:
+    folder = workplace.folder
+    got, alone = ([x for m in curve(folder / run) for x in m] for run in (out, "alone"))
     assert got == pytest.approx(alone, rel=2e-5)
-    results = [json.loads((workplace / run / "result.json").read_text()) for run in (out, "alone")]
+    results = [json.loads((folder / run / "result.json").read_text()) for run in (out, "alone")]
     assert results[0]["test"]["loss"] == pytest.approx(results[1]["test"]["loss"], rel=2e-5)
 
 
@@ -51,32 +92,32 @@ def _assert_as_alone(workplace: Path, out: str) -> None:
 def test_processes_together_give_the_losses_of_one(workplace, mode, processes, options):
     out = f"{mode}-{processes}"
     words = ["--data", "stories.txt", *SETTINGS, "--out", out, "--parallel", mode, *options]
-    done = _train(workplace, *words, processes=processes)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done in") == 1, "one process speaks"
+    said = workplace.train(*words, processes=processes)
+    assert said.count("done in") == 1, "one process speaks"
     _assert_as_alone(workplace, out)
 
 
 def test_a_run_goes_on_with_another_number_of_processes(workplace):
     """Cut over two processes it gives the losses of one, and goes on whole in one from step 4."""
     words = ["--data", "stories.txt", *SETTINGS, "--out", "moved", "--parallel", "fsdp"]
-    done = _train(workplace, *words, processes=2)
-    assert done.returncode == 0, done.stderr
+    workplace.train(*words, processes=2)
     _assert_as_alone(workplace, "moved")
-    (workplace / "moved/checkpoints/step-000008").rename(workplace / "dropped")
-    done = _train(workplace, "--resume", "moved", "--parallel", "ddp")
-    assert "resumed moved after step 4" in done.stdout, done.stderr
-    assert done.returncode == 0, done.stderr
+    folder = workplace.folder
+    (folder / "moved/checkpoints/step-000008").rename(folder / "dropped")
+    said = workplace.train("--resume", "moved", "--parallel", "ddp")
+    assert "resumed moved after step 4" in said
     _assert_as_alone(workplace, "moved")
 
 
-def test_one_mistake_ends_all_processes_with_its_message(workplace):
+def test_one_mistake_ends_all_processes_of_torchrun_with_its_message(tmp_path):
+    (tmp_path / "stories.txt").write_text(STORIES, encoding="utf-8")
     words = ["--data", "stories.txt", *SETTINGS, "--batch-size", "5", "--out", "odd"]
-    done = _train(workplace, *words, processes=2)
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = run_python(*launcher, str(ROOT / "train.py"), *words, cwd=tmp_path)
     assert done.returncode != 0
     said = "a step of 15 sequences (--batch-size x --grad-accum) cannot be shared by 2"
     assert said in done.stderr
-    assert not (workplace / "odd").exists()
+    assert not (tmp_path / "odd").exists()
 
 
 def test_windows_to_score_are_shared_and_every_process_runs():
