@@ -28,7 +28,7 @@ _arguments: list[_Argument] | None = None
 """Of the launch that runs; None once it makes pointers from integers, which may lead anywhere."""
 
 
-def run(kernel: Any, arguments: dict[str, Any], args: Any, grid: Any, kwargs: Any) -> None:
+def run_alone(kernel: Any, arguments: dict[str, Any], args: Any, grid: Any, kwargs: Any) -> None:
     """Run all programs of a grid; if one fails, the tensors are what they were before."""
     global _arguments
     rows = {name: row_of(x) for name, x in _tensors("", arguments)}
@@ -115,4 +115,4 @@ METHODS = {
     "create_int_to_ptr": _to_pointer,
     "create_dot": _checked_dot,
 }
-"""What Triton's builder does while `run` may be called."""
+"""What Triton's builder does while `run_alone` may be called."""

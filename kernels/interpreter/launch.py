@@ -18,7 +18,7 @@ from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, interpreter_builder
 from triton.runtime.jit import mangle_type
 
-from kernels.interpreter import alone
+from kernels.interpreter.alone import METHODS, run_alone
 from kernels.interpreter.builder import LARGEST_VALUE, Diverged, GroupBuilder, TooLarge
 from kernels.interpreter.memory import RECORDERS, Launch, Memory, OutOfBounds, pointer_to
 from kernels.interpreter.values import Handle, Unsupported
@@ -431,14 +431,14 @@ def _run(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         launch(self, grid, args, kwargs)
 
 
-def _run_alone(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+def _run_one_by_one(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
     if warmup:
         return
     arguments, _ = _bound(self, args, kwargs)
     with _lock:
         interpreter_builder.grid_idx = None
         try:
-            alone.run(self, arguments, args, grid, kwargs)
+            run_alone(self, arguments, args, grid, kwargs)
         except Exception as error:
             program = interpreter_builder.grid_idx
             programs = torch.zeros(0, 3) if program is None else torch.tensor([program])
@@ -463,8 +463,8 @@ def batched(active: bool = True) -> Iterator[None]:
         )
     changes: list[tuple[Any, str, Any]] = [(InterpretedFunction, "run", _run)]
     if not active:
-        changes = [(InterpreterBuilder, name, new) for name, new in alone.METHODS.items()]
-        changes.append((InterpretedFunction, "run", _run_alone))
+        changes = [(InterpreterBuilder, name, new) for name, new in METHODS.items()]
+        changes.append((InterpretedFunction, "run", _run_one_by_one))
     with ExitStack() as stack:
         for owner, name, new in changes:
             stack.callback(setattr, owner, name, getattr(owner, name))
