@@ -199,8 +199,14 @@ class Job:
         with atomic_write(self.own_tokenizer.with_name(_ORIGIN)) as file:
             file.write(self._origin(tokenizer))
         tokenizer.save(self.own_tokenizer)
+        learned = f"{tokenizer.vocab_size:,} tokens"
+        if tokenizer.vocab_size < self.vocab_size:
+            learned += (
+                f" instead of the {self.vocab_size:,} asked for, as every word of the text is then "
+                "one token and there is nothing left to merge"
+            )
         self.notes.append(
-            f"tokenizer: {tokenizer.vocab_size:,} tokens, trained in "
+            f"tokenizer: {learned}; trained in "
             f"{time.perf_counter() - start:.1f} s on {characters / 1e6:,.1f} million characters of "
             f"the training text, kept as {self.own_tokenizer}"
         )

@@ -16,7 +16,6 @@ creation, after the bytes in BYTE_ORDER. So the merges are those of Hugging Face
 
 from __future__ import annotations
 
-import warnings
 from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -52,8 +51,8 @@ def train_bpe(
         progress: show a progress bar on stderr.
 
     Returns:
-        The merges as (left, right), vocab_size - 257 of them, or fewer, with a warning, when the
-        text runs out of pairs.
+        The merges as (left, right), vocab_size - 257 of them, or fewer when the text runs out of
+        pairs.
 
     Raises:
         ValueError: vocab_size is too small, there is no text, or it is no valid Unicode.
@@ -67,14 +66,7 @@ def train_bpe(
     words = count_pretokens(texts, processes=processes, progress=progress)
     if not words:
         raise ValueError("cannot train a tokenizer: there is no text in the corpus")
-    merges = _learn_merges(words, n_merges, progress)
-    if len(merges) < n_merges:
-        warnings.warn(
-            f"the text has no pairs left after {len(merges)} merges: the vocabulary has "
-            f"{257 + len(merges)} tokens instead of {vocab_size}",
-            stacklevel=2,
-        )
-    return merges
+    return _learn_merges(words, n_merges, progress)
 
 
 def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tuple[bytes, bytes]]:

@@ -75,7 +75,7 @@ class Tokenizer:
     ) -> Tokenizer:
         """Learn a vocabulary from documents, which are read once, as a stream (see train_bpe).
 
-        Where the text has too few pairs the vocabulary is smaller than vocab_size, with a warning.
+        Where the text has too few pairs the vocabulary is smaller than vocab_size.
         """
         merges = train_bpe(texts, vocab_size, processes=processes, progress=progress)
         tokens = [bytes([byte]) for byte in BYTE_ORDER] + [left + right for left, right in merges]

@@ -55,7 +55,6 @@ def gpt2_tokenizer(real_data):
         ("tinyshakespeare/input.txt", 50_000),  # all but down to the last pair
     ],
 )
-@pytest.mark.filterwarnings("ignore:the text has no pairs left")
 def test_training_gives_hugging_faces_ids_and_merges(request, documents, tmp_path, file, size):
     if file:
         documents = [read_text(request.getfixturevalue("real_data") / file)]
