@@ -97,6 +97,7 @@ RANGES: Mapping[str, Range] = {
     "prompt_tokens": _count,
     "copy_tokens": Range(0, _MANY, zero="no search for copies"),
     "port": Range(1, 65535),
+    "tasks": Range(1, 1 << 20),
     "seconds": Range(0, _REAL, above=True),
     "threshold": Range(0, _REAL, above=True),
     # Of the tokenizer to train: the 256 bytes, <|endoftext|>, merges. A model's own may be smaller.

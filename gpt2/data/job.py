@@ -1,14 +1,7 @@
-"""A preparation: its text, tokenizer and folder, and the locks of the processes at work on it.
-
-Of the processes that prepare one text in one cache folder, one holds the lock while it trains the
-tokenizer, prepares everything, or merges the parts. A process that makes a part holds that lock
-only at its start, and from then on the lock of its part. So the holder of the first lock can wait
-until no part is being made.
-"""
+"""A preparation: its text, tokenizer and folder, and the lock of the processes at work on it."""
 
 import json
 import os
-import shlex
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -31,27 +24,9 @@ _TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
 _ORIGIN = "origin.json"  # beside a tokenizer trained here: names its text
 
 
-@dataclass(frozen=True)
-class Part:
-    """Part `number` of `of` of the work, counted from 1."""
-
-    number: int
-    of: int
-
-    def __str__(self) -> str:
-        return f"{self.number}/{self.of}"
-
-    def takes(self, shard: int) -> bool:
-        """Return whether this part makes the shard: the parts take turns."""
-        return shard % self.of == self.number - 1
-
-
-WHOLE = Part(1, 1)
-
-
 @dataclass
 class Job:
-    """A preparation: its options, its source, and its locks.
+    """A preparation: its options, its source, and its lock.
 
     Raises:
         ValueError: `data` names nothing that can be read.
@@ -62,7 +37,7 @@ class Job:
     vocab_size: int = 32000  # of a tokenizer trained here
     cache_dir: Path = Path("data")  # folder for everything written
     progress: bool = True  # show progress bars
-    shard_bytes: int = SHARD_BYTES  # of text, after which a shard ends; the same for all parts
+    shard_bytes: int = SHARD_BYTES  # of text, after which a shard ends
     token_type: TokenType | None = None  # of the ids in token files that do not say it
     source: Source = field(init=False)  # the opened text
     notes: list[str] = field(init=False)  # lines worth printing, collected on the way
@@ -88,15 +63,6 @@ class Job:
 
     def folder(self, tokenizer: Tokenizer) -> Path:
         return self.cache_dir / f"{self.identity}-{tokenizer.hash[:8]}"
-
-    def command(self, *words: str) -> str:
-        """The command line that prepares the same in the same place, with `words` at its end."""
-        command = ["python", "-m", "gpt2.data.prepare", "--data", self.data]
-        if self.tokenizer is not None:
-            command += ["--tokenizer", self.tokenizer]
-        else:
-            command += ["--vocab-size", str(self.vocab_size)]
-        return shlex.join([*command, "--cache-dir", str(self.cache_dir), *words])
 
     @cached_property
     def _given_tokenizer(self) -> Tokenizer | None:
@@ -146,22 +112,10 @@ class Job:
         return (tokenizer, folder) if (folder / MANIFEST).exists() else None
 
     def lock(self) -> AbstractContextManager[None]:
-        """Lock held while preparing everything, merging, or starting a part."""
+        """Lock held while training the tokenizer and preparing everything."""
         self.cache_dir.mkdir(parents=True, exist_ok=True)
         waiting = f"{self.data}: another process is preparing it; waiting for it to finish"
         return lock(self.cache_dir / f".{self.identity}.lock", waiting=waiting)
-
-    def part_lock(self, folder: Path, part: Part) -> AbstractContextManager[None]:
-        """Lock held while making a part; taken under `lock`. A TimeoutError if it is held."""
-        return lock(self.cache_dir / f".{folder.name}.part-{part.number}-of-{part.of}.lock")
-
-    def wait_for_parts(self, folder: Path) -> None:
-        """Wait until no part of `folder` is being made. Under `lock`, so that none begins."""
-        for path in sorted(self.cache_dir.glob(f".{folder.name}.part-*.lock")):
-            name = path.stem.removeprefix(f".{folder.name}.")
-            waiting = f"{self.data}: another process is making {name}; waiting for it to finish"
-            with lock(path, waiting=waiting):
-                pass
 
     def begin(self) -> tuple[SplitPlan, Tokenizer, Path]:
         """Plan the splits, load or train the tokenizer, make the folder; called under `lock`."""

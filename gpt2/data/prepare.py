@@ -5,25 +5,20 @@
 The name of a prepared folder in the cache folder is made of the source, its fingerprint and the
 tokenizer's. It holds numbered shards, tokenizer.json and, written last, manifest.json. Without the
 manifest the folder is work in progress: its whole shards are kept and the rest is made again.
-Source and tokenizer fix every byte, so work that was interrupted or done twice comes out the same.
-So does work that is divided over processes, or over machines that have the same text:
-
-    python -m gpt2.data.prepare --data corpus --tokenizer t --shard 1/2     # on one
-    python -m gpt2.data.prepare --data corpus --tokenizer t --shard 2/2     # on the other
-    python -m gpt2.data.prepare --data corpus --tokenizer t --merge         # files in one folder
-
-gpt2/data/parts.py tells how the work is divided, and why so.
+Source and tokenizer fix every byte, so work that was interrupted or done twice comes out the same,
+and so does that of many machines (gpt2/data/datatrove.py).
 """
 
-from contextlib import ExitStack
+import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2.common.files import remove_leftovers
 from gpt2.config import TokenType
-from gpt2.data.job import SHARD_BYTES, WHOLE, Job, Part
-from gpt2.data.manifest import MANIFEST, open_splits, shards_entry, write_manifest
-from gpt2.data.parts import Parts, parse_part
+from gpt2.data.job import SHARD_BYTES, Job
+from gpt2.data.manifest import open_splits, shards_entry, write_manifest
 from gpt2.data.shards import TokenStream
 from gpt2.data.token_splits import open_token_files, write_token_manifest
 from gpt2.data.tokenise import write_splits
@@ -68,10 +63,6 @@ def prepare(
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
     job = Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes, token_type)
-    return _prepare(job, verify)
-
-
-def _prepare(job: Job, verify: bool | None) -> Prepared:
     found = job.find()
     if found is None:
         with job.lock():
@@ -82,65 +73,24 @@ def _prepare(job: Job, verify: bool | None) -> Prepared:
     return _open(job, *found, verify=verify)
 
 
-def prepare_part(job: Job, part: Part) -> tuple[str, ...]:
-    """Make the shards of one part; processes with other parts may be at work in the same folder.
+def write_share(place: str, options: Mapping[str, Any], _: object, share: int, of: int) -> None:
+    """Write every `of`-th shard, as a task of `gpt2.data.datatrove` in some process.
 
-    All parts must see the same text and have the same tokenizer. If none is named, and none of this
-    text is in the cache folder, the first process trains it and the others wait.
-
-    Returns:
-        Lines worth printing.
-
-    Raises:
-        ValueError: as `prepare`; or another process is making this part.
+    Args:
+        place: the folder that relative paths begin from.
+        options: of `Job`; its tokenizer is given.
+        share: of the shares, counted from 0.
     """
-    with ExitStack() as held:
-        with job.lock():
-            if found := job.find():
-                return (*job.notes, f"{found[1]} is finished: there is nothing left to do")
-            plan, tokenizer, folder = job.begin()
-            tokenizer.save(folder / "tokenizer.json")
-            try:
-                held.enter_context(job.part_lock(folder, part))
-            except TimeoutError as error:
-                busy = f"--shard {part}: another process is making this part of {folder}"
-                raise ValueError(busy) from error
-        parts = Parts(job, tokenizer, folder)
-        if parts.is_done(part):
-            job.notes.append(f"part {part} is in {folder} already")
-        else:
-            parts.finish(part, plan.note, write_splits(job, plan, tokenizer, folder, part))
-    finished = sum(other.of == part.of for other in parts.find())
-    job.notes.append(
-        f"{finished} of {part.of} parts are in {folder}. Other machines need "
-        "its tokenizer.json (--tokenizer), and what they make is copied into it. When all parts "
-        f"are there: {job.command('--merge')}"
-    )
-    return tuple(job.notes)
+    os.chdir(place)
+    job = Job(**options)
+    plan, tokenizer, folder = job.begin()
+    write_splits(job, plan, tokenizer, folder, share, of)
 
 
-def merge(job: Job) -> Prepared:
-    """Merge the parts whose files lie in one folder into prepared data; every shard is verified. A
-    ValueError says which part is missing, damaged or does not fit, and what to do."""
-    with job.lock():
-        tokenizer = job.load_tokenizer()
-        if tokenizer is None:
-            raise ValueError(
-                f"--merge needs the tokenizer of the parts, and {job.own_tokenizer} is not there. "
-                "Name it: --tokenizer path/to/tokenizer.json"
-            )
-        folder = job.folder(tokenizer)
-        parts = Parts(job, tokenizer, folder)
-        job.wait_for_parts(folder)
-        if not (folder / MANIFEST).exists():
-            held_out, shards = parts.merge()
-            tokenizer.save(folder / "tokenizer.json")
-            entries = {split: shards_entry(split, infos) for split, infos in shards.items()}
-            write_manifest(folder, job.source, held_out, tokenizer, entries)
-        parts.remove_manifests()
-        remove_leftovers(folder)
-    job.notes.append(f"merged in {folder}")
-    return _open(job, tokenizer, folder, verify=False)
+def finish(place: str, options: Mapping[str, Any], *_: object) -> None:
+    """Put the shares together, as the last task: `prepare` makes what is missing."""
+    os.chdir(place)
+    prepare(**options, verify=True)
 
 
 def _build(job: Job) -> tuple[Tokenizer, Path]:
@@ -150,15 +100,11 @@ def _build(job: Job) -> tuple[Tokenizer, Path]:
         tokenizer.save(folder / "tokenizer.json")
         write_token_manifest(folder, job.source, tokenizer, job.token_type, progress=job.progress)
         return tokenizer, folder
-    job.wait_for_parts(folder)
     remove_leftovers(folder)
-    splits = write_splits(job, plan, tokenizer, folder, WHOLE)
+    splits = write_splits(job, plan, tokenizer, folder)
     tokenizer.save(folder / "tokenizer.json")
-    entries = {
-        split: shards_entry(split, list(work.made.values())) for split, work in splits.items()
-    }
+    entries = {split: shards_entry(split, work.made) for split, work in splits.items()}
     write_manifest(folder, job.source, plan.note, tokenizer, entries)
-    Parts(job, tokenizer, folder).remove_manifests()
     return tokenizer, folder
 
 
@@ -181,8 +127,7 @@ def _open(job: Job, tokenizer: Tokenizer, folder: Path, *, verify: bool | None) 
 
 @dataclass(frozen=True)
 class Arguments:
-    """Tokenise a corpus ahead of training: at one go, or in parts by several processes or machines
-    (--shard), which are then put together (--merge)."""
+    """Tokenise a corpus ahead of training; gpt2.data.datatrove does it on many machines."""
 
     data: str = "python-docs"
     """python-docs, tinystories, wikitext-2, openwebtext, or a file, folder or pattern, of text or
@@ -198,32 +143,18 @@ class Arguments:
     """uint16 or uint32: the type of the ids in token files that do not say it."""
     verify: bool = False
     """Check the SHA-256 of every file, however large they are."""
-    shard: str | None = None
-    """I/N: tokenise only the I-th of N parts, such as 3/8. Start 1/8 to 8/8 in any order, in one
-    cache folder, or on machines with the same text under the same name and the same --tokenizer."""
-    merge: bool = False
-    """Put parts together, once all N are there; other machines' are first copied to the folder of
-    the same name in this cache folder."""
 
 
 def main(arguments: Arguments) -> None:
-    if arguments.merge and arguments.shard is not None:
-        raise ValueError("give --shard or --merge: parts are merged when all are made")
-    if arguments.verify and (arguments.merge or arguments.shard is not None):
-        raise ValueError("--merge verifies every shard, and --shard those it finds: no --verify")
-    part = None if arguments.shard is None else parse_part(arguments.shard)
-    job = Job(
+    prepared = prepare(
         arguments.data,
-        arguments.tokenizer,
-        arguments.vocab_size,
-        arguments.cache_dir,
+        tokenizer=arguments.tokenizer,
+        vocab_size=arguments.vocab_size,
+        cache_dir=arguments.cache_dir,
+        verify=arguments.verify or None,
         token_type=arguments.token_type,
     )
-    if part:
-        notes = prepare_part(job, part)
-    else:
-        notes = (merge(job) if arguments.merge else _prepare(job, arguments.verify or None)).notes
-    print("\n".join(notes))
+    print("\n".join(prepared.notes))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The pieces of a split go into its shards in the order of the source; a shard is full with
 `shard_bytes` of text. So the text alone decides where shards begin and end, and each shard can be
-made without the others. A shard that exists already, or that another process makes, is read past,
+made without the others. A shard that exists already, or that is of another share, is read past,
 which costs no tokenising. A run that was killed, or n processes that share the shards, end with
 the very files that one undisturbed process writes.
 """
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gpt2.common.progress import progress_bar
 from gpt2.data.documents import Piece
-from gpt2.data.job import WHOLE, Job, Part
+from gpt2.data.job import Job
 from gpt2.data.shards import (
     NO_TEXT,
     Counts,
@@ -39,14 +39,16 @@ _BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every c
 class SplitShards:
     """The shards of a split, after a pass over its text."""
 
-    made: dict[int, ShardInfo]  # of this part, by number
-    counts: Counts  # of the whole split, all parts together
+    made: list[ShardInfo]  # in order; of a share only its own
+    counts: Counts  # of the whole split
 
 
 def write_splits(
-    job: Job, plan: SplitPlan, tokenizer: Tokenizer, folder: Path, part: Part
+    job: Job, plan: SplitPlan, tokenizer: Tokenizer, folder: Path, share: int = 0, of: int = 1
 ) -> dict[str, SplitShards]:
-    """Write the shards of `part` in `folder`: SPLIT-00000.bin, SPLIT-00001.bin, ... of each split.
+    """Write shards in `folder`: SPLIT-00000.bin, SPLIT-00001.bin, ... of each split.
+
+    Of `of` shares, counted from 0, each is every `of`-th shard.
 
     Whole shards that exist already are kept. For each split, memory holds one batch of text and
     the ids of the shard in progress.
@@ -57,27 +59,27 @@ def write_splits(
     """
     source, order = job.source, itertools.count()
     start = time.perf_counter()
-    splits = {split: SplitShards({}, NO_TEXT) for split in (*source.splits, *plan.taken)}
+    splits = {split: SplitShards([], NO_TEXT) for split in (*source.splits, *plan.taken)}
     unfinished: dict[str, _Shard] = {}
 
     def close(split: str) -> None:
         shard, done = unfinished.pop(split), splits[split]
         if info := shard.close():
-            done.made[done.counts.shards] = info
+            done.made.append(info)
         done.counts += shard.counts
 
     total = sum(source.sizes.values()) or None
     with progress_bar(
         job.progress,
         total=total,
-        desc=f"tokenising {source.name}" + (f", part {part}" if part != WHOLE else ""),
+        desc=f"tokenising {source.name}",
         unit="B",
         unit_scale=True,
     ) as bar:
         for split, piece in split_pieces(source, plan):
             if split not in unfinished:
                 path = folder / shard_name(split, splits[split].counts.shards)
-                unfinished[split] = _Shard(path, tokenizer, ours=part.takes(next(order)))
+                unfinished[split] = _Shard(path, tokenizer, ours=next(order) % of == share)
             unfinished[split].add(piece)
             if unfinished[split].counts.text_bytes >= job.shard_bytes:
                 close(split)
@@ -127,7 +129,7 @@ class _Shard:
         self._batch, self._batch_chars = [], 0
 
     def close(self) -> ShardInfo | None:
-        """Write the shard if it is wanted. Returns None if another part makes it."""
+        """Write the shard if it is wanted. Returns None if it is of another share."""
         if self._wanted:
             self._encode_batch()
             return write_shard(

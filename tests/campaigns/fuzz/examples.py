@@ -14,8 +14,6 @@ import safetensors.torch
 import torch
 
 from gpt2.config import TrainConfig
-from gpt2.data.job import Job, Part
-from gpt2.data.prepare import prepare_part
 from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.vocabulary import END_OF_TEXT, _spell, read_vocabulary
@@ -87,16 +85,6 @@ def prepared(*names: str) -> dict[str, bytes]:
     """Return the files of the tokenised data, or those of these names."""
     (manifest,) = (path for path in trained() if path.endswith("/manifest.json") and "data" in path)
     return part(manifest.removesuffix("manifest.json"), *names)
-
-
-@cache
-def parts() -> dict[str, bytes]:
-    """Prepare data in two parts, still to be merged; return it with its text."""
-    with _in_new_folder() as folder:
-        (folder / "stories.txt").write_bytes(stories())
-        for number in (1, 2):
-            prepare_part(Job("stories.txt", vocab_size=264, progress=False), Part(number, 2))
-        return _contents(folder)
 
 
 def sharded(stem: str = "model", suffix: str = "safetensors") -> dict[str, bytes]:

@@ -17,9 +17,7 @@ import torch
 from bench import compare
 from gpt2.compare_sizes.results import compare as compare_sizes
 from gpt2.config import TrainConfig
-from gpt2.data import prepare
 from gpt2.data.documents import Piece
-from gpt2.data.job import Job
 from gpt2.data.manifest import open_splits
 from gpt2.data.shards import TokenStream, open_shards, read_header, verify_shard
 from gpt2.data.sources import open_source
@@ -116,14 +114,6 @@ def _read_tokens(stream: TokenStream) -> None:
     ids = stream.read(0, len(stream))
     assert ids.shape == (len(stream),)
     assert not len(ids) or 0 <= ids.min() <= ids.max() < stream.vocab_size
-
-
-@target("parts", examples.parts, examples.reseal_shards)
-def _merged(folder: Path) -> None:
-    with examples.quietly_in(folder):
-        merged = prepare.merge(Job("stories.txt", vocab_size=264, progress=False))
-        for stream in merged.splits.values():
-            _read_tokens(stream)
 
 
 @target("checkpoint", lambda: examples.part(examples.STEP), examples.reseal_checkpoint)

@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.job import Job, Part
-from gpt2.data.prepare import merge, prepare, prepare_part
+from gpt2.data.prepare import finish, prepare, write_share
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
 from tests.gpt2.stand_ins import start_python
@@ -16,8 +15,7 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 import gpt2.common.files
-from gpt2.data.job import Job, Part
-from gpt2.data.prepare import merge, prepare, prepare_part
+from gpt2.data.prepare import prepare, write_share
 
 what, at, data, tokenizer, cache_dir, shard_bytes = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 def killing(call):
@@ -29,15 +27,12 @@ def killing(call):
         call(*names, **options)
     return killing
 gpt2.common.files.os.replace = killing(os.replace)
-Path.unlink = killing(Path.unlink)
-options = dict(tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False)
+options = dict(data=data, tokenizer=tokenizer, cache_dir=Path(cache_dir), progress=False)
 options["shard_bytes"] = int(shard_bytes)
 if what == "whole":
-    prepare(data, **options)
-elif what == "merge":
-    merge(Job(data, **options))
+    prepare(**options)
 else:
-    prepare_part(Job(data, **options), Part(int(what), 2))
+    write_share(".", options, None, int(what), 2)
 """
 SHARD_BYTES = 1500
 
@@ -53,7 +48,7 @@ def write_stories(path: Path, n: int) -> None:
 
 
 def all_files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
 
 
 def flip(path: Path, offset: int) -> None:
@@ -78,21 +73,18 @@ class Place:
         return {**options, "progress": False, "shard_bytes": self.shard_bytes}
 
     @property
-    def job(self) -> Job:
-        return Job(str(self.data), **self.options)
-
-    @property
     def folder(self) -> Path:
         """The folder at work, or finished."""
         hash8 = Tokenizer.load(self.tokenizer).hash[:8]
         (folder,) = self.cache_dir.glob(f"{self.data.stem}-*-{hash8}")
         return folder
 
-    def make(self, number: int, of: int) -> tuple[str, ...]:
-        return prepare_part(self.job, Part(number, of))
+    def share(self, number: int, of: int) -> None:
+        write_share(".", {"data": str(self.data), **self.options}, None, number, of)
 
-    def merge(self) -> dict[str, bytes]:
-        return all_files(merge(self.job).folder)
+    def finish(self) -> dict[str, bytes]:
+        finish(".", {"data": str(self.data), **self.options})
+        return all_files(self.folder)
 
     def prepare(self) -> dict[str, bytes]:
         return all_files(prepare(str(self.data), **self.options).folder)
@@ -102,8 +94,8 @@ class Place:
         return replace(self, cache_dir=self.cache_dir.with_name("alone")).prepare()
 
     def start(self, what: object, at: int = 1 << 30) -> subprocess.Popen[str]:
-        """Start a process that makes the "whole", part 1 or 2 of 2, or a "merge", and kills itself
-        when it renames or deletes its n-th file, those of the tokenizer and of checksums aside."""
+        """Start a process that makes the "whole", or share 0 or 1 of 2, and kills itself when it
+        renames its n-th file, those of the tokenizer and of checksums aside."""
         places = (self.data, self.tokenizer, self.cache_dir, self.shard_bytes)
         return start_python("-c", _KILLED, *map(str, (what, at, *places)))
 
