@@ -95,10 +95,10 @@ def _problem(
     q, k, v = torch.randn(shape, device=DEVICE, dtype=dtype).unbind(2)
     do = torch.randn(batch, length, heads, width, device=DEVICE, dtype=dtype)
     options = (None, None, width**-0.5, None, 0.0, False)
-    o, lse = _attention_ops.attention_fwd(q, k, v, *options)
+    o, lse, _ = _attention_ops.attention_fwd(q, k, v, *options, False)
     operands = (do, q, k, v, o, lse, *options)
     return {
-        "fwd": lambda: _attention_ops.attention_fwd(q, k, v, *options)[0],
+        "fwd": lambda: _attention_ops.attention_fwd(q, k, v, *options, False)[0],
         "dq": lambda: _attention_ops.attention_bwd(*operands, True, True, False)[0],
         "dkv": lambda: _attention_ops.attention_bwd(*operands, False, True, True)[1],
     }

@@ -236,12 +236,25 @@ def _block_mask(
 
 
 def triton(
-    qkv: Tensor, *, window: int | None, dropout_p: float, documents: Tensor | None = None
+    qkv: Tensor,
+    *,
+    window: int | None,
+    dropout_p: float,
+    documents: Tensor | None = None,
+    largest: Tensor | None = None,
 ) -> Tensor:
-    """Our fused kernel, see kernels/attention.py."""
+    """Our fused kernel, see kernels/attention.py.
+
+    The numbers `largest` (H,) are raised to the largest logit of each head.
+    """
     from kernels.attention import attention_qkvpacked
 
-    return attention_qkvpacked(qkv, window=window, dropout_p=dropout_p, documents=documents)
+    options: dict[str, Any] = {"window": window, "dropout_p": dropout_p, "documents": documents}
+    if largest is None:
+        return attention_qkvpacked(qkv, **options)
+    y, found = attention_qkvpacked(qkv, **options, return_max_logit=True)
+    largest.copy_(torch.maximum(largest, found))
+    return y
 
 
 def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:

@@ -332,6 +332,10 @@ class TrainConfig(ModelOptions, RunOptions):
     """Validation tokens scored at each measurement, the same ones each time."""
     log_every: int = 10
     """Steps between two lines of metrics.jsonl."""
+    log_attention: bool = False
+    """Write the largest attention logit of each head as well, max_logit/LAYER.HEAD: where one grows
+    without bound, training becomes unstable. With --attn triton, whose kernel has them for nothing.
+    """
     checkpoint_every: int | None = None
     """Steps between two checkpoints. None: the preset's."""
     keep: int = 3

@@ -13,13 +13,14 @@ Source: Radford et al. 2019; tied head: Press and Wolf 2017, arXiv:1608.05859.
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.attention import BACKENDS, attend_past
+from gpt2.attention import BACKENDS, attend_past, triton
 from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import GELU, Norm, SwiGLU, build_mlp, build_norm, create_sinusoidal_positions
@@ -39,6 +40,7 @@ class MultiHeadAttention(nn.Module):
         self.window = config.window
         self.dropout = config.dropout
         self.attend = BACKENDS[config.attn]
+        self.largest: Tensor | None = None  # (H,) logits, see `GPT.watch_logits`
         self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -49,10 +51,11 @@ class MultiHeadAttention(nn.Module):
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         past = None if chunk is None else chunk.append(self, qkv[:, :, 1:])
         if past is None:
-            dropout_p = self.dropout if self.training else 0.0
-            y = self.attend(  # (B, T, H, D)
-                qkv, window=self.window, dropout_p=dropout_p, documents=documents
-            )
+            options: dict[str, Any] = {"window": self.window, "documents": documents}
+            options["dropout_p"] = self.dropout if self.training else 0.0
+            if self.training and self.largest is not None and self.attend is triton:
+                options["largest"] = self.largest
+            y = self.attend(qkv, **options)  # (B, T, H, D)
         else:
             y = attend_past(qkv[:, :, 0], *past)
         return self.c_proj(y.reshape(B, T, C))
@@ -145,13 +148,30 @@ class GPT(nn.Module):
             choices: any of attn, norm_kernel, mlp_kernel, loss_kernel, as in `GPTConfig`.
         """
         self.config = dataclasses.replace(self.config, **choices)  # type: ignore[arg-type]
+        for attention in self._attentions():
+            attention.attend = BACKENDS[self.config.attn]
         for module in self.modules():
-            if isinstance(module, MultiHeadAttention):
-                module.attend = BACKENDS[self.config.attn]
-            elif isinstance(module, Norm):
+            if isinstance(module, Norm):
                 module.kernel = self.config.norm_kernel
             elif isinstance(module, GELU | SwiGLU):
                 module.kernel = self.config.mlp_kernel
+
+    def watch_logits(self) -> None:
+        """Keep the largest attention logit of each head in training; by our kernel alone."""
+        for attention in self._attentions():
+            attention.largest = torch.empty(self.config.n_head, device=self.wte.weight.device)
+        self.largest_logits()
+
+    def largest_logits(self) -> Tensor:
+        """The largest attention logits (L, H) since this was last asked, in float32."""
+        watched = [a.largest for a in self._attentions() if a.largest is not None]
+        largest = torch.stack(watched)
+        for heads in watched:
+            heads.fill_(-math.inf)
+        return largest
+
+    def _attentions(self) -> list[MultiHeadAttention]:
+        return [module for module in self.modules() if isinstance(module, MultiHeadAttention)]
 
     @property
     def head_weight(self) -> Tensor:  # (V padded, C)

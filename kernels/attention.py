@@ -24,7 +24,7 @@ Axes: B batch, T time, H heads, D head width.
 """
 
 import math
-from typing import Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor
@@ -56,11 +56,12 @@ def attention_reference(
     """Causal attention in plain PyTorch, in the dtype that it is given: the specification.
 
     Args:
-        q, k, v: (B, T, H, D).
+        q: (B, T, H, D), the last T of the positions of k and v.
+        k, v: (B, S, H, D), S >= T.
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: each position sees itself and the window - 1 before it; all before it by default.
         dropout_p: the fraction of probabilities that `keep` drops.
-        keep: (B, H, T, T) bool, True where a probability is kept, as
+        keep: (B, H, T, S) bool, True where a probability is kept, as
             `kernels._attention.operators.dropout_mask` reads it out.
         documents: (2, B, T) int32 as in `attention`: no position sees another document.
 
@@ -69,8 +70,8 @@ def attention_reference(
     """
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     scores = torch.einsum("bihd,bjhd->bhij", q, k) * scale
-    behind = torch.arange(q.shape[1], device=q.device)
-    behind = behind[:, None] - behind[None, :]
+    positions = torch.arange(k.shape[1], device=q.device)
+    behind = positions[k.shape[1] - q.shape[1] :, None] - positions[None, :]
     visible = behind >= 0
     if window is not None:
         visible &= behind < window
@@ -96,47 +97,52 @@ class _Settings(NamedTuple):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, q, k, v, seed, documents, settings):
+    def forward(ctx, q, k, v, seed, documents, settings, need_max):
         ctx.settings = settings
-        o, lse = attention_fwd(q, k, v, seed, documents, *settings[:-1])
+        o, lse, row_max = attention_fwd(q, k, v, seed, documents, *settings[:-1], need_max)
         ctx.save_for_backward(q, k, v, o, lse, seed, documents)
-        ctx.mark_non_differentiable(lse)
-        return o, lse
+        ctx.mark_non_differentiable(lse, row_max)
+        return o, lse, row_max
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, do, _):
+    def backward(ctx, do, *_):
         need_dq, *need_dkv = ctx.needs_input_grad[:3]
         grads = attention_bwd(do, *ctx.saved_tensors, *ctx.settings, need_dq, any(need_dkv))
         wanted = (g if need else None for g, need in zip(grads, (need_dq, *need_dkv), strict=True))
-        return *wanted, None, None, None
+        return *wanted, None, None, None, None
 
 
 class _AttentionQkvPacked(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, qkv, seed, documents, settings):
+    def forward(ctx, qkv, seed, documents, settings, need_max):
         ctx.settings = settings
-        o, lse = attention_fwd(*qkv.unbind(2), seed, documents, *settings[:-1])
+        o, lse, row_max = attention_fwd(*qkv.unbind(2), seed, documents, *settings[:-1], need_max)
         ctx.save_for_backward(qkv, o, lse, seed, documents)
-        ctx.mark_non_differentiable(lse)
-        return o, lse
+        ctx.mark_non_differentiable(lse, row_max)
+        return o, row_max
 
     @staticmethod
     @once_differentiable
     def backward(ctx, do, _):
-        return attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.settings), None, None, None
+        return attention_qkvpacked_bwd(do, *ctx.saved_tensors, *ctx.settings), *[None] * 4
 
 
-def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Raise ValueError, in the name of `op`, unless the kernels can take these (B, T, H, D)."""
+def check_attention(op: str, q: Tensor, k: Tensor, v: Tensor, *, longer: bool = False) -> None:
+    """Raise ValueError, in the name of `op`, unless the kernels can take these (B, T, H, D).
+
+    With `longer`, k and v may have more positions than q.
+    """
     check_launchable(op, q, k, v)
     for name, x in (("q", q), ("k", k), ("v", v)):
         if x.dim() != 4:
             raise ValueError(f"{op}: {name} must be (B, T, H, D), got shape {tuple(x.shape)}")
-        if x.shape != q.shape:
+        shape = (len(q), k.shape[1] if longer and name != "q" else q.shape[1], *q.shape[2:])
+        if x.shape != shape or k.shape[1] < q.shape[1]:
+            more = " (k and v may have more positions)" if longer else ""
             raise ValueError(
-                f"{op}: q, k and v must have one shape, got {tuple(q.shape)} for q "
-                f"and {tuple(x.shape)} for {name}"
+                f"{op}: q, k and v must have one shape{more}, got {tuple(q.shape)} for q, "
+                f"{tuple(k.shape)} for k and {tuple(v.shape)} for v"
             )
         if x.stride(3) != 1 and x.shape[3] > 1:
             raise ValueError(
@@ -221,6 +227,15 @@ def attention(
 ) -> tuple[Tensor, Tensor]: ...  # fmt: skip
 
 
+@overload
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = ..., window: int | None = ...,
+    documents: Tensor | None = ..., dropout_p: float = ..., dropout_seed: Tensor | None = ...,
+    deterministic: bool | None = ..., allow_tf32: bool = ..., return_lse: bool = ...,
+    return_max_logit: Literal[True],
+) -> tuple[Tensor, ...]: ...  # fmt: skip
+
+
 def attention(
     q: Tensor,
     k: Tensor,
@@ -234,12 +249,15 @@ def attention(
     deterministic: bool | None = None,
     allow_tf32: bool = False,
     return_lse: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+    return_max_logit: bool = False,
+) -> Tensor | tuple[Tensor, ...]:
     """Fused causal attention: softmax(scale * q k^T + causal mask) v.
 
     Args:
         q, k, v: (B, T, H, D), float16, bfloat16 or float32, D at most 256. Read in place with any
-            strides but a unit last one, so views of one packed projection cost nothing.
+            strides but a unit last one, so views of one packed projection cost nothing. k and v may
+            have more positions: q has the last ones then, as where a text goes on from a cache (its
+            mask is aligned to the bottom right). There is no backward of that.
         scale: factor of the scores, 1 / sqrt(D) by default.
         window: each position sees itself and the `window - 1` before it, and the work is linear in
             T; by default it sees all before it.
@@ -256,10 +274,13 @@ def attention(
             as `torch.use_deterministic_algorithms` says.
         allow_tf32: let float32 inputs be rounded to TF32 in the products.
         return_lse: also return the log-sum-exp of the scores.
+        return_max_logit: also return the largest score of each head, scaled: where it grows without
+            bound, training becomes unstable (QK-clip, arXiv 2507.20534).
 
     Returns:
-        o: (B, T, H, D) contiguous, in the dtype of q; with return_lse, (o, lse) with lse (B, H, T)
-        float32, through which no gradient flows.
+        o: (B, T, H, D) contiguous, in the dtype of q; with return_lse or return_max_logit a tuple
+        of it, the log-sum-exp (B, H, T) and the largest logits (H,), those that are asked for, in
+        float32. No gradient flows through them.
 
     Raises:
         ValueError: a shape, stride, dtype, device or option that the kernels cannot take.
@@ -268,12 +289,30 @@ def attention(
         Dao, FlashAttention-2: faster attention with better parallelism and work partitioning,
         arXiv 2307.08691.
     """
-    check_attention("attention", q, k, v)
+    check_attention("attention", q, k, v, longer=True)
+    if q.shape[1] < k.shape[1]:
+        if documents is not None:
+            raise ValueError("attention: documents need as many queries as keys")
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+            raise ValueError(
+                "attention: the backward needs as many queries as keys, got "
+                f"{q.shape[1]} and {k.shape[1]}; use torch.no_grad()"
+            )
     seed, settings = _check_options(
         "attention", q, documents, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
     )
-    o, lse = _Attention.apply(q, k, v, seed, documents, settings)
-    return (o, lse * LN2) if return_lse else o
+    o, lse, row_max = _Attention.apply(q, k, v, seed, documents, settings, return_max_logit)
+    if not (return_lse or return_max_logit):
+        return o
+    found = [lse * LN2] if return_lse else []
+    return o, *found, *([_max_logit(row_max)] if return_max_logit else [])
+
+
+def _max_logit(row_max: Tensor) -> Tensor:
+    """The largest score of each head, (H,), of those of the rows in base 2 (B, H, T)."""
+    if row_max.numel() == 0:
+        return row_max.new_full(row_max.shape[1:2], -math.inf)
+    return row_max.amax((0, 2)) * LN2
 
 
 def attention_qkvpacked(
@@ -286,17 +325,19 @@ def attention_qkvpacked(
     dropout_seed: Tensor | None = None,
     deterministic: bool | None = None,
     allow_tf32: bool = False,
-) -> Tensor:
+    return_max_logit: bool = False,
+) -> Any:
     """`attention` on a packed projection, whose gradient is written as one packed tensor.
 
     Args:
         qkv: (B, T, 3, H, D): q, k and v along axis 2, as one linear layer gives them. Any strides
             but a unit last one; nothing is copied, nor concatenated in the backward.
-        scale, window, documents, dropout_p, dropout_seed, deterministic, allow_tf32: as in
-            `attention`.
+        scale, window, documents, dropout_p, dropout_seed, deterministic, allow_tf32,
+            return_max_logit: as in `attention`.
 
     Returns:
-        o: (B, T, H, D) contiguous, in the dtype of qkv.
+        o: (B, T, H, D) contiguous, in the dtype of qkv; with return_max_logit, a tuple of it and
+        the largest logits (H,).
 
     Raises:
         ValueError: a shape, stride, dtype, device or option that the kernels cannot take.
@@ -314,5 +355,5 @@ def attention_qkvpacked(
         "attention_qkvpacked", q, documents, scale, window, dropout_p, dropout_seed, deterministic,
         allow_tf32,
     )  # fmt: skip
-    o: Tensor = _AttentionQkvPacked.apply(qkv, seed, documents, settings)[0]
-    return o
+    o, row_max = _AttentionQkvPacked.apply(qkv, seed, documents, settings, return_max_logit)
+    return (o, _max_logit(row_max)) if return_max_logit else o

@@ -81,6 +81,11 @@ def choose_machine(
         if reason:
             raise ValueError(f"--attn {attn}: {reason}")
         chosen, why = attn, "as asked"
+    if config.log_attention and chosen != "triton":
+        raise ValueError(
+            "--log-attention: the largest logits come out of our kernel, and attention is "
+            f"{chosen} here; use --attn triton"
+        )
     notes.append(f"attention: {chosen} ({describe(chosen, device)}), {why}")
     fused = _choose_fused(asked, device)
     why = "as asked"

@@ -106,6 +106,8 @@ class Trainer:
         )
         self.tokens_per_step = settings.seq_len * settings.sequences_per_step
         self.steps = settings.steps or self._steps_of_epochs()
+        if settings.log_attention:
+            model.watch_logits()
         self.wrapped_model = wrap(
             model, settings.parallel, compile=machine.compile, device=machine.device
         )
@@ -279,6 +281,11 @@ class Trainer:
             "tokens": self.step * self.tokens_per_step,
             "skipped": self.guard.skipped,
         }
+        if self.settings.log_attention:
+            logits = self.model.largest_logits().tolist()
+            metrics["max_logit"] = max(map(max, logits))
+            for layer, heads in enumerate(logits):
+                metrics |= {f"max_logit/{layer}.{head}": x for head, x in enumerate(heads)}
         peak = peak_flops(self.machine.device)
         if peak is not None:
             flops = flops_per_token(self.model.config, self.batches.seq_len)

@@ -2,7 +2,8 @@
 
 Forward: one program owns BLOCK_M rows of q and walks over the keys in tiles of BLOCK_N, with the
 softmax kept up to date: `row_max` is the running maximum of a row's scores, `row_sum` the running
-sum of exp2(score - row_max), and `acc` is rescaled whenever the maximum grows.
+sum of exp2(score - row_max), and `acc` is rescaled whenever the maximum grows. Fewer queries than
+keys (SHIFTED) are the last positions, `shift` after those without a query.
 
 Backward: the probabilities are recomputed from the log-sum-exp. In one pass, a program owns BLOCK_N
 keys, keeps dk and dv in registers, walks over the rows that see them, and adds its share of dq
@@ -131,17 +132,17 @@ def attention_dropout_kernel(seed_ptr, keep_ptr, T, dropout_p, BLOCK: tl.constex
     tl.store(keep_ptr + place, keep, (rows < T)[:, None] & (cols < T)[None, :])
 
 
-@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
+@triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window", "shift"])
 def attention_fwd_kernel(
-    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, seed_ptr, documents_ptr,
+    q_ptr, k_ptr, v_ptr, o_ptr, lse_ptr, max_ptr, seed_ptr, documents_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
-    batch_heads, H, T, heads_per_group, scale, window, dropout_p,
+    batch_heads, H, T, heads_per_group, scale, window, dropout_p, shift,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    WINDOW: tl.constexpr, PRECISION: tl.constexpr,
+    WINDOW: tl.constexpr, SHIFTED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute o and the log-sum-exp of BLOCK_M rows."""
+    """Compute o and the log-sum-exp of BLOCK_M rows, and the largest score of each on request."""
     BAND: tl.constexpr = WINDOW or documents_ptr is not None  # rows do not begin at key 0
     tile, head = _assign(T, batch_heads, heads_per_group, BLOCK_M)
     m = (tl.cdiv(T, BLOCK_M) - 1 - tile) * BLOCK_M
@@ -151,6 +152,12 @@ def attention_fwd_kernel(
     v_ptr += b * stride_vb + h * stride_vh
     q = _load(q_ptr + b * stride_qb + h * stride_qh, m, stride_qt, T, D, BLOCK_M, BLOCK_D, False)
     rows = m + tl.arange(0, BLOCK_M)
+    first_position = m
+    keys = T
+    if SHIFTED:
+        first_position += shift
+        keys += shift
+    positions = first_position + tl.arange(0, BLOCK_M)
     scale2 = scale * LOG2E
     row_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
     row_sum = tl.zeros((BLOCK_M,), tl.float32)
@@ -161,7 +168,9 @@ def attention_fwd_kernel(
         documents_ptr += b * T
         begins = tl.load(documents_ptr + rows, rows < T, 0)
 
-    edge, whole, diagonal, end = _key_ranges(m, T, window, documents_ptr, BLOCK_M, BLOCK_N, WINDOW)
+    edge, whole, diagonal, end = _key_ranges(
+        first_position, keys, window, documents_ptr, BLOCK_M, BLOCK_N, WINDOW
+    )
     for part in tl.static_range(EDGE if BAND else WHOLE, DIAGONAL + 1):
         start = edge if part == EDGE else (whole if part == WHOLE else diagonal)
         stop = whole if part == EDGE else (diagonal if part == WHOLE else end)
@@ -169,35 +178,35 @@ def attention_fwd_kernel(
         # which that over the diagonal has constant bounds; otherwise, positions are cheaper.
         if not BAND:
             first, last, by = start, stop, BLOCK_N
-        elif part == DIAGONAL:
+        elif part == DIAGONAL and not SHIFTED:
             first, last, by = 0, tl.cdiv(BLOCK_M, BLOCK_N), 1
         else:
             first, last, by = 0, tl.cdiv(stop - start, BLOCK_N), 1
         for i in range(first, last, by):
             n = start + i * BLOCK_N if BAND else i
-            k = _load(k_ptr, n, stride_kt, T, D, BLOCK_N, BLOCK_D, part == WHOLE)
+            k = _load(k_ptr, n, stride_kt, keys, D, BLOCK_N, BLOCK_D, part == WHOLE)
             s = tl.dot(q, tl.trans(k), input_precision=PRECISION)
             if part != WHOLE:
                 # Relative positions take fewer instructions, but from sm_100 on more registers.
                 origin = 0 if tl.target_info.cuda_capability_geq(10) else n
                 cols = (n - origin + tl.arange(0, BLOCK_N))[None, :]
-                seen = _visible((rows - origin)[:, None], cols, window, WINDOW)
+                seen = _visible((positions - origin)[:, None], cols, window, WINDOW)
                 if documents_ptr is not None:
                     seen = seen & (cols >= (begins - origin)[:, None])
                 s = tl.where(seen, s, float("-inf"))
             new_max = tl.maximum(row_max, tl.max(s, 1) * scale2)
             if BAND and part != WHOLE:
                 # A row may see nothing of the tiles so far: keep -inf - -inf from making a NaN.
-                shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+                top = tl.where(new_max == float("-inf"), 0.0, new_max)
             else:
-                shift = new_max
-            p = tl.exp2(s * scale2 - shift[:, None])
-            rescale = tl.exp2(row_max - shift)
+                top = new_max
+            p = tl.exp2(s * scale2 - top[:, None])
+            rescale = tl.exp2(row_max - top)
             row_sum = row_sum * rescale + tl.sum(p, 1)
             row_max = new_max
             if seed_ptr is not None:
-                p = tl.where(_keep(seed, head, rows, n, dropout_p, BLOCK_N), p, 0.0)
-            v = _load(v_ptr, n, stride_vt, T, D, BLOCK_N, BLOCK_D, part == WHOLE)
+                p = tl.where(_keep(seed, head, positions, n, dropout_p, BLOCK_N), p, 0.0)
+            v = _load(v_ptr, n, stride_vt, keys, D, BLOCK_N, BLOCK_D, part == WHOLE)
             acc = tl.dot(p.to(v.dtype), v, acc * rescale[:, None], input_precision=PRECISION)
 
     if seed_ptr is not None:
@@ -207,8 +216,10 @@ def attention_fwd_kernel(
     tl.store(
         o_ptr + _tile_offsets(m, H * D, BLOCK_M, BLOCK_D), o, _inside(m, T, D, BLOCK_M, BLOCK_D)
     )
-    lse_ptr += head.to(tl.int64) * T
-    tl.store(lse_ptr + rows, row_max + tl.log2(row_sum), rows < T)
+    own = head.to(tl.int64) * T
+    tl.store(lse_ptr + own + rows, row_max + tl.log2(row_sum), rows < T)
+    if max_ptr is not None:
+        tl.store(max_ptr + own + rows, row_max, rows < T)
 
 
 @triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group"])

@@ -1,6 +1,7 @@
 """The operators of `kernels.attention`: they launch its kernels and are known to torch.compile.
 
-- `attention_fwd`: o, and the log-sum-exp in base 2, (B, H, T) float32.
+- `attention_fwd`: o, the log-sum-exp in base 2, (B, H, T) float32, and on request the largest score
+  of each row in the same units; q may have fewer positions than k and v, their last ones.
 - `attention_bwd`: dq, dk, dv; an empty tensor in place of each that is not needed.
 - `attention_qkvpacked_bwd`: the three gradients in one (B, T, 3, H, D) tensor.
 
@@ -63,9 +64,9 @@ def _options(q: Tensor, tile: Tile, window: int | None, allow_tf32: bool) -> dic
     }
 
 
-def _narrow(window: int | None, q: Tensor) -> int | None:
+def _narrow(window: int | None, k: Tensor) -> int | None:
     """The window, or None if it hides nothing: a large one would overflow 32-bit positions."""
-    return window if window is not None and window < q.shape[1] else None
+    return window if window is not None and window < k.shape[1] else None
 
 
 def _tiles(q: Tensor, documents: Tensor | None) -> Tiles:
@@ -74,28 +75,30 @@ def _tiles(q: Tensor, documents: Tensor | None) -> Tiles:
     )
 
 
-def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     b, t, h, _ = q.shape
-    return q.new_empty(q.shape), q.new_empty((b, h, t), dtype=torch.float32)
+    lse = q.new_empty((b, h, t), dtype=torch.float32)
+    need_max = others[-1]
+    return q.new_empty(q.shape), lse, lse.new_empty(lse.shape if need_max else (0,))
 
 
 @register_op("attention_fwd", _allocate_outputs)
 def attention_fwd(
     q: Tensor, k: Tensor, v: Tensor, seed: Tensor | None, documents: Tensor | None,
-    scale: float, window: int | None, dropout_p: float, allow_tf32: bool,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    o, lse = _allocate_outputs(q)
-    window = _narrow(window, q)
+    scale: float, window: int | None, dropout_p: float, allow_tf32: bool, need_max: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    o, lse, row_max = _allocate_outputs(q, need_max)
+    window, shift = _narrow(window, k), k.shape[1] - q.shape[1]
     tile = _tiles(q, documents).fwd
     if q.numel() > 0:
         with on_device_of(q):
             attention_fwd_kernel[_grid(q, tile.block_m)](
-                q, k, v, o, lse, seed, documents,
+                q, k, v, o, lse, row_max if need_max else None, seed, documents,
                 *q.stride()[:3], *k.stride()[:3], *v.stride()[:3],
-                *_sizes(q), scale, window or 0, dropout_p,
-                **_options(q, tile, window, allow_tf32),
+                *_sizes(q), scale, window or 0, dropout_p, shift,
+                **_options(q, tile, window, allow_tf32), SHIFTED=shift > 0,
             )  # fmt: skip
-    return o, lse
+    return o, lse, row_max
 
 
 def _launch_bwd(
@@ -108,7 +111,7 @@ def _launch_bwd(
         return
     if do.stride(3) != 1 or do.stride(1) >= MAX_TIME_STRIDE:
         do = do.contiguous()
-    window = _narrow(window, q)
+    window = _narrow(window, k)
     tiles = _tiles(q, documents)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
     scalars = (*_sizes(q), scale, window or 0, dropout_p)

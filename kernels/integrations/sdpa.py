@@ -69,7 +69,7 @@ def _forward(
     q, k, v = (x.transpose(1, 2) for x in (query, key, value))
     check_attention(op, q, k, v)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    o, lse = attention_fwd(q, k, v, seed, None, scale, None, dropout_p, False)
+    o, lse, _ = attention_fwd(q, k, v, seed, None, scale, None, dropout_p, False, False)
     o = o.transpose(1, 2)
     return _laid_out_as(query, o), lse * LN2
 

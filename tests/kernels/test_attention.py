@@ -119,6 +119,52 @@ def test_tiles_and_windows(length, block_m, block_n, window, deterministic, devi
     check(inputs, deterministic=deterministic, window=window)
 
 
+@pytest.mark.parametrize("window", [None, 1, 24])
+@pytest.mark.parametrize(
+    ("T", "S", "block_m", "block_n"),
+    [(1, 40, 16, 16), (7, 53, 16, 32), (33, 64, 32, 16), (40, 49, 32, 32), (16, 80, 16, 16)],
+)
+def test_queries_at_the_end_of_the_keys(T, S, block_m, block_n, window, device, monkeypatch):
+    """The mask is aligned to the bottom right, dropout included: they give the last rows of all."""
+    use_tiles(monkeypatch, block_m, block_n)
+    inputs = {k: x.detach() for k, x in qkv((2, S, 2, 24), torch.float32, device).items()}
+    inputs["q"] = inputs["q"][:, S - T :]
+    compare(
+        partial(attention, window=window, return_lse=True),
+        partial(attention_reference, window=window),
+        inputs,
+    )
+    seed = torch.tensor([5], device=device)
+    keep = dropout_mask(seed, (2, S, 2), 0.3)[:, :, S - T :]
+    compare(
+        partial(attention, window=window, dropout_p=0.3, dropout_seed=seed),
+        lambda **x: attention_reference(**x, window=window, dropout_p=0.3, keep=keep)[0],
+        inputs,
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 5}, {"documents": [3, 20]}], ids=str)
+def test_the_largest_logit_of_each_head(options, device):
+    inputs = qkv((2, 40, 3, 16), torch.float16, device)
+    if "documents" in options:
+        options = {"documents": bounds(2, 40, options["documents"], device)}
+    o, _, largest = attention(**inputs, **options, return_lse=True, return_max_logit=True)
+    assert torch.equal(o, attention(**inputs, **options))
+    q, k = (x.detach().double() for x in (inputs["q"], inputs["k"]))
+    seen = torch.ones(40, 40, dtype=torch.bool, device=device).tril()
+    if "window" in options:
+        seen = seen.triu(1 - options["window"])
+    scores = torch.einsum("bihd,bjhd->bhij", q, k) / 4
+    if "documents" in options:
+        begins = options["documents"][0]
+        seen = seen & (begins[:, None, :, None] == begins[:, None, None])
+    exact = scores.masked_fill(~seen, -math.inf).amax((0, 2, 3))
+    torch.testing.assert_close(largest.double(), exact, rtol=1e-5, atol=1e-5)
+    packed = torch.stack(list(inputs.values()), 2)
+    assert torch.equal(attention_qkvpacked(packed, **options, return_max_logit=True)[1], largest)
+    assert not largest.requires_grad
+
+
 @pytest.mark.parametrize("window", [None, 24])
 @pytest.mark.parametrize(
     ("begins", "block_m", "block_n"),
@@ -408,8 +454,9 @@ def test_operators_pass_opcheck(seeded, device):
     seed = torch.tensor([1], device=device) if seeded else None
     documents = bounds(1, 8, [0, 3], device) if seeded else None
     options = (documents, 0.25, 7, 0.1 if seeded else 0.0, False)
-    torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options))
-    o, lse = ops.attention_fwd(q, k, v, seed, *options)
+    for need_max in (False, True):
+        torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options, need_max))
+    o, lse, _ = ops.attention_fwd(q, k, v, seed, *options, False)
     for need_dq, need_dkv in ((True, True), (True, False)) if seeded else ((False, True),):
         torch.library.opcheck(
             ops.attention_bwd.default, (o, q, k, v, o, lse, seed, *options, True, need_dq, need_dkv)
@@ -447,9 +494,14 @@ def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
     [
         (r"\(B, T, H, D\), got shape \(2, 8, 16\)", lambda d: (_on(d, 2, 8, 16),) * 3),
         (
-            r"\(1, 8, 2, 16\) for q and \(1, 8, 1, 16\) for k",
+            r"\(1, 8, 2, 16\) for q, \(1, 8, 1, 16\) for k",
             lambda d: (_on(d, 1, 8, 2, 16), _on(d, 1, 8, 1, 16), _on(d, 1, 8, 2, 16)),
         ),
+        (
+            r"k and v may have more positions\), got .* \(1, 7, 1, 16\) for k",
+            lambda d: (_on(d, 1, 8, 1, 16), *(_on(d, 1, 7, 1, 16),) * 2),
+        ),
+        ("one shape", lambda d: (*(_on(d, 1, 8, 1, 16),) * 2, _on(d, 1, 9, 1, 16))),
         ("1..256, got 257", lambda d: (_on(d, 1, 8, 1, 257),) * 3),
         ("1..256, got 0", lambda d: (_on(d, 1, 8, 1, 0),) * 3),
         ("last stride of q must be 1, got 2", lambda d: (_on(d, 1, 8, 1, 32)[..., ::2],) * 3),
@@ -467,6 +519,17 @@ def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
 def test_refuses_tensors_that_it_cannot_take(message, make, device):
     with pytest.raises(ValueError, match=message):
         attention(*make(device))
+
+
+def test_fewer_queries_than_keys_have_no_backward_and_no_documents(device):
+    k = torch.zeros(1, 8, 1, 16, device=device, requires_grad=True)
+    q = k[:, 3:]
+    with pytest.raises(ValueError, match=r"as many queries as keys, got 5 and 8; use torch.no_gr"):
+        attention(q, k, k)
+    with torch.no_grad():
+        assert attention(q, k, k).shape == (1, 5, 1, 16)
+        with pytest.raises(ValueError, match="documents need as many queries as keys"):
+            attention(q, k, k, documents=bounds(1, 8, [2], device))
 
 
 @pytest.mark.parametrize(

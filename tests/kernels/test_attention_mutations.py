@@ -30,6 +30,10 @@ SHAPE = (
     checks.test_matches_reference,
     {"dtype": torch.float32, "shape": (1, 65, 2, 80)} | ONE_PASS,
 )
+SHIFTED = (
+    checks.test_queries_at_the_end_of_the_keys,
+    {"T": 7, "S": 53, "block_m": 16, "block_n": 32, "window": None},
+)
 MASK = (checks.test_dropout_mask_is_random_and_depends_on_the_place_alone,)
 DROPOUT = (checks.test_dropout_matches_reference_with_the_mask_read_out,)
 
@@ -84,6 +88,22 @@ KERNELS = [
     Mutation(
         "every row of a batch has the documents of the first",
         "batch_heads // H * T + b * T", "batch_heads // H * T", *DOCUMENTS,
+    ),
+    Mutation("queries are the first positions", "first_position += shift", "pass", *SHIFTED),
+    Mutation("the keys end with the queries", "keys += shift", "pass", *SHIFTED),
+    Mutation(
+        "dropout counts rows and not positions",
+        "_keep(seed, head, positions, n", "_keep(seed, head, rows, n", *SHIFTED,
+    ),
+    Mutation(
+        "in a window the diagonal has one tile too few",
+        "part == DIAGONAL and not SHIFTED", "part == DIAGONAL", SHIFTED[0],
+        SHIFTED[1] | {"window": 24, "block_m": 16, "block_n": 16},
+    ),
+    Mutation(
+        "the largest logit is that of the last tile",
+        "tl.store(max_ptr + own + rows, row_max", "tl.store(max_ptr + own + rows, tl.max(s, 1)",
+        checks.test_the_largest_logit_of_each_head, {"options": {}},
     ),
     Mutation(
         "tiles on the diagonal count as whole",

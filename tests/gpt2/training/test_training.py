@@ -1,15 +1,18 @@
 """The training step and the loop."""
 
+import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 import gpt2.training.trainer
-from gpt2.config import GPTConfig, TrainConfig
+from gpt2.config import GPTConfig, TrainConfig, settle
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
+from gpt2.training.machine import choose_machine
 from gpt2.training.optim import Muon, build_optimizers, learning_rate
 from gpt2.training.run_training import make_plan
 from gpt2.training.step import train_step
@@ -127,6 +130,37 @@ def test_a_run_learns_and_logs(tmp_path, optimizer, dtype):
     assert {"loss", "lr", "grad_norm", "tokens_per_s"} <= metrics[5].keys()
     assert metrics[-1]["loss"] < 0.75 * metrics[0]["loss"]
     assert metrics[-1]["tokens"] == 40 * 16 * 2 * 3
+
+
+def test_the_largest_attention_logits_are_logged(tmp_path):
+    trainer = make_trainer(
+        tmp_path, model={"attn": "triton"}, log_attention=True, log_every=2, steps=2,
+        check_kernels=1, eval_every=1,
+    )  # fmt: skip
+    seen: list[list[float]] = [[], []]
+
+    def see(_, args: object, qkv: torch.Tensor, layer: int) -> None:
+        if trainer.model.training and trainer.model.config.attn == "triton":
+            q, k, _ = qkv.detach().double().view(-1, 16, 3, 2, 8).unbind(2)
+            scores = torch.einsum("bihd,bjhd->hbij", q, k) * 8**-0.5
+            hidden = ~torch.ones(16, 16, dtype=torch.bool).tril()
+            seen[layer].append(scores.masked_fill(hidden, -torch.inf).amax((1, 2, 3)))
+
+    for layer, block in enumerate(trainer.model.h):
+        block.attn.c_attn.register_forward_hook(partial(see, layer=layer))
+    assert trainer.fit() is None
+    (metrics,) = (m for m in read_metrics(tmp_path / "metrics.jsonl") if "max_logit" in m)
+    largest = torch.stack([torch.stack(calls).amax(0) for calls in seen])
+    got = torch.tensor([[metrics[f"max_logit/{i}.{j}"] for j in range(2)] for i in range(2)])
+    torch.testing.assert_close(got.double(), largest, rtol=1e-5, atol=1e-7)
+    assert metrics["max_logit"] == got.max()
+    assert trainer.model.largest_logits().isneginf().all()  # those of the next steps
+
+    settings = settle(TrainConfig(log_attention=True, attn="sdpa", device="cpu"))
+    with pytest.raises(ValueError, match="attention is sdpa here; use --attn triton"):
+        choose_machine(torch.device("cpu"), settings, CONFIG)
+    settings = dataclasses.replace(settings, attn="triton")
+    assert choose_machine(torch.device("cpu"), settings, CONFIG)[1].attn == "triton"
 
 
 def test_the_loss_is_drawn_while_a_long_run_goes_on(tmp_path, monkeypatch):
