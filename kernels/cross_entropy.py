@@ -115,13 +115,12 @@ def _see_block(
 
 @triton.jit
 def _write_gradient(
-    row_ptr, drow_ptr, start, V, vocab_size, target, top, slope, spread, hit,
+    row_ptr, drow_ptr, start, V, vocab_size, top, slope, spread,
     LOADS: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr, TAIL: tl.constexpr,
 ):  # fmt: skip
     cols = _block(start, LOADS, LANES, VECTOR)
     x = _load_block(row_ptr, cols, V, vocab_size, TAIL)
     dx = tl.exp2((x - top) * LOG2E) * slope - spread
-    dx = tl.where(cols == target, dx - hit, dx)
     if TAIL:
         dx = tl.where(cols < vocab_size, dx, 0.0)
         tl.store(drow_ptr + cols, dx.to(drow_ptr.dtype.element_ty), mask=cols < V)
@@ -191,13 +190,17 @@ def _cross_entropy_kernel(
             for step in tl.range(0, steps):
                 _write_gradient(
                     row_ptr, drow_ptr, whole + (steps - 1 - step) * TAIL_BLOCK, V, vocab_size,
-                    target, row_top, slope, spread, hit, 1, LANES, VECTOR, True,
+                    row_top, slope, spread, 1, LANES, VECTOR, True,
                 )  # fmt: skip
             for step in tl.range(0, whole // BLOCK):
                 _write_gradient(
                     row_ptr, drow_ptr, whole - (step + 1) * BLOCK, V, vocab_size,
-                    target, row_top, slope, spread, hit, LOADS, LANES, VECTOR, False,
+                    row_top, slope, spread, LOADS, LANES, VECTOR, False,
                 )  # fmt: skip
+            # The one element that differs is cheaper to write again than to look for.
+            dx_target = tl.exp2((x_target - row_top) * LOG2E) * slope - spread - hit
+            tl.debug_barrier()
+            tl.store(drow_ptr + target, dx_target.to(drow_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["N"])

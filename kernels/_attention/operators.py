@@ -26,13 +26,11 @@ from kernels._attention.kernels import (
     attention_fwd_kernel,
 )
 from kernels._attention.tiles import Tile, Tiles, choose_tiles
-from kernels._common.launch import architecture, on_device_of
+from kernels._common.launch import architecture, l2_bytes, on_device_of
 from kernels._common.op import register_op
 
 # Offsets inside a tile are 32-bit, and a tile has at most 128 rows.
 MAX_TIME_STRIDE = 2**31 // 128
-# Bytes of the L2 cache (50 MB on an H100) for keys and values of the heads that run together.
-L2_BUDGET = 32 << 20
 DELTA_ROWS = 32
 
 
@@ -42,9 +40,9 @@ def _grid(q: Tensor, block: int) -> tuple[int]:
 
 
 def _sizes(q: Tensor) -> tuple[int, int, int, int]:
-    """batch_heads = B * H, H, T, and heads_per_group, whose keys and values fit the L2 cache."""
+    """batch_heads = B * H, H, T, and heads_per_group: keys and values fit half of the L2 cache."""
     b, t, h, d = q.shape
-    return b * h, h, t, max(1, L2_BUDGET // (2 * t * d * q.element_size()))
+    return b * h, h, t, max(1, l2_bytes(q) // (4 * t * d * q.element_size()))
 
 
 def _widths(q: Tensor) -> dict[str, int]:

@@ -17,6 +17,7 @@ no register on Triton 3.6 to 3.9 and fit the shared memory of their architecture
   up to 192 compute 256 columns as well, some of them masked, which takes registers: fewer again.
 - sm_90: with Triton 3.6 and 3.9 dk and dv spill at width 128 with 64 rows, whatever the stages;
   with the others, 32 rows take more instructions. That row alone depends on the version.
+- gfx942: with 16 rows, dk and dv take at most 256 registers, so that two waves share a SIMD.
 
 `python -m bench.tune_attention` measures the alternatives on a GPU and prints rows for this table.
 """
@@ -95,12 +96,12 @@ TABLE: dict[tuple[str, int], tuple[tuple[tuple[int, int, int, int], ...], ...]] 
     ("sm_120", 128): (((64, 32, 4, 2), (128, 32, 8, 2), (64, 64, 8, 2)),),
     ("sm_120", 256): (((64, 32, 8, 2), (64, 32, 8, 1), (32, 32, 8, 2)),),
     ("gfx942", 64): (
-        ((64, 64, 4, 2), (64, 32, 4, 2), (64, 64, 4, 1)),
-        ((128, 64, 4, 2), (64, 64, 4, 2), (64, 64, 4, 1)),
+        ((64, 64, 4, 2), (64, 32, 4, 2), (16, 64, 2, 1)),
+        ((128, 64, 4, 2), (64, 64, 4, 2), (16, 128, 4, 1)),
     ),
     ("gfx942", 128): (
-        ((64, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
-        ((128, 32, 4, 2), (64, 32, 4, 2), (32, 64, 4, 1)),
+        ((64, 32, 4, 2), (64, 32, 4, 2), (16, 64, 4, 1)),
+        ((128, 32, 4, 2), (64, 32, 4, 2), (16, 64, 4, 1)),
     ),
     ("gfx942", 256): (((64, 16, 4, 1), (64, 16, 4, 1), (16, 32, 4, 1)),),
     # Float32 products without TF32 keep whole operands in registers; unknown GPUs may have little

@@ -57,7 +57,10 @@ def on_device_of(tensor: Tensor) -> AbstractContextManager[object]:
 
 def architecture(device: torch.device) -> str:
     """What kernels are compiled for on this device: `"sm_90"`, `"gfx942"` or `"interpreter"`."""
-    return _architecture(device.index)
+    index = device.index
+    if index is None and device.type == "cuda" and not INTERPRETED:
+        index = torch.cuda.current_device()
+    return _architecture(index)
 
 
 def launch_options(threads: int, tensor: Tensor) -> dict[str, int]:
@@ -78,10 +81,18 @@ def _multiprocessors(index: int | None) -> int:
     return torch.cuda.get_device_properties(index).multi_processor_count
 
 
+def l2_bytes(tensor: Tensor) -> int:
+    """Bytes of the L2 cache of the tensor's device; without a GPU, of an H100."""
+    if tensor.device.type != "cuda":
+        return 50 << 20
+    return torch.cuda.get_device_properties(tensor.device).L2_cache_size
+
+
 @functools.cache
 def _architecture(index: int | None) -> str:
     if INTERPRETED:
         return "interpreter"
-    target = triton.runtime.driver.active.get_current_target()
+    with nullcontext() if index is None else torch.cuda.device(index):
+        target = triton.runtime.driver.active.get_current_target()
     # ROCm appends features to the name: "gfx942:sramecc+:xnack-".
     return f"sm_{target.arch}" if target.backend == "cuda" else target.arch.partition(":")[0]

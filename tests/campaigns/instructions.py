@@ -98,7 +98,8 @@ class Part:
         if self.loops is None:
             instructions = code.instructions
         else:
-            turns = sorted(loop.instructions for loop in code.products or code.loops)
+            loops = code.products if any(code.matrix.values()) else code.loops
+            turns = sorted(loop.instructions for loop in loops)
             instructions = sum(turns[self.loops])
         lanes = 64 if code.target == "gfx942" else 32
         return instructions * lanes * code.warps / self.elements or None

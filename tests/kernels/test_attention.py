@@ -6,16 +6,21 @@ that is tested.
 
 import math
 from collections.abc import Callable
+from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import triton
 from torch import Tensor
+from triton.backends.compiler import GPUTarget
 
 import kernels._attention.operators
 from kernels._attention.operators import dropout_mask
 from kernels._attention.tiles import Tile, Tiles
+from kernels._common import launch
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.documents import document_bounds
@@ -207,10 +212,43 @@ def test_document_bounds():
 def test_every_head_is_computed_whatever_the_grouping(heads, group, device, monkeypatch):
     use_tiles(monkeypatch, 16, 16)
     keys_and_values_of_a_head = 2 * 20 * 16 * 4
-    monkeypatch.setattr(
-        kernels._attention.operators, "L2_BUDGET", group * keys_and_values_of_a_head
-    )
+    cache = 2 * group * keys_and_values_of_a_head
+    monkeypatch.setattr(kernels._attention.operators, "l2_bytes", lambda _: cache)
     check(qkv((1, 20, heads, 16), torch.float32, device), deterministic=False)
+
+
+def test_unlike_gpus_in_one_machine_have_their_own_tiles_and_caches(monkeypatch):
+    monkeypatch.undo()  # the tiles of all other tests
+    cards, current = {0: (86, 6 << 20), 1: (90, 50 << 20)}, [0]
+
+    @contextmanager
+    def use(index):
+        current.append(index)
+        yield
+        current.pop()
+
+    driver = SimpleNamespace(
+        get_current_target=lambda: GPUTarget("cuda", cards[current[-1]][0], 32)
+    )
+    monkeypatch.setattr(launch, "INTERPRETED", False)
+    monkeypatch.setattr(triton.runtime, "driver", SimpleNamespace(active=driver))
+    monkeypatch.setattr(torch.cuda, "device", use)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: current[-1])
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda x: SimpleNamespace(L2_cache_size=cards[x.index][1]),
+    )
+    launch._architecture.cache_clear()
+    try:
+        for index in (1, 0, 1):
+            device = torch.device("cuda", index)
+            assert launch.architecture(device) == f"sm_{cards[index][0]}"
+            assert launch.l2_bytes(SimpleNamespace(device=device)) == cards[index][1]
+        with use(1):
+            assert launch.architecture(torch.device("cuda")) == "sm_90"
+    finally:
+        launch._architecture.cache_clear()
 
 
 @pytest.mark.parametrize("window", [None, 9])

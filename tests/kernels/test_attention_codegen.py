@@ -77,6 +77,8 @@ def test_tensor_cores_and_no_spills(target, width, length, deterministic):
     if (width, length) == (64, 1024) and target in ("sm_80", "sm_86", "sm_90", "sm_100"):
         # While one program of the forward waits for a product, another has its softmax to do.
         assert compiled[0].programs_per_sm >= 2, compiled[0]
+    if target == "gfx942" and length == 1024:
+        assert compiled[-1].registers <= 256, compiled[-1]  # two waves of a SIMD's registers
     if (target, width, length) == ("sm_90", 64, 1024) and triton.__version__ >= "3.7":
         for name, c in zip(names, compiled, strict=True):
             tiles = [loop.instructions for loop in c.products]

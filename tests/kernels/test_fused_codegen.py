@@ -112,6 +112,9 @@ def check_loss(c: Code) -> None:
     assert c.wide_loads >= 2 * (LOADS + 1), c
     assert c.narrow_loads <= 3, c
     assert c.wide_stores >= LOADS + 1, c
+    if c.target == "sm_90":
+        passes = sorted(loop.instructions for loop in c.loops)[-2:]
+        assert sum(passes) <= 15 * 8 * LOADS, c  # instructions per element
 
 
 # What the first case of each is held to besides, and activations of that width that stand alone.

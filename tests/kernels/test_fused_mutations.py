@@ -174,13 +174,13 @@ LOSS_FAULTS = [
         "one block of the gradient is not written",
         "tl.range(0, whole // BLOCK)", "tl.range(1, whole // BLOCK)", *LOSS,
     ),
-    Mutation("dx lacks onehot", "dx = tl.where(cols == target, dx - hit, dx)", "dx = dx", *LOSS),
+    Mutation("dx lacks onehot", "* slope - spread - hit", "* slope - spread", *LOSS),
     Mutation(
         "ignored rows keep what their gradient's memory held",
         "zeros, mask=cols < V", "zeros, mask=cols < 0", *LOSS,
     ),
     Mutation("z-loss counts half", "2.0 * z_loss * lse", "z_loss * lse", *loss_options("z-loss")),
-    Mutation("smoothing misses dx", "* slope - spread", "* slope", *loss_options("smoothing")),
+    Mutation("smoothing misses dx", "slope - spread\n", "slope\n", *loss_options("smoothing")),
     Mutation(
         "lanes that saw only -inf",
         'shift = tl.where(new_top == float("-inf"), 0.0, new_top)', "shift = new_top",

@@ -77,7 +77,7 @@ def _draw(packed: bool, draw: Draw) -> Case:
         tiles = Tiles(tile, tile, tile)
         patches["kernels._attention.operators.choose_tiles"] = Returning(tiles)
     if draw.chance(1 / 4):
-        patches["kernels._attention.operators.L2_BUDGET"] = 1
+        patches["kernels._attention.operators.l2_bytes"] = Returning(1)
     return Case(
         draw.memory, kernel, reference, inputs, [upstream] if packed else [upstream, None],
         _cancelled(qkv, upstream, keep, options), patches, _also(draw, inputs, options["window"]),
