@@ -86,7 +86,7 @@ def test_auto_takes_the_fastest_and_measures_once(monkeypatch, tmp_path):
 
 
 def test_whose_tiles_our_kernel_takes_and_where_it_is_slow_is_said(monkeypatch):
-    cuda, unknown = torch.device("cuda"), ", whose table has no tile sizes for {} and takes {}"
+    cuda, unknown = torch.device("cuda", 0), ", whose table has no tile sizes for {} and takes {}"
     monkeypatch.setattr("kernels._common.launch.INTERPRETED", False)
     for card, taken in (("sm_90", ""), ("sm_89", "those of sm_86"), ("sm_87", "small ones")):
         monkeypatch.setattr("kernels._common.launch._architecture", lambda _, card=card: card)
