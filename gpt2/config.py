@@ -19,6 +19,7 @@ NormPosition = Literal["pre", "post"]
 Mlp = Literal["gelu", "swiglu"]
 Positions = Literal["learned", "sinusoidal"]
 Attend = Literal["everything", "within-documents"]
+Tracker = Literal["tensorboard", "wandb", "trackio"]
 TokenType = Literal["uint16", "uint32"]
 Optimizer = Literal["adamw", "muon"]
 Kernel = Literal["torch", "triton"]
@@ -248,7 +249,7 @@ class RunOptions:
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
     sample_tokens: int = 60
-    """Tokens of each sample printed at the end."""
+    """Tokens of each sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,8 +341,11 @@ class TrainConfig(ModelOptions, RunOptions):
     """Steps between two checkpoints. None: the preset's."""
     keep: int = 3
     """Newest checkpoints to keep, besides the one with the best validation loss."""
-    tensorboard: bool = False
-    """Also log to TensorBoard (pip install -e '.[tensorboard]')."""
+    sample_every: int = 0
+    """Every so many steps write samples to the run folder, as at the end; 0: never."""
+    track: Tracker | None = None
+    """Also give the numbers of metrics.jsonl to tensorboard, wandb (which stays offline, unless
+    WANDB_MODE says otherwise) or trackio: extras of these names."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -68,6 +68,7 @@ RANGES: Mapping[str, Range] = {
     "log_every": _count,
     "checkpoint_every": _count,
     "keep": _count,
+    "sample_every": Range(0, _MANY, zero="never"),
     "check_kernels": Range(0, _MANY, zero="never"),
     # optimisation
     "lr": Range(0, _REAL, above=True),

@@ -29,7 +29,7 @@ _SHOWN = 2  # cases of each benchmark
 # Settings that do not affect training.
 _INCIDENTAL = {
     "out", "resume", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
-    "log_attention", "keep", "tensorboard", "sample_tokens", "max_skipped", "preset",
+    "log_attention", "keep", "track", "sample_every", "sample_tokens", "max_skipped", "preset",
 }  # fmt: skip
 
 

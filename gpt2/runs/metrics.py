@@ -1,4 +1,4 @@
-"""The measurements of a run: metrics.jsonl, loss.png and TensorBoard."""
+"""The measurements of a run: metrics.jsonl, loss.png and trackers."""
 
 import gc
 import hashlib
@@ -12,22 +12,24 @@ from typing import Any
 
 from gpt2.common.files import atomic_write, with_file_name
 from gpt2.common.json_files import is_number, parse_json
+from gpt2.config import Tracker
+from gpt2.runs.trackers import start_tracker
 
 
 class Logs:
     """Writes a run's measurements; each line of metrics.jsonl is a JSON object with its `step`."""
 
-    def __init__(self, folder: Path, *, tensorboard: bool = False, after_step: int = -1) -> None:
+    def __init__(self, folder: Path, *, track: Tracker | None = None, after_step: int = -1) -> None:
         """Open the logs of a run folder.
 
         Args:
             folder: the run folder.
-            tensorboard: also write TensorBoard events to `folder`/tensorboard.
+            track: also give the numbers to this tracker (`gpt2.runs.trackers`).
             after_step: a resumed run goes on after this step; lines of later steps are dropped.
         """
         self.path = folder / "metrics.jsonl"
         self._keep_until(after_step)
-        self._writer = _tensorboard_writer(folder, after_step) if tensorboard else None
+        self._tracker = start_tracker(track, folder, after_step) if track else None
 
     def write(self, **metrics: Any) -> None:
         """Add one line; values are numbers, `step` among them.
@@ -37,10 +39,8 @@ class Logs:
         metrics = {name: value for name, value in metrics.items() if isfinite(value)}
         self._file.write(json.dumps(metrics) + "\n")
         self._file.flush()
-        if self._writer is not None:
-            for name, value in metrics.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, metrics["step"])
+        if self._tracker is not None:
+            self._tracker.write(metrics.pop("step"), metrics)
 
     def go_back(self, step: int) -> None:
         """Drop the lines after `step`: the run rolled back to it."""
@@ -56,8 +56,8 @@ class Logs:
 
     def close(self) -> None:
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -176,13 +176,3 @@ def _draw_loss(folder: Path) -> Path:
         figure.savefig(file, format="png", dpi=150)
     plt.close(figure)
     return path
-
-
-def _tensorboard_writer(folder: Path, after_step: int) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
-        raise ValueError(
-            "--tensorboard needs the tensorboard package: pip install -e '.[tensorboard]'"
-        ) from None
-    return SummaryWriter(str(folder / "tensorboard"), purge_step=after_step + 1)

@@ -16,7 +16,7 @@ from gpt2.runs.run import read_config
 # What may be given anew with --resume: it changes neither the model nor the steps already taken.
 RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
-    "log_attention", "keep", "tensorboard", "sample_tokens", "max_skipped", "parallel",
+    "log_attention", "keep", "track", "sample_every", "sample_tokens", "max_skipped", "parallel",
     "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute",
 }  # fmt: skip
 _CHOSEN_HERE = {*PORTABLE, "recompute"}  # of a model: settled anew on each machine

@@ -125,8 +125,11 @@ def read_config(folder: Path) -> tuple[Settings, GPTConfig]:
 
 def read_config_file(path: Path) -> tuple[Settings, GPTConfig]:
     content = read_json_object(path)
+    asked = content.get("train")
+    if isinstance(asked, dict) and "tensorboard" in asked:  # of a run before --track
+        asked["track"] = "tensorboard" if asked.pop("tensorboard") else None
     try:
-        train = settle(from_json(TrainConfig, content.get("train")))
+        train = settle(from_json(TrainConfig, asked))
         return train, from_json(GPTConfig, content.get("model"))
     except ValueError as error:
         raise ValueError(f"{path} does not hold the configuration of a run: {error}") from error

@@ -39,11 +39,12 @@ def check_parallel(settings: Settings, dtype: torch.dtype) -> None:
                 "--parallel fsdp cuts the model over several processes and this is the only one: "
                 "start with `torchrun --nproc-per-node N train.py ...`, or use --parallel ddp"
             )
-        if settings.check_kernels:
-            raise ValueError(
-                "--check-kernels needs the whole model, which --parallel fsdp cuts: check on one "
-                "process, or with --parallel ddp"
-            )
+        for name in ("check_kernels", "sample_every"):
+            if getattr(settings, name):
+                raise ValueError(
+                    f"--{name.replace('_', '-')} needs the whole model, which --parallel fsdp "
+                    "cuts: leave it out, or use --parallel ddp"
+                )
         if dtype == torch.float16:
             raise ValueError(
                 "--dtype fp16 scales the loss, which --parallel fsdp does not support here: "

@@ -11,13 +11,15 @@ import torch
 from gpt2.common.devices import device_name
 from gpt2.common.distributed import say
 from gpt2.common.files import write_json
-from gpt2.config import PORTABLE
+from gpt2.config import PORTABLE, Settings
 from gpt2.data.manifest import MANIFEST
 from gpt2.data.prepare import Prepared
 from gpt2.evaluate.perplexity import evaluate
 from gpt2.generate.decoding import generate
 from gpt2.generate.sampling import Sampling
+from gpt2.model import GPT
 from gpt2.runs.metrics import plot_loss
+from gpt2.tokenizer import Tokenizer
 from gpt2.training.machine import interpreted, peak_memory
 from gpt2.training.trainer import Trainer
 
@@ -60,28 +62,15 @@ def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> Non
         )
         say(f"test: {test}")
         result["test"] = dataclasses.asdict(test)
-    text = _beginning(prepared)
-    prompt = tokenizer.encode(text)[-model.config.block_size :] or [tokenizer.eot_id]
+    text = beginning(prepared)
     say(f"\nsamples that continue the beginning of unseen text, {text!r}:")
     result["prompt"] = text
-    result["samples"] = {}
-    device = trainer.machine.device
-    for name, sampling in STRATEGIES.items():
-        generator = torch.Generator(device).manual_seed(trainer.settings.seed)
-        ids = generate(
-            model,
-            torch.tensor([prompt], device=device),
-            trainer.settings.sample_tokens,
-            **dataclasses.asdict(sampling),
-            generator=generator,
-            stop_id=tokenizer.eot_id,
-        )[0].tolist()
-        continuation = tokenizer.decode(i for i in ids[len(prompt) :] if i != tokenizer.eot_id)
+    result["samples"] = samples(model, tokenizer, text, trainer.settings)
+    for name, continuation in result["samples"].items():
         say(f"--- {name}\n{text}{continuation}")
-        result["samples"][name] = continuation
     result["data"] = _data(prepared)
     result["machine"] = {
-        "device": device_name(device),
+        "device": device_name(trainer.machine.device),
         "dtype": str(trainer.machine.dtype).removeprefix("torch."),
         "compile": trainer.machine.compile,
         "torch": torch.__version__,
@@ -94,6 +83,24 @@ def report(trainer: Trainer, prepared: Prepared, *, trained: bool = True) -> Non
     say(f"\nloss curve: {plot_loss(trainer.folder)}")
 
 
+def samples(model: GPT, tokenizer: Tokenizer, text: str, settings: Settings) -> dict[str, str]:
+    """Continue a text by each strategy, always with the same random numbers."""
+    device = model.wte.weight.device
+    prompt = tokenizer.encode(text)[-model.config.block_size :] or [tokenizer.eot_id]
+    found = {}
+    for name, sampling in STRATEGIES.items():
+        ids = generate(
+            model,
+            torch.tensor([prompt], device=device),
+            settings.sample_tokens,
+            **dataclasses.asdict(sampling),
+            generator=torch.Generator(device).manual_seed(settings.seed),
+            stop_id=tokenizer.eot_id,
+        )[0].tolist()
+        found[name] = tokenizer.decode(i for i in ids[len(prompt) :] if i != tokenizer.eot_id)
+    return found
+
+
 def _data(prepared: Prepared) -> dict[str, Any]:
     """Describe the text, so that the run folder says it without the data cache."""
     manifest = json.loads((prepared.folder / MANIFEST).read_text(encoding="utf-8"))
@@ -104,7 +111,7 @@ def _data(prepared: Prepared) -> dict[str, Any]:
     return {"name": prepared.name, "held_out": manifest["held_out"], "splits": splits}
 
 
-def _beginning(prepared: Prepared) -> str:
+def beginning(prepared: Prepared) -> str:
     """Return the first whole words of the first held-out document, headings left out."""
     tokenizer = prepared.tokenizer
     split = prepared.splits.get("test", prepared.splits["valid"])

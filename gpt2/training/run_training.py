@@ -30,7 +30,7 @@ from gpt2.runs.resume import resumed_settings
 from gpt2.runs.run import read_config, write_config
 from gpt2.training.machine import Machine, choose_machine, interpreted
 from gpt2.training.out_of_memory import of_memory, oom_advice, step_memory, what_to_lower
-from gpt2.training.results import report
+from gpt2.training.results import beginning, report, samples
 from gpt2.training.trainer import Trainer
 from gpt2.weights.pretrained import Pretrained, begin_from, find_pretrained
 
@@ -194,6 +194,12 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
             model = plan.start.build(shape).to(device)
     if world().rank:  # equal weights in all processes, but other dropout masks
         torch.manual_seed(settings.seed + world().rank)
+
+    def sample(model: GPT) -> dict[str, str]:
+        text = beginning(prepared)
+        texts = samples(model, tokenizer, text, settings)
+        return {name: text + continuation for name, continuation in texts.items()}
+
     trainer = Trainer(
         settings,
         model,
@@ -204,6 +210,7 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
         tokenizer_hash=prepared.tokenizer.hash,
         bos_id=prepared.tokenizer.eot_id,
         data_hash=prepared.fingerprint,
+        sample=sample if settings.sample_every else None,
     )
     _say_size(trainer, shape, machine)
     return trainer

@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from gpt2.common.devices import peak_flops
 from gpt2.common.distributed import all_reduce_max, say, world
+from gpt2.common.files import atomic_write
 from gpt2.common.progress import progress_bar
 from gpt2.config import PORTABLE, Settings
 from gpt2.data.batches import Batches
@@ -74,6 +77,7 @@ class Trainer:
         tokenizer_hash: str,
         bos_id: int,
         data_hash: str = "",
+        sample: Callable[[GPT], Mapping[str, str]] | None = None,
     ) -> None:
         """Put a new run together; `restore` moves it to where a checkpoint stands.
 
@@ -87,13 +91,14 @@ class Trainer:
             tokenizer_hash: goes into checkpoints, so that weights never meet another vocabulary.
             bos_id: the id that stands before a text.
             data_hash: goes into checkpoints, so that no run goes on with another text.
+            sample: writes texts by a model, each by its name, for --sample-every.
 
         Raises:
             ValueError: too little text, or settings that these processes cannot train together.
         """
         self.settings, self.model, self.machine = settings, model, machine
         self.valid, self.folder, self.bos_id = valid, folder, bos_id
-        self.tokenizer_hash, self.data_hash = tokenizer_hash, data_hash
+        self.tokenizer_hash, self.data_hash, self._sample = tokenizer_hash, data_hash, sample
         self.world = world()
         check_parallel(settings, machine.dtype)
         self.batches = Batches(
@@ -150,7 +155,7 @@ class Trainer:
         main = self.world.main
         logs = None
         if main:
-            logs = Logs(self.folder, tensorboard=self.settings.tensorboard, after_step=self.step)
+            logs = Logs(self.folder, track=self.settings.track, after_step=self.step)
         bar = progress_bar(
             main, total=self.steps, initial=self.step, unit="step", dynamic_ncols=True
         )
@@ -264,6 +269,8 @@ class Trainer:
             if time.monotonic() - self._plotted > PLOT_SECONDS:
                 plot_loss(self.folder)
                 self._plotted = time.monotonic()
+        if logs and settings.sample_every and self.step % settings.sample_every == 0:
+            self._write_samples()
         best = metrics.get("val_loss", math.inf) < self.best_val_loss
         if best:
             self.best_val_loss = metrics["val_loss"]
@@ -292,22 +299,41 @@ class Trainer:
             metrics["mfu_exact"] = metrics["tokens_per_s"] * flops / peak
         return metrics
 
-    def _validate(self) -> float:
+    def _write_samples(self) -> None:
+        """Write samples/step-000100.txt, or whatever this step is."""
+        assert self._sample is not None
+        with self._portable(), self.machine.autocast():
+            self.model.eval()
+            texts = self._sample(self.model)
+            self.model.train()
+        folder = self.folder / "samples"
+        folder.mkdir(exist_ok=True)
+        with atomic_write(folder / f"step-{self.step:06d}.txt") as file:
+            content = "\n".join(f"--- {name}\n{text}\n" for name, text in texts.items())
+            file.write(content.encode())
+
+    @contextmanager
+    def _portable(self) -> Iterator[None]:
+        """Compute by PyTorch's kernels meanwhile, where ours are interpreted."""
         chosen = {name: getattr(self.model.config, name) for name in PORTABLE}
         slow = interpreted(self.machine.device, self.model.config)
         if slow:
             self.model.use(**PORTABLE)
-        loss = evaluate(
-            self.model,
-            self.valid,
-            bos_id=self.bos_id,
-            batch_size=self.batches.batch_size,
-            max_tokens=self.settings.eval_tokens,
-            autocast=self.machine.autocast(),
-            here=self.world,
-        ).loss
+        yield
         if slow:
             self.model.use(**chosen)
+
+    def _validate(self) -> float:
+        with self._portable():
+            loss = evaluate(
+                self.model,
+                self.valid,
+                bos_id=self.bos_id,
+                batch_size=self.batches.batch_size,
+                max_tokens=self.settings.eval_tokens,
+                autocast=self.machine.autocast(),
+                here=self.world,
+            ).loss
         if not math.isfinite(loss):
             say(
                 f"step {self.step}: the validation loss is {loss}: activations overflow "

@@ -52,7 +52,7 @@ def workplace(tmp_path_factory) -> Path:
     (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
     done = run_python(
         *(TRAIN, "--data", "stories.txt", *SMALL, "--out", "run"),
-        *("--steps", "30", "--eval-every", "10", "--grad-accum", "2"),
+        *("--steps", "30", "--eval-every", "10", "--grad-accum", "2", "--sample-every", "20"),
         cwd=folder,
     )
     assert done.returncode == 0, done.stderr
@@ -78,6 +78,10 @@ def test_training_goes_from_text_to_samples(workplace):
     result = json.loads((run / "result.json").read_text())
     assert result["test"]["bits_per_byte"] > 0
     assert len(result["samples"]) == 3
+    (sample,) = (run / "samples").iterdir()
+    assert sample.name == "step-000020.txt"
+    for name in result["samples"]:
+        assert f"--- {name}\n{result['prompt']}" in sample.read_text(encoding="utf-8")
 
 
 def test_evaluation_needs_the_run_alone_and_repeats_the_figure_of_training(

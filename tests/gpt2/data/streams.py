@@ -36,7 +36,9 @@ def text_stream(tokens: int, vocab_size: int = 32, seed: int = 0) -> ArrayStream
     return ArrayStream(np.cumsum(rng.choice([1, 3], size=tokens)) % vocab_size)
 
 
-def make_trainer(folder, *, train=None, valid=None, model=None, dtype=torch.float32, **settings):
+def make_trainer(
+    folder, *, train=None, valid=None, model=None, dtype=torch.float32, sample=None, **settings
+):
     """A trainer of a two-layer model; by default 31 windows an epoch, met by batches of 3 x 2."""
     settings = {
         "preset": "demo", "optimizer": "adamw", "seq_len": 16, "batch_size": 2, "grad_accum": 3,
@@ -58,4 +60,5 @@ def make_trainer(folder, *, train=None, valid=None, model=None, dtype=torch.floa
         folder=folder,
         tokenizer_hash="test",
         bos_id=0,
+        sample=sample,
     )

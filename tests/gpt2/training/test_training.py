@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from functools import partial
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 
 import gpt2.training.trainer
 from gpt2.config import GPTConfig, TrainConfig, settle
+from gpt2.generate.decoding import generate
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
 from gpt2.training.machine import choose_machine
@@ -17,6 +19,7 @@ from gpt2.training.optim import Muon, build_optimizers, learning_rate
 from gpt2.training.run_training import make_plan
 from gpt2.training.step import train_step
 from tests.gpt2.data.streams import ArrayStream, make_trainer, text_stream
+from tests.gpt2.stand_ins import curve
 
 CONFIG = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=32, block_size=8)
 
@@ -225,3 +228,23 @@ def test_the_loss_comes_down_to_the_entropy_of_the_text_and_never_below_it(tmp_p
     losses = [m["val_loss"] for m in read_metrics(tmp_path / "metrics.jsonl") if "val_loss" in m]
     assert min(losses) > floor
     assert losses[-1] < 1.03 * floor
+
+
+def test_samples_during_training_stand_beside_the_metrics_and_change_no_step(tmp_path):
+    def sample(model: GPT) -> dict[str, str]:
+        assert not model.training
+        ids = torch.zeros(1, 1, dtype=torch.long)
+        return {"greedy": str(generate(model, ids, 3, temperature=0).tolist()), "other": "x"}
+
+    options = {"model": {"dropout": 0.2}, "steps": 8}
+    make_trainer(tmp_path / "plain", **options).fit()
+    trainer = make_trainer(tmp_path / "run", sample=sample, sample_every=3, **options)
+    trainer.fit()
+    assert trainer.model.training
+    assert curve(tmp_path / "run") == curve(tmp_path / "plain")
+    written = {path.name: path.read_text() for path in (tmp_path / "run/samples").iterdir()}
+    assert written.keys() == {"step-000003.txt", "step-000006.txt"}
+    assert re.fullmatch(
+        r"--- greedy\n\[\[0(, \d+){3}\]\]\n\n--- other\nx\n", written["step-000006.txt"]
+    )
+    assert not (tmp_path / "plain/samples").exists()
