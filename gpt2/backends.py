@@ -100,7 +100,8 @@ def _step(backend: Backend, qkv: Tensor, options: dict[str, int | float | Tensor
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2/attention.json"
-MAX_SCORES = 2**26  # `naive` holds a few matrices of so many
+MAX_SCORES = 2**26  # HOLDING ones hold a few matrices of so many
+HOLDING = {"naive", "sdpa-math"}  # all scores at once
 TIE = 1.1  # a backend must be this much faster than an earlier one to be chosen before it
 
 
@@ -111,7 +112,7 @@ def fastest(
 
     It is measured once on this machine, with this PyTorch, for this shape and type, and kept in the
     file `CACHE`; processes that ask at one time wait for the first. Kernels of ours that are
-    interpreted do not take part.
+    interpreted do not take part, nor those that would hold more than 2**26 scores of a sequence.
 
     Args:
         config: the model; which kernels it names does not matter.
@@ -148,6 +149,8 @@ def _measure(
     names = ["sdpa", *(name for name in BACKENDS if name != "sdpa")]  # at a tie PyTorch's choice
     if device.type == "cpu":
         names.remove("triton")
+    if config.n_head * config.block_size**2 > MAX_SCORES:
+        names = [name for name in names if name not in HOLDING]
     if not has_flash_attn(device.type):
         names.remove("flash")  # that is sdpa-flash
     names = [n for n in names if unusable(n, config, device=device, dtype=dtype) is None]

@@ -72,6 +72,11 @@ def test_auto_takes_the_fastest_and_measures_once(monkeypatch, tmp_path):
     assert not seconds.keys() & {"triton", "broken"}
     assert seconds["sdpa"] > seconds["naive"] > seconds["ours"] > 0.001
 
+    monkeypatch.setattr(backends, "CACHE", tmp_path / "long.json")
+    monkeypatch.setattr(backends, "MAX_SCORES", 2 * 8**2 - 1)
+    assert not fastest(SMALL, 2, **CPU)[1].keys() & {"naive", "sdpa-math"}
+    monkeypatch.setattr(backends, "CACHE", tmp_path / "cache/attention.json")
+    monkeypatch.setattr(backends, "MAX_SCORES", 2**26)
     monkeypatch.setattr(backends, "_measure", lambda *_: pytest.fail("measured again"))
     assert fastest(SMALL, 2, **CPU) == (name, seconds)
     shape = dataclasses.replace(SMALL, n_head=1)
