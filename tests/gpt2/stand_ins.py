@@ -82,7 +82,7 @@ def wait_for_step(process: subprocess.Popen[str], run: Path, step: int) -> None:
     while len(curve(run)) < step:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        time.sleep(0.02)
 
 
 class Bigram(nn.Module):

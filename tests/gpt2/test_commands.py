@@ -5,7 +5,6 @@ import re
 import runpy
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +23,10 @@ SMALL = [
     "--vocab-size", "300", "--n-layer", "1", "--n-head", "2", "--n-embd", "32", "--seq-len", "32",
     "--batch-size", "4", "--log-every", "1", "--sample-tokens", "8", "--device", "cpu",
     "--dtype", "fp32",
+]  # fmt: skip
+RUN = [
+    "--data", "stories.txt", *SMALL, "--steps", "60", "--eval-every", "20", "--grad-accum", "2",
+    "--sample-every", "40",
 ]  # fmt: skip
 
 
@@ -50,11 +53,7 @@ def workplace(tmp_path_factory) -> Path:
     """A folder with a text of 60 documents, and a run trained on it."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
-    done = run_python(
-        *(TRAIN, "--data", "stories.txt", *SMALL, "--out", "run"),
-        *("--steps", "30", "--eval-every", "10", "--grad-accum", "2", "--sample-every", "20"),
-        cwd=folder,
-    )
+    done = run_python(TRAIN, *RUN, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr, "a bar for a terminal in a log file"
     (folder / "output.txt").write_text(done.stdout)
@@ -65,7 +64,7 @@ def test_training_goes_from_text_to_samples(workplace):
     output = (workplace / "output.txt").read_text()
     for part in (
         "parameters (1 layers", "memory, estimated: weights", "attention: sdpa", "perplexity",
-        "step     30/30 | train loss", "val loss", "bits per byte",
+        "step     60/60 | train loss", "val loss", "bits per byte",
         "--- greedy", "--- top-k (k = 50)", "--- nucleus (p = 0.9)",
     ):  # fmt: skip
         assert part in output, part
@@ -79,7 +78,7 @@ def test_training_goes_from_text_to_samples(workplace):
     assert result["test"]["bits_per_byte"] > 0
     assert len(result["samples"]) == 3
     (sample,) = (run / "samples").iterdir()
-    assert sample.name == "step-000020.txt"
+    assert sample.name == "step-000040.txt"
     for name in result["samples"]:
         assert f"--- {name}\n{result['prompt']}" in sample.read_text(encoding="utf-8")
 
@@ -94,43 +93,30 @@ def test_evaluation_needs_the_run_alone_and_repeats_the_figure_of_training(
     assert measured["tokens"] == expected["tokens"]
 
 
-def _start(folder: Path, out: str, steps: int) -> subprocess.Popen[str]:
-    return start_python(
-        *(TRAIN, "--data", "stories.txt", *SMALL, "--out", out, "--steps", str(steps)),
-        *("--eval-every", "100", "--checkpoint-every", "5"),
-        cwd=folder,
-    )
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_an_interrupted_command_resumes_exactly(workplace, name):
-    number = signal.Signals[name]
-    steps = 60
-    straight = workplace / "straight"
-    if not straight.exists():
-        assert _start(workplace, "straight", steps).wait() == 0
-    out = f"broken-{name}"
-    process = _start(workplace, out, steps)
-    wait_for_step(process, workplace / out, 12)
-    process.send_signal(number)
-    output, _ = process.communicate()
-    assert process.returncode == 128 + number
-    assert f"python train.py --resume {out}" in output
-    resumed = run_python(TRAIN, "--resume", out, cwd=workplace)
+def test_an_interrupted_command_resumes_exactly(workplace):
+    words = [*RUN, "--out", "broken", "--checkpoint-every", "5"]
+    for number, step in ((signal.SIGTERM, 12), (signal.SIGINT, 32)):
+        process = start_python(TRAIN, *words, cwd=workplace)
+        wait_for_step(process, workplace / "broken", step)
+        process.send_signal(number)
+        output, _ = process.communicate()
+        assert process.returncode == 128 + number
+        assert "python train.py --resume broken" in output
+        words = ["--resume", "broken"]
+    resumed = run_python(TRAIN, *words, cwd=workplace)
     assert resumed.returncode == 0, resumed.stderr
-    assert curve(workplace / out) == curve(straight)
+    assert curve(workplace / "broken") == curve(workplace / "run")
 
 
 def test_a_run_without_a_checkpoint_is_begun_anew_under_its_name(workplace, typed, capsys):
-    words = [TRAIN, "--data", "stories.txt", *SMALL, "--steps", "30", "--eval-every", "10"]
-    words += ["--grad-accum", "2", "--out", "vain"]
+    words = [TRAIN, *RUN, "--out", "vain"]
     vain = shutil.copytree(workplace / "run", workplace / "vain")
     shutil.rmtree(vain / "checkpoints")
     assert typed(*words) == 2, "it has a result"
     (vain / "result.json").rename(vain / "config.json")
     assert typed(*words) == 2, "the configuration is none of ours"
     shutil.copy(workplace / "run/config.json", vain)
-    (vain / "checkpoints/.step-000010.tmp").mkdir(parents=True)
+    (vain / "checkpoints/.step-000020.tmp").mkdir(parents=True)
     assert typed(TRAIN, "--resume", "vain") == 2
     assert capsys.readouterr().err.strip().endswith("train anew, with --out vain")
     assert typed(*words) == 0
