@@ -62,6 +62,24 @@ def repetition(texts: Iterable[Words], n: int = 4) -> float:
     return float(np.mean(shares)) if shares else math.nan
 
 
+def in_a_row(text: str) -> tuple[str, int]:
+    """The phrase that stands most often in a row, as "the dog the dog the dog", and how often.
+
+    Signs between white space are words too. ("", 0) for a text of white space.
+    """
+    found = [" ".join(words(word)) or word for word in text.lower().split()]
+    best: tuple[str, int] = ("", 0)
+    for size in range(1, len(found) + 1):
+        if len(found) // size <= best[1]:
+            break
+        run = 0  # places in a row at which the word is that of one phrase before
+        for place in range(size - 1, len(found)):
+            run = run + 1 if place >= size and found[place] == found[place - size] else 0
+            if run // size + 1 > best[1]:
+                best = " ".join(found[place - size + 1 : place + 1]), run // size + 1
+    return best
+
+
 def self_bleu(texts: Sequence[Words], max_n: int = 4) -> float:
     """Self-BLEU: the mean BLEU of each text against all the others; higher is less diverse.
 

@@ -15,7 +15,6 @@ import torch
 from gpt2.common.devices import human_bytes
 from gpt2.compare_decoding.report import cells
 from gpt2.layers import LayerNorm, QuickNorm
-from gpt2.report.figures import start_above_frame
 from gpt2.report.findings import discuss, embedding_share, train_loss
 from gpt2.report.result_files import Bench, Contest, Decoding, Size, Sizes
 from gpt2.report.samples import sample_facts
@@ -90,7 +89,6 @@ def _losses(run: RunFacts) -> Facts:
 
 def _run(run: RunFacts) -> Facts:
     machine = run.machine
-    start = start_above_frame(run)
     return {
         "parameters": run.parameters,
         "tokens": run.tokens,
@@ -106,7 +104,6 @@ def _run(run: RunFacts) -> Facts:
         "train_perplexity": f"{math.exp(train_loss(run)):,.2f}",
         "val_loss": f"{run.val_loss:.4f}",
         "val_perplexity": f"{math.exp(run.val_loss):,.2f}",
-        "above_frame": f"{start:.2f}" if start else None,
         "device": str(machine.get("device", "not recorded")),
         "dtype": str(machine.get("dtype", "not recorded")),
         "torch": str(machine["torch"]) if "torch" in machine else None,

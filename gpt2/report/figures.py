@@ -67,27 +67,12 @@ def loss_figure(run: RunFacts) -> bytes:
         left.plot(
             *_scaled(run.val_curve, scale), color=_ORANGE, marker="o", ms=3, label="validation"
         )
-        left.set_ylim(top=_frame_top(run))
         left.axhline(run.test.loss, color=_GREEN, ls="--", lw=1, label=f"test, {run.test.loss:.3f}")
         left.set(xlabel=f"tokens seen{name}", ylabel="cross-entropy (nats per token)")
         left.legend()
         right.plot(*_scaled(run.lr_curve, scale), color=_PURPLE)
         right.set(xlabel=f"tokens seen{name}", ylabel="learning rate", ylim=(0, None))
     return done.getvalue()
-
-
-def start_above_frame(run: RunFacts) -> float | None:
-    """The first training loss, where it lies above the frame of `loss_figure`."""
-    top, first = _frame_top(run), run.train_curve[0][1]
-    return first if top is not None and first > top else None
-
-
-def _frame_top(run: RunFacts) -> float | None:
-    """The top of the frame if it must cut off the first steps, which would flatten the rest."""
-    losses = [loss for _, loss in run.val_curve] + [run.test.loss]
-    lowest = min(*losses, *(loss for _, loss in run.train_curve))
-    top = max(losses) + 0.5 * (max(losses) - lowest)
-    return top if max(loss for _, loss in run.train_curve) > top else None
 
 
 def curves_figure(curves: Mapping[str, Curve]) -> bytes:

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gpt2.compare_decoding.text_metrics import repetition, words
+from gpt2.compare_decoding.text_metrics import in_a_row, repetition, words
 from gpt2.report.result_files import Bench, Decoding, Sizes
 from gpt2.report.sources import RunFacts
 from gpt2.report.text import duration, in_words
@@ -21,9 +21,12 @@ _EPOCHS = 4  # repeated text is about as good as new up to here (Muennighoff et 
 _SMALL_GAP, _LARGE_GAP = 0.05, 0.1  # nats per token between two splits
 _NOTABLE = 0.02  # nats per token by which a curve rises or falls
 _LOOPING, _FLUENT = 0.2, 0.05  # share of phrases of 4 words that have occurred before
+_STUCK = 4  # times that a phrase stands in a row
 _CLOSE = 0.05  # difference of two shares of distinct pairs of words
 _COPIED = 0.01  # share of runs of 8 words
 _ENOUGH_WORDS = 20  # in a sample, for its shares to mean something
+_HALF = 4.0  # bits per byte of a text brought to half of its size
+_LEARNED = 10  # a fall over the run counts as learning from so many times `_NOTABLE` on
 _HEAVY = 0.5  # share of the parameters
 
 
@@ -55,10 +58,10 @@ def discuss(
     return list(itertools.chain(*found))
 
 
-def train_loss(run: RunFacts) -> float:
-    """Mean training loss of the last tenth of the steps up to the scored weights."""
-    start = run.step - run.steps / 10
-    last = [loss for step, loss in run.train_curve if start < step <= run.step]
+def train_loss(run: RunFacts, end: int | None = None) -> float:
+    """Mean training loss of a tenth of the steps, up to `end` or else to the scored weights."""
+    end = run.step if end is None else end
+    last = [loss for step, loss in run.train_curve if end - run.steps / 10 < step <= end]
     return sum(last) / len(last) if last else run.train_curve[-1][1]
 
 
@@ -71,7 +74,7 @@ def embedding_share(run: RunFacts) -> float:
 def _compression(run: RunFacts) -> Findings:
     test, vocab = run.test, run.model.vocab_size
     yield Finding(
-        STRENGTH if test.loss < math.log(vocab) else WEAKNESS,
+        STRENGTH if test.bits_per_byte < _HALF else WEAKNESS,
         f"On unseen text the model is as uncertain as among {test.perplexity:.1f} equally likely "
         f"tokens, out of {vocab:,}; as a compressor it would bring that text to "
         f"{test.bits_per_byte / 8:.0%} of its size ({test.bits_per_byte:.3f} of 8 bits per byte).",
@@ -81,18 +84,19 @@ def _compression(run: RunFacts) -> Findings:
 def _fit(run: RunFacts) -> Findings:
     train = train_loss(run)
     gap = run.val_loss - train
-    if gap <= _SMALL_GAP:
+    if gap <= _SMALL_GAP and _rise(run) <= _NOTABLE:
         yield Finding(
             STRENGTH,
             f"No sign of overfitting: the validation loss, {run.val_loss:.3f}, is {abs(gap):.3f} "
-            f"nats {'above' if gap > 0 else 'below'} the training loss of the last steps, "
+            f"nats {'above' if gap > 0 else 'below'} the training loss of the steps before it, "
             f"{train:.3f}.",
         )
     elif gap >= _LARGE_GAP:
         yield Finding(
             WEAKNESS,
             f"The validation loss, {run.val_loss:.3f}, is {gap:.3f} nats above the training loss "
-            f"of the last steps, {train:.3f}: the model fits its training text better than others.",
+            f"of the steps before it, {train:.3f}: the model fits its training text better than "
+            "others.",
         )
         yield Finding(
             IMPROVEMENT,
@@ -101,33 +105,56 @@ def _fit(run: RunFacts) -> Findings:
         )
 
 
+def _rise(run: RunFacts) -> float:
+    """How far the validation loss of the last weights lies above the lowest."""
+    return run.val_curve[-1][1] - run.val_loss
+
+
+def _diverged(run: RunFacts) -> bool:
+    """Whether the validation loss rose because training itself went wrong."""
+    return _rise(run) > _NOTABLE and train_loss(run, run.steps) > train_loss(run) + _NOTABLE
+
+
 def _waste(run: RunFacts) -> Findings:
-    rise = run.val_curve[-1][1] - run.val_loss
-    if rise > _NOTABLE:
+    rise = _rise(run)
+    if rise <= _NOTABLE:
+        return
+    risen = (
+        f"the validation loss was lowest at step {run.step:,} and rose by {rise:.3f} nats until "
+        f"step {run.val_curve[-1][0]:,}, the training loss went from {train_loss(run):.3f} to "
+        f"{train_loss(run, run.steps):.3f}"
+    )
+    if not _diverged(run):
         yield Finding(
             WEAKNESS,
-            f"Overfitting: the validation loss was lowest at step {run.step:,} and rose by "
-            f"{rise:.3f} nats until step {run.steps:,}, so {1 - run.step / run.steps:.0%} of the "
-            "steps were wasted.",
+            f"Overfitting: {risen}, and {1 - run.step / run.steps:.0%} of the steps were wasted.",
         )
+        return
+    yield Finding(WEAKNESS, f"Training went wrong: {risen}.")
+    yield Finding(
+        IMPROVEMENT,
+        f"For stability: a peak learning rate below {run.train.lr:g}, or a warm-up longer than "
+        f"{run.train.warmup_steps:,} steps.",
+    )
 
 
 def _convergence(run: RunFacts) -> Findings:
-    early = [loss for step, loss in run.val_curve if step <= 0.8 * run.steps]
-    if not early:
+    early = [point for point in run.val_curve if 0.5 * run.steps <= point[0] <= 0.8 * run.steps]
+    if not early or _rise(run) > _NOTABLE:
         return
-    fall = early[-1] - run.val_curve[-1][1]
-    if fall > _NOTABLE:
+    step, loss = early[-1]
+    change = loss - run.val_curve[-1][1]
+    if change > _NOTABLE:
         yield Finding(
             WEAKNESS,
-            f"The run ended before it converged: over the last fifth of its {run.steps:,} steps "
-            f"the validation loss still fell by {fall:.3f} nats, in part with the learning rate.",
+            f"The run ended before it converged: from step {step:,} to {run.val_curve[-1][0]:,} "
+            f"the validation loss still fell by {change:.3f} nats, in part with the learning rate.",
         )
-    elif fall >= -_NOTABLE:
+    elif run.train_curve[0][1] - run.val_loss > _LEARNED * _NOTABLE:
         yield Finding(
             STRENGTH,
             "The run has converged under its schedule: the validation loss changed by "
-            f"{abs(fall):.3f} nats over the last fifth of its {run.steps:,} steps.",
+            f"{abs(change):.3f} nats from step {step:,} to {run.val_curve[-1][0]:,}.",
         )
 
 
@@ -141,13 +168,15 @@ def _balance(run: RunFacts) -> Findings:
             "hoffmann2022",
         )
         return
-    missing = _TOKENS_PER_PARAMETER * run.parameters - run.tokens
     yield Finding(
         WEAKNESS,
         f"The model has seen {ratio:.2f} tokens per parameter and is undertrained for its size: "
         f"about {_TOKENS_PER_PARAMETER} are compute-optimal",
         "hoffmann2022",
     )
+    if _rise(run) > _NOTABLE:  # more steps of the same kind made it worse
+        return
+    missing = _TOKENS_PER_PARAMETER * run.parameters - run.tokens
     yield Finding(
         IMPROVEMENT,
         f"Train longer: {in_words(missing)} more tokens "
@@ -196,7 +225,7 @@ def _stability(run: RunFacts) -> Findings:
             f"{run.skipped:,} of {run.steps:,} steps were skipped, as their loss or gradient was "
             "not finite.",
         )
-    elif clip and run.grad_norms:
+    elif clip and run.grad_norms and not _diverged(run):
         clipped = sum(norm > clip for norm in run.grad_norms)
         yield Finding(
             STRENGTH,
@@ -232,22 +261,31 @@ def _embedding(run: RunFacts) -> Findings:
 
 
 def _repetition(run: RunFacts) -> Findings:
-    samples = {name: words(text) for name, text in run.samples.items()}
-    repeated = {n: repetition([text]) for n, text in samples.items() if len(text) >= _ENOUGH_WORDS}
-    if not repeated:
-        return
-    worst, best = max(repeated, key=repeated.__getitem__), min(repeated, key=repeated.__getitem__)
-    found = []
-    if repeated[worst] > _LOOPING:
-        found.append((worst, WEAKNESS, "loops"))
-    if repeated[best] < _FLUENT:
-        found.append((best, STRENGTH, "does not loop"))
-    for name, kind, verb in found:
-        yield Finding(
-            kind,
-            f"{name[:1].upper() + name[1:]} decoding {verb}: {repeated[name]:.0%} of the phrases "
-            f"of 4 words in its sample of {len(samples[name])} words have occurred before in it.",
-        )
+    calm = {}
+    for name, text in run.samples.items():
+        found = words(text)
+        share = repetition([found]) if len(found) >= _ENOUGH_WORDS else math.nan
+        phrase, times = in_a_row(text)
+        title = name[:1].upper() + name[1:]
+        if times >= _STUCK:
+            yield Finding(
+                WEAKNESS,
+                f"{title} decoding loops: \u201c{phrase}\u201d stands {times} times in a row.",
+            )
+        elif share > _LOOPING:
+            yield Finding(WEAKNESS, f"{title} decoding loops: {_repeated(share, found)}")
+        elif share < _FLUENT:
+            calm[title] = (share, found)
+    if calm:
+        title = min(calm, key=lambda name: calm[name][0])
+        yield Finding(STRENGTH, f"{title} decoding does not loop: {_repeated(*calm[title])}")
+
+
+def _repeated(share: float, found: list[str]) -> str:
+    return (
+        f"{share:.0%} of the phrases of 4 words in its sample of {len(found)} words have occurred "
+        "before in it."
+    )
 
 
 def _strategies(decoding: Decoding) -> Findings:

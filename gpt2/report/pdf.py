@@ -24,9 +24,11 @@ _FONT = "New Computer Modern"
 _ESCAPE = "\x1b"  # encloses a code point; never part of a text that was made printable
 _INVISIBLE = ("C", "Zl", "Zp")  # categories of control, format, unassigned and separator characters
 _LONG_WORD = re.compile(r"(\S{40,})")
-# Type size (points), margin (cm), characters of a sample at most; the first that fits is taken.
-_SHORTEST = 80
-_LAYOUTS = [(10, 2.4, 4000), (9.5, 2.2, 4000)] + [
+# Type size (points), margin (cm), characters of a sample at most. The first is taken that fits and
+# whose last page is as full as _SPARSE; if there is none that shows as much, the first that fits.
+_SHORTEST, _SPARSE = 80, 0.35
+_PAGE_LINES, _LINE = 60, 100  # lines of samples on a page, characters in a line, about
+_LAYOUTS = [(size, 2.2, 4000) for size in (10.75, 10.5, 10.25, 10, 9.5)] + [
     (9, 1.9, shown) for shown in (4000, 2800, 2000, 1400, 1000, 700, 500, 350, 250, 150, _SHORTEST)
 ]
 
@@ -47,17 +49,26 @@ def typeset(facts: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes,
             shutil.copy(path, root)
         for name, svg in figures.items():
             (root / name).write_bytes(svg)
+        best: tuple[bytes, int, int] | None = None
         for size, margin, shown in _LAYOUTS:
+            if best is not None and shown < best[2]:
+                break
             page = _printable(shorten(facts, shown, missing), missing)
             page |= {"size": size, "margin": margin, "shown": shown, "max_pages": MAX_PAGES}
             (root / "facts.json").write_text(json.dumps(page), encoding="utf-8")
             compiler = typst.Compiler(root / "report.typ", root=root, ignore_system_fonts=True)
-            pages = int(compiler.query("<pages>", field="value", one=True))
-            if pages <= MAX_PAGES:
+            end = compiler.query("<end>", field="value", one=True)
+            pages, filled = json.loads(end)
+            if pages <= MAX_PAGES and (best is None or filled >= _SPARSE):
                 pdf = compiler.compile(
                     format="pdf", pdf_standards="a-2b", timestamp=int(finished.timestamp())
                 )
-                return pdf, pages
+                best = pdf, pages, shown
+                if filled >= _SPARSE:
+                    break
+    if best is not None:
+        pdf, pages, _ = best
+        return pdf, pages
     raise ValueError(
         f"the report has {pages} pages, and at most {MAX_PAGES} are allowed, even with samples of "
         f"{_SHORTEST} characters: leave out some of the runs or result files"
@@ -78,11 +89,17 @@ def shorten(facts: dict[str, Any], shown: int, missing: set[str]) -> dict[str, A
     for group in (facts["samples"], (facts["sizes"] or {}).get("samples")):
         if group is not None:
             group["replaced"] = bool(missing.intersection("".join(_texts(group))))
+            for item in group["items"]:
+                item["split"] = _lines(item["text"][:shown]) > _PAGE_LINES / 2
             cut = [item for item in group["items"] if len(item["text"]) > shown]
             group["cut"] = str(len(cut))
             for item in cut:
                 item["text"] = item["text"][:shown].rstrip() + " [...]"
     return facts
+
+
+def _lines(text: str) -> int:
+    return sum(1 + len(line) // _LINE for line in text.splitlines())
 
 
 def _missing_characters(typst: Any, facts: dict[str, Any]) -> set[str]:

@@ -6,7 +6,14 @@ import random
 import pytest
 
 from gpt2.compare_decoding import text_metrics
-from gpt2.compare_decoding.text_metrics import CopySearch, distinct, ngrams, repetition, words
+from gpt2.compare_decoding.text_metrics import (
+    CopySearch,
+    distinct,
+    in_a_row,
+    ngrams,
+    repetition,
+    words,
+)
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.data.streams import document_stream
 
@@ -46,6 +53,21 @@ def _bleu(text, references):
         total += math.log((matched or 0.1) / len(own)) / 4
     nearest = min((abs(len(r) - len(text)), len(r)) for r in references)[1]
     return math.exp(total + min(0, 1 - nearest / len(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        (" \n", ("", 0)),
+        ("a b c", ("a", 1)),
+        ("then THE dog, the dog. The dog ran", ("the dog", 3)),
+        ("a b a b c c c", ("c", 3)),
+        ("word , , , , and", (",", 4)),
+        ("ab ab abab", ("ab", 2)),
+    ],
+)
+def test_the_phrase_that_stands_most_often_in_a_row(text, found):
+    assert in_a_row(text) == found
 
 
 @pytest.mark.parametrize("vocabulary", [3, 12, 200])

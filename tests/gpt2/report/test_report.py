@@ -151,6 +151,20 @@ def test_long_samples_are_cut_and_it_is_said(tmp_path):
     assert [len(item["text"]) for item in cut["items"]] == [len("[...]") + 500] * 3
 
 
+def test_no_sample_is_split_and_the_last_page_is_not_nearly_empty(tmp_path):
+    """Of this length the samples reach over the end of a page, and the references over the last."""
+    samples = {
+        name: " ".join(f"{name}{i}" for i in range(140)) for name in ("greedy", "topk", "topp")
+    }
+    folder = _run(tmp_path / "run", result={"samples": samples})
+    _, text = _typeset(folder)
+    *full, last, _ = text.split("\f")
+    for name in samples:
+        pages = {place for place, page in enumerate(full) if re.search(rf"{name}\d", page)}
+        assert len(pages) == 1, name
+    assert len(last) > 0.2 * max(map(len, full))
+
+
 def test_what_cannot_fit_is_refused_not_cut_off(tmp_path):
     pytest.importorskip("typst", reason="the extra `report`")
     run = read_run(_run(tmp_path / "run"))
@@ -247,15 +261,12 @@ def test_a_file_that_lacks_what_is_needed_is_refused(tmp_path, reader):
 def test_findings_follow_the_numbers(tmp_path):
     run = read_run(_run(tmp_path / "run"))
     split = Split(tokens=20_000, documents=9, bytes=80_000)
+    again = " ".join(f"one two three four five and{i}" for i in range(20))
     few = Data("little", "nothing: the source names its splits", {"train": split})
-    falling, rising, flat = ([(20, 5.0), (80, 4.2), (100, last)] for last in (4.0, 4.5, 4.21))
     for changes, kind, words in (
-        ({"val_loss": 4.03}, STRENGTH, "No sign of overfitting"),
+        ({"val_loss": 4.03, "val_curve": [(100, 4.03)]}, STRENGTH, "No sign of overfitting"),
         ({"val_loss": 4.6}, WEAKNESS, "0.600 nats above the training loss"),
         ({"val_loss": 4.6}, IMPROVEMENT, "gap of 0.600 nats"),
-        ({"val_curve": rising, "val_loss": 4.2, "step": 80}, WEAKNESS, "20% of the steps were"),
-        ({"val_curve": falling}, WEAKNESS, "still fell by 0.200 nats"),
-        ({"val_curve": flat}, STRENGTH, "changed by 0.010 nats"),
         ({"parameters": 10**6}, WEAKNESS, "0.20 tokens per parameter"),
         ({"parameters": 10**6}, IMPROVEMENT, "19.8 million more tokens (9,666 steps, 80.5 min"),
         ({"parameters": 10**3}, STRENGTH, "204.8 tokens per parameter"),
@@ -265,11 +276,76 @@ def test_findings_follow_the_numbers(tmp_path):
         ({"grad_norms": [0.5, 2.0]}, STRENGTH, "1 of 2 logged gradients"),
         ({"test": dataclasses.replace(run.test, loss=4.9)}, WEAKNESS, "0.800 nats above the val"),
         ({"parameters": 12_000}, WEAKNESS, "80% of the parameters are the embedding"),
-        ({"samples": {"greedy": "a b c d " * 20}}, WEAKNESS, "Greedy decoding loops: 95%"),
+        ({"samples": {"greedy": "a b c d " * 20}}, WEAKNESS, "d\u201d stands 20 times in a row"),
+        ({"samples": {"greedy": again}}, WEAKNESS, "Greedy decoding loops: 32%"),
     ):
         found = discuss(dataclasses.replace(run, **changes))
         assert any(words in f.text for f in found if f.kind == kind), (words, found)
         assert all(re.search(r"\d", finding.text) for finding in found)
+
+
+LOOP = (
+    "the bird ran home " + "dog " * 8 + "and a few more words that are all of them new to it " * 2
+)
+CALM = " ".join(f"word{i}" for i in range(30))
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "samples", "said", "unsaid"),
+    [
+        pytest.param(
+            (5.0, 4.0, 3.98, 3.97), (4.1, 4.03, 4.02, 4.01), {"greedy": LOOP, "top-k": CALM},
+            ["\u201cdog\u201d stands 8 times in a row", "Top-k decoding does not loop",
+             "The run has converged under its schedule", "No sign of overfitting", "was stable"],
+            ["Greedy decoding does not loop", "went wrong", "Overfitting:"], id="loops",
+        ),
+        pytest.param(
+            (5.0, 4.0, 3.0, 2.0), (4.1, 4.02, 4.3, 4.6), {"greedy": CALM},
+            ["Overfitting: the validation loss was lowest at step 50 and rose by 0.580 nats until "
+             "step 100, the training loss went from 4.000 to 2.000, and 50% of the steps"],
+            ["No sign of overfitting", "Train longer", "converged", "went wrong"], id="overfits",
+        ),
+        pytest.param(
+            (5.0, 4.0, 6.0, 8.0), (4.1, 4.02, 8.1, 8.1), {"greedy": CALM},
+            ["Training went wrong: ", "from 4.000 to 8.000", "a peak learning rate below 0.01"],
+            ["Overfitting", "overfitting", "was stable", "converged", "Train longer"],
+            id="diverges",
+        ),
+        pytest.param(
+            (5.6, 5.6, 5.59, 5.58), (5.6, 5.6, 5.6, 5.59), {"greedy": "one two three four five"},
+            ["Only 20% of the training text was read"],
+            ["converged", "loop", "went wrong"], id="short",
+        ),
+        pytest.param(
+            (5.0, 4.6, 4.3, 4.0), (5.0, 4.6, 4.3, 4.1), {"greedy": CALM},
+            ["ended before it converged: from step 75 to 100 the validation loss still fell by "
+             "0.200 nats"],
+            ["has converged", "went wrong", "Overfitting:"], id="still falling",
+        ),
+    ],
+)  # fmt: skip
+def test_findings_of_planted_runs(tmp_path, train, val, samples, said, unsaid):
+    steps = (25, 50, 75, 100)
+    curve = list(zip(steps, val, strict=True))
+    step, best = min(curve, key=lambda point: point[1])
+    run = dataclasses.replace(
+        read_run(_run(tmp_path / "run")), samples=samples, step=step, val_loss=best,
+        train_curve=list(zip(steps, train, strict=True)), val_curve=curve,
+    )  # fmt: skip
+    found = " ".join(finding.text for finding in discuss(run))
+    assert not [words for words in said if words not in found], found
+    assert not [words for words in unsaid if words in found], found
+
+
+def test_the_first_figure_shows_the_whole_curve(tmp_path):
+    run = read_run(_run(tmp_path / "run"))
+    steep = dataclasses.replace(run, train_curve=[(1, 11.0), (50, 3.0), (100, 2.5)])
+    svg = draw([steep])["loss.svg"].decode()
+    line = re.search(r'id="line2d_\d+">\s*<path d="([^"]*)"[^>]*stroke: #0072b2', svg, re.DOTALL)
+    assert line is not None
+    heights = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", line[1])]
+    assert len(heights) == 3
+    assert min(heights) > 0, "below the upper edge of the picture"
 
 
 def test_time_is_that_of_the_steps_taken(tmp_path):
