@@ -9,6 +9,8 @@ the very files that one undisturbed process writes.
 
 import itertools
 import time
+from collections import deque
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,17 +71,20 @@ def write_splits(
         done.counts += shard.counts
 
     total = sum(source.sizes.values()) or None
-    with progress_bar(
-        job.progress,
-        total=total,
-        desc=f"tokenising {source.name}",
-        unit="B",
-        unit_scale=True,
-    ) as bar:
+    with (
+        ThreadPoolExecutor(1) as worker,
+        progress_bar(
+            job.progress,
+            total=total,
+            desc=f"tokenising {source.name}",
+            unit="B",
+            unit_scale=True,
+        ) as bar,
+    ):
         for split, piece in split_pieces(source, plan):
             if split not in unfinished:
                 path = folder / shard_name(split, splits[split].counts.shards)
-                unfinished[split] = _Shard(path, tokenizer, ours=next(order) % of == share)
+                unfinished[split] = _Shard(path, tokenizer, worker, ours=next(order) % of == share)
             unfinished[split].add(piece)
             if unfinished[split].counts.text_bytes >= job.shard_bytes:
                 close(split)
@@ -99,16 +104,18 @@ def write_splits(
 
 
 class _Shard:
-    """A shard while its pieces pass: always counted, and tokenised where it is to be written."""
+    """A shard while its pieces pass: always counted, and tokenised where it is to be written, by
+    the worker, while the next pieces are read."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, *, ours: bool) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer, worker: Executor, *, ours: bool) -> None:
         self.counts = Counts(1, 0, 0, 0)
-        self._path, self._tokenizer = path, tokenizer
+        self._path, self._tokenizer, self._worker = path, tokenizer, worker
         self._kept = _whole_shard(path, tokenizer) if ours else None
         self._wanted = ours and self._kept is None
         self._batch: list[Piece] = []
         self._batch_chars = 0
         self._ids: list[NDArray[np.unsignedinteger]] = []
+        self._at_work: deque[Future[list[NDArray[np.unsignedinteger]]]] = deque()
 
     def add(self, piece: Piece) -> None:
         self.counts += Counts(0, 1, int(piece.last), len(piece.text.encode("utf-8")))
@@ -119,19 +126,31 @@ class _Shard:
                 self._encode_batch()
 
     def _encode_batch(self) -> None:
+        self._collect(1)
+        self._at_work.append(self._worker.submit(self._encode, self._batch))
+        self._batch, self._batch_chars = [], 0
+
+    def _collect(self, left: int) -> None:
+        """Take the ids of all batches but the newest, of which so many may be at work."""
+        while len(self._at_work) > left:
+            self._ids += self._at_work.popleft().result()
+
+    def _encode(self, batch: list[Piece]) -> list[NDArray[np.unsignedinteger]]:
         dtype = id_dtype(self._tokenizer.vocab_size)
         end = np.array([self._tokenizer.eot_id], dtype=dtype)
-        encoded = self._tokenizer.encode_documents([piece.text for piece in self._batch])
-        for piece, ids in zip(self._batch, encoded, strict=True):
-            self._ids.append(ids.astype(dtype))
+        found = []
+        encoded = self._tokenizer.encode_documents([piece.text for piece in batch])
+        for piece, ids in zip(batch, encoded, strict=True):
+            found.append(ids.astype(dtype))
             if piece.last:
-                self._ids.append(end)
-        self._batch, self._batch_chars = [], 0
+                found.append(end)
+        return found
 
     def close(self) -> ShardInfo | None:
         """Write the shard if it is wanted. Returns None if it is of another share."""
         if self._wanted:
             self._encode_batch()
+            self._collect(0)
             return write_shard(
                 self._path,
                 np.concatenate(self._ids),
