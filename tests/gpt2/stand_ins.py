@@ -1,6 +1,7 @@
 """Small models, texts, tokenizers and runs for tests, and Python in a process of its own."""
 
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -49,6 +50,19 @@ def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subproces
 def run_python(*words, cwd=ROOT, timeout=400, **environment):
     """Run Python on a command line to its end, with this code on its path."""
     return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=timeout)
+
+
+def run_here(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> object:
+    """Run a script, or `-m` and a module, in this process and in `folder`; its exit status."""
+    module = words[0] == "-m"
+    name, *arguments = words[1:] if module else words
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", [name, *arguments])
+    try:
+        (runpy.run_module if module else runpy.run_path)(name, run_name="__main__")
+    except SystemExit as end:
+        return end.code
+    return 0
 
 
 def curve(run: Path) -> list[tuple[float, ...]]:

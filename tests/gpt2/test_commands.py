@@ -2,11 +2,10 @@
 
 import json
 import re
-import runpy
 import shutil
 import signal
-import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,15 @@ import pytest
 import gpt2.training.trainer
 from gpt2.runs.metrics import read_metrics
 from gpt2.tokenizer import Tokenizer
-from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python, wait_for_step
+from tests.gpt2.stand_ins import (
+    ROOT,
+    STORIES,
+    curve,
+    run_here,
+    run_python,
+    start_python,
+    wait_for_step,
+)  # fmt: skip
 from tests.kernels.work_counts import count_work
 
 TRAIN = str(ROOT / "train.py")
@@ -33,19 +40,7 @@ RUN = [
 @pytest.fixture
 def typed(workplace, monkeypatch) -> Callable[..., object]:
     """Runs a command in this process, in the workplace, and returns its exit status."""
-    monkeypatch.chdir(workplace)
-
-    def run(*words: str) -> object:
-        script = words[1] if words[0] == "-m" else words[0]
-        monkeypatch.setattr(sys, "argv", [script, *words[2 if words[0] == "-m" else 1 :]])
-        start = runpy.run_module if words[0] == "-m" else runpy.run_path
-        try:
-            start(script, run_name="__main__")
-        except SystemExit as end:
-            return end.code
-        return 0
-
-    return run
+    return partial(run_here, monkeypatch, workplace)
 
 
 @pytest.fixture(scope="module")

@@ -387,22 +387,22 @@ def test_the_pair_of_files_of_the_hub_is_a_tokenizer(real_data, tmp_path):
     assert Tokenizer.load(tmp_path).encode("Hello world") == [15496, 995]
 
 
-def load_from_hub(address: str, home: Path, name: str) -> str:
+def load_from_hub(address: str, home: Path, *names: str) -> str:
     """What a process of its own prints: the hub's address is read when its library is imported."""
     code = (
         "import sys\n"
         "from gpt2.weights.open_model import open_model\n"
         "from gpt2.weights.pretrained import find_pretrained\n"
-        "name = sys.argv[1]\n"
-        "try:\n"
-        "    print(find_pretrained(name).note)\n"
-        "    run = open_model(name, device='cpu')\n"
-        "    print(run.model.wte.weight.sum().item(), run.tokenizer.vocab_size)\n"
-        "except ValueError as error:\n"
-        "    print('refused:', error)\n"
+        "for name in sys.argv[1:]:\n"
+        "    try:\n"
+        "        print(find_pretrained(name).note)\n"
+        "        run = open_model(name, device='cpu')\n"
+        "        print(run.model.wte.weight.sum().item(), run.tokenizer.vocab_size)\n"
+        "    except ValueError as error:\n"
+        "        print('refused:', error)\n"
     )
     # In the default folder lies the folder gpt2, which is not meant.
-    done = run_python("-c", code, name, HF_ENDPOINT=address, HF_HOME=str(home))
+    done = run_python("-c", code, *names, HF_ENDPOINT=address, HF_HOME=str(home))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -427,25 +427,23 @@ def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_pa
     files = {path.name: path.read_bytes() for path in folder.iterdir()} | NOT_WANTED
     home = tmp_path / "home"
     with hub({"openai-community/gpt2": files}, "models") as (address, sent):
-        first = load_from_hub(address, home, "gpt2").splitlines()
+        first = load_from_hub(address, home, "gpt2", "openai-community/gpt5").splitlines()
         assert set(sent) == {"config.json", "tokenizer.json", "model.safetensors"}
-        unknown = load_from_hub(address, home, "openai-community/gpt5")
     assert first[0] == "weights: gpt2 (openai-community/gpt2 at revision c0ffee00)"
     total, vocab_size = first[1].split()
     assert float(total) == pytest.approx(model.wte.weight.sum().item())
     assert vocab_size == "257"
-    assert "refused: the Hugging Face hub has no public model openai-community/gpt5" in unknown
-    again = load_from_hub("http://127.0.0.1:9", home, "gpt2").splitlines()
+    assert "refused: the Hugging Face hub has no public model openai-community/gpt5" in first[2]
+    again = load_from_hub("http://127.0.0.1:9", home, "gpt2", "gpt2-large").splitlines()
     assert "at revision c0ffee00, fetched before (asking the hub failed: " in again[0]
-    assert again[1:] == first[1:]
+    assert again[1] == first[1]
+    assert "cannot be fetched from the Hugging Face hub (asking the hub failed: " in again[2]
+    assert "hf download openai-community/gpt2-large --local-dir gpt2-large-weights" in again[2]
     with hub({"openai-community/gpt2": files}, "models") as (address, _):
         places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "third")}
         done = run_python("-c", HF_DOWNLOAD, cwd=tmp_path, **places)
         assert done.returncode == 0, done.stderr
     assert_same(load_pretrained(tmp_path / "gpt2-weights"), model)
-    nothing = load_from_hub("http://127.0.0.1:9", tmp_path / "empty", "gpt2")
-    assert "cannot be fetched from the Hugging Face hub (asking the hub failed: " in nothing
-    assert "hf download openai-community/gpt2 --local-dir gpt2-weights" in nothing
 
 
 @needs_hub
