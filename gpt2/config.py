@@ -147,7 +147,9 @@ PRESETS: dict[str, GPTConfig] = {
     "gpt2-xl": GPTConfig(n_layer=48, n_head=25, n_embd=1600),
 }
 
-# Settings of a run that belong to a size, used where the command line gives none.
+# Settings of a run that belong to a size, used where the command line gives none. The learning rate
+# is one for each optimizer where they were tuned apart; else Muon, whose updates have the size of
+# AdamW's, takes AdamW's.
 _GPT2_RUN: dict[str, Any] = {
     "vocab_size": 32000,
     "optimizer": "adamw",
@@ -167,7 +169,7 @@ RUN_DEFAULTS: dict[str, dict[str, Any]] = {
         "grad_accum": 1,
         # On so short a run Muon comes as far in 200 steps as AdamW in 600.
         "optimizer": "muon",
-        "lr": 1e-2,
+        "lr": {"muon": 1e-2, "adamw": 3e-3},  # bench/results/learning-rates/demo.json
         "warmup_steps": 50,
         "eval_every": 100,
         "checkpoint_every": 200,
@@ -291,7 +293,7 @@ class TrainConfig(ModelOptions, RunOptions):
     epochs: float | None = None
     """Length of the run in passes over the training text, instead of --steps."""
     lr: float | None = None
-    """Peak learning rate. None: the preset's."""
+    """Peak learning rate. None: the preset's for the optimizer."""
     min_lr: float | None = None
     """Learning rate at the end of the cosine. None: a tenth of --lr."""
     warmup_steps: int | None = None
@@ -403,6 +405,8 @@ def settle(config: TrainConfig, default: str = "demo", *, interpreted: bool = Fa
         values |= INTERPRETED
     asked = {f.name: getattr(config, f.name) for f in dataclasses.fields(TrainConfig)}
     values = asked | {name: value for name, value in values.items() if asked[name] is None}
+    if isinstance(values["lr"], dict):
+        values["lr"] = values["lr"][values["optimizer"]]
     if values["min_lr"] is None:
         values["min_lr"] = values["lr"] / 10
     return Settings(**values)
