@@ -15,7 +15,9 @@ the work into tiles, `kernels._attention.tiles` holds their sizes, and
 `kernels._attention.operators` launches the kernels.
 
 Precision: products take the input's dtype and sum in float32 (IEEE for float32 inputs, unless TF32
-is asked for); everything else is float32.
+is asked for); everything else is float32. o is rounded once, after the division by the sum of its
+row: where several scores tie at the maximum, so that P v is exact, rounding before it has a bias
+(Qiu and Yao, arXiv 2510.04212), and rounding after it has none.
 
 Sources: Dao, FlashAttention-2 (arXiv 2307.08691); Milakov and Gimelshein, Online normalizer
 calculation for softmax (arXiv 1805.02867); Salmon et al., Philox (SC 2011).

@@ -73,7 +73,7 @@ def choose_machine(
     elif attn == "auto":
         chosen, seconds = fastest(shape, config.batch_size, device=device, dtype=compute)
         table = sorted(seconds.items(), key=itemgetter(1))
-        why = "of the fastest here, forward and backward: " + ", ".join(
+        why = "among the fastest here, forward and backward: " + ", ".join(
             f"{name} {1e3 * value:.3g} ms" for name, value in table
         )
     else:

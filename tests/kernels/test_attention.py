@@ -148,6 +148,35 @@ def test_queries_at_the_end_of_the_keys(T, S, block_m, block_n, window, device, 
     )
 
 
+def test_rounding_is_unbiased_where_scores_tie_at_the_maximum(device):
+    """Two keys tie, P = 1, and the others add almost nothing: arXiv 2510.04212.
+
+    Where P V is rounded to bfloat16 before the division by the row's sum, half of the sums of two
+    negative values lie between two numbers, and the little that is added decides them all. We
+    divide in float32 and round once: what the others add may be more or less than the mean.
+    """
+    T, H, D = 16, 64, 64
+    k = torch.zeros(1, T, H, D, device=device)
+    k[:, [3, 11], :, 0] = 96.0  # 12 above the others, which are 0
+    v = -2 - 2 * torch.rand(1, T, H, D, device=device)
+    q = torch.zeros_like(k)
+    q[..., 0] = 1.0
+    q, k, v = (x.bfloat16() for x in (q, k, v))
+    got = attention(q, k, v)[:, -1].double()
+    scores = torch.einsum("bihd,bjhd->bhij", q.double(), k.double())[:, :, -1] / 8
+    p = (scores - scores.amax(-1, keepdim=True)).exp()
+    product = torch.einsum("bhj,bjhd->bhd", p, v.double())
+    exact = product / p.sum(-1)[..., None]
+    early = product.bfloat16().double() / p.sum(-1)[..., None]
+
+    def bias(o: Tensor) -> float:
+        """The mean error as a share of the mean distance: 1 if all errors have one sign."""
+        return float((o - exact).mean().abs() / (o - exact).abs().mean())
+
+    assert bias(early) > 0.9
+    assert bias(got) < 0.1
+
+
 @pytest.mark.parametrize("options", [{}, {"window": 5}, {"documents": [3, 20]}], ids=str)
 def test_the_largest_logit_of_each_head(options, device):
     inputs = qkv((2, 40, 3, 16), torch.float16, device)

@@ -101,6 +101,12 @@ KERNELS = [
         SHIFTED[1] | {"window": 24, "block_m": 16, "block_n": 16},
     ),
     Mutation(
+        "the sum of values is rounded before the division",
+        "o = (acc / row_sum[:, None])",
+        "o = (acc.to(o_ptr.dtype.element_ty).to(tl.float32) / row_sum[:, None])",
+        checks.test_rounding_is_unbiased_where_scores_tie_at_the_maximum,
+    ),
+    Mutation(
         "the largest logit is that of the last tile",
         "tl.store(max_ptr + own + rows, row_max", "tl.store(max_ptr + own + rows, tl.max(s, 1)",
         checks.test_the_largest_logit_of_each_head, {"options": {}},
