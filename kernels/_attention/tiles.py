@@ -118,6 +118,9 @@ if not triton.__version__.startswith(("3.7.", "3.8.")):  # see above
 DOCUMENTS = Tiles(Tile(32, 16, 2, 2), Tile(32, 16, 2, 2), Tile(16, 32, 2, 2))
 DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 8, 2))
 
+# The numbers of dropout are live with a tile. Where the backward would spill: its tiles with it.
+DROPOUT = {("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 128, 8, 2)}}
+
 # Architectures that take the rows of another.
 SAME = {"sm_89": "sm_86", "sm_103": "sm_100", "sm_121": "sm_120"}
 
@@ -130,8 +133,9 @@ def rows_of(architecture: str) -> str:
 
 @cache
 def choose_tiles(
-    architecture: str, head_width: int, length: int, itemsize: int, documents: bool = False
-) -> Tiles:
+    architecture: str, head_width: int, length: int, itemsize: int,
+    documents: bool = False, dropout: bool = False,
+) -> Tiles:  # fmt: skip
     """Look up the tiles for D = head_width, T = length and elements of itemsize bytes.
 
     With `documents` in a sequence, only small tiles execute little more than the useful work.
@@ -142,6 +146,6 @@ def choose_tiles(
     if documents:
         return DOCUMENTS_WIDE if head_width > 64 else DOCUMENTS
     name = "other" if itemsize == 4 else rows_of(architecture)
-    widths = (width for row, width in TABLE if row == name and width >= head_width)
-    fwd, dq, dkv = TABLE[name, min(widths)][-1 if length > SHORT else 0]
-    return Tiles(Tile(*fwd), Tile(*dq), Tile(*dkv))
+    row = name, min(width for row, width in TABLE if row == name and width >= head_width)
+    tiles = Tiles(*[Tile(*tile) for tile in TABLE[row][-1 if length > SHORT else 0]])
+    return tiles._replace(**DROPOUT.get(row, {})) if dropout else tiles
