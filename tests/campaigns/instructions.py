@@ -241,14 +241,16 @@ def main(folder: str, *targets: str) -> None:
 
 
 def run(options: Options) -> dict[str, Any]:
-    """Return a row for each operation, owner and target, with what each Triton makes of it."""
+    """Return a row for each operation, owner and target, with what each Triton makes of it; of
+    others' kernels, the newest."""
     if options.steps is not None or options.seconds is not None:
         raise ValueError("instructions: every kernel is compiled once; no --steps and no --seconds")
     rows: dict[tuple[str, ...], dict[str, str]] = {}
-    for version in options.chosen(TRITONS):
+    versions = options.chosen(TRITONS)
+    for version in versions:
         with tempfile.TemporaryDirectory() as made:
             python = environment(Path(made), version)
-            words = ["-m", __name__, options.peers]
+            words = ["-m", __name__, options.peers if version == versions[-1] else ""]
             done = subprocess.run([python, *words], stdout=subprocess.PIPE, text=True, check=True)
         for operation, owner, target, figures in json.loads(done.stdout):
             rows.setdefault((operation, owner, target), {})[version] = figures

@@ -3,6 +3,7 @@
 import json
 import sys
 from dataclasses import replace
+from operator import itemgetter
 
 import pytest
 
@@ -81,6 +82,22 @@ def test_the_readme_shows_the_committed_results():
     assert [row["Triton"] for row in compilers] == TRITONS
     assert {row["case"] for row in faults} == set(CASES)
     assert {row["target"] for row in fuzz} <= set(TARGETS)
+
+
+def test_the_committed_machine_code_is_lean():
+    result = json.loads((runner.RESULTS / "instructions.json").read_text(encoding="utf-8"))
+    place = itemgetter("kernel", "target")
+    ours = {place(row): row for row in result["rows"] if row["of"] == "kernels"}
+    for row in ours.values():
+        assert [*row][3:] == TRITONS
+        spilling = place(row) == ("RMSNorm and addition backward", "sm_120")
+        assert spilling or not any("spills" in row[x] for x in TRITONS), row
+        assert not any("serialised" in row[x] for x in TRITONS), row
+    for row in result["rows"]:
+        missed = "attention" in row["kernel"] or place(row) == ("SwiGLU backward", "sm_100")
+        if row["of"] != "kernels" and not missed:
+            mine, others = (float(x[TRITONS[-1]].split()[0]) for x in (ours[place(row)], row))
+            assert mine <= 0.9 * others, row
 
 
 # The judge of the soak, on samples of a process that grows and of one that does not
