@@ -237,8 +237,8 @@ def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, ca
         ((TRAIN, "--steps", "5", "--epochs", "1"), "give one of them"),
         ((TRAIN, "--device", "cuda:9"), "--device cuda:9"),
         (
-            (TRAIN, "--data", "stories.txt", "--attn", "flash", "--window", "8", *SMALL),
-            "--attn flash: PyTorch's FlashAttention kernel has no sliding window",
+            (TRAIN, "--data", "stories.txt", "--attn", "flash", "--dropout", "0.1", *SMALL),
+            "non-zero dropout; use --attn sdpa",
         ),
         ((TRAIN, "--data", "stories.txt", "--steps", "0"), "--steps must be at least 1, got 0"),
         ((TRAIN, "--clip", "-1"), "--clip must be at least 0 (0: no clipping), got -1.0"),
