@@ -6,6 +6,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import platform
 import statistics
@@ -100,7 +101,7 @@ def _step(backend: Backend, qkv: Tensor, options: dict[str, int | float | Tensor
 
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "gpt2/attention.json"
-MAX_SCORES = 2**26  # HOLDING ones hold a few matrices of so many
+MAX_SCORES = {"cpu": 2**24, "cuda": 2**27}  # measured: some seconds at most, and 5 GB
 HOLDING = {"naive", "sdpa-math"}  # all scores at once
 TIE = 1.1  # a backend must be this much faster than an earlier one to be chosen before it
 
@@ -112,30 +113,33 @@ def fastest(
 
     It is measured once on this machine, with this PyTorch, for this shape and type, and kept in the
     file `CACHE`; processes that ask at one time wait for the first. Kernels of ours that are
-    interpreted do not take part, nor those that would hold more than 2**26 scores of a sequence.
+    interpreted do not take part. Of a batch with more than `MAX_SCORES` scores a part is measured:
+    fewer sequences, or a shorter one, without the backends that would hold all its scores.
 
     Args:
         config: the model; which kernels it names does not matter.
-        batch_size: sequences a step; fewer are measured where the scores were more than 2**26.
+        batch_size: sequences a step.
         device: where it will run.
         dtype: what it computes in.
 
     Returns:
         Its name, and the median seconds of every backend that can run.
     """
-    B = max(1, min(batch_size, MAX_SCORES // (config.n_head * config.block_size**2)))
+    most = MAX_SCORES.get(device.type, MAX_SCORES["cpu"]) // config.n_head
+    B = max(1, min(batch_size, most // config.block_size**2))
+    T = max(1, min(config.block_size, math.isqrt(most)))
     options = (config.window, config.dropout, config.attend)
     key = ", ".join(
         map(str, (
             _name_of(device), torch.__version__, torch.get_num_threads(), dtype,
-            f"{B} x {config.block_size} x {config.n_head} x {config.head_dim}", *options,
+            f"{B} x {T} of {config.block_size} x {config.n_head} x {config.head_dim}", *options,
         ))
     )  # fmt: skip
     CACHE.parent.mkdir(parents=True, exist_ok=True)
     with lock(CACHE.with_suffix(".lock"), waiting="another process measures attention: waiting"):
         known = json.loads(CACHE.read_text(encoding="utf-8")) if CACHE.exists() else {}
         if key not in known:
-            known[key] = _measure(config, B, device, dtype)
+            known[key] = _measure(config, B, T, device, dtype)
             write_json(CACHE, known)
     seconds: dict[str, float] = known[key]
     least = min(seconds.values())
@@ -143,13 +147,13 @@ def fastest(
 
 
 def _measure(
-    config: GPTConfig, B: int, device: torch.device, dtype: torch.dtype
+    config: GPTConfig, B: int, T: int, device: torch.device, dtype: torch.dtype
 ) -> dict[str, float]:
     """Median seconds of a forward and a backward pass by each backend, in turns."""
     names = ["sdpa", *(name for name in BACKENDS if name != "sdpa")]  # at a tie PyTorch's choice
     if device.type == "cpu":
         names.remove("triton")
-    if config.n_head * config.block_size**2 > MAX_SCORES:
+    if T < config.block_size:
         names = [name for name in names if name not in HOLDING]
     if not has_flash_attn(device.type):
         names.remove("flash")  # that is sdpa-flash
@@ -158,7 +162,7 @@ def _measure(
     begin = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in names}
     with torch.random.fork_rng():
-        inputs = _inputs(config, B, config.block_size, device, dtype)
+        inputs = _inputs(config, B, T, device, dtype)
         while len(seconds["sdpa"]) < 6 or time.perf_counter() < begin + 0.2:
             for name, times in seconds.items():
                 _synchronize(device)
