@@ -51,6 +51,8 @@ def unusable(
         return f"our kernel takes head widths up to 256, got {config.head_dim}; use more heads"
     if name == "triton":
         return triton_unusable(device, instead="--attn sdpa")
+    if name in ("naive", "sdpa"):  # they run wherever PyTorch does
+        return None
     module, how = PACKAGES.get(name, ("torch", ""))
     if not _is_installed(module):
         return f"the module {module} is not installed ({how}); use --attn sdpa"

@@ -169,7 +169,7 @@ RUN_DEFAULTS: dict[str, dict[str, Any]] = {
         "grad_accum": 1,
         # On so short a run Muon comes as far in 200 steps as AdamW in 600.
         "optimizer": "muon",
-        "lr": {"muon": 1e-2, "adamw": 3e-3},  # bench/results/learning-rates/demo.json
+        "lr": {"muon": 1e-2, "adamw": 3e-3},  # bench/results/cpu-epyc-2/learning-rates/demo.json
         "warmup_steps": 50,
         "eval_every": 100,
         "checkpoint_every": 200,
