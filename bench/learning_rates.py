@@ -1,6 +1,6 @@
 """Validation loss of short runs at several learning rates: what the presets' defaults rest on.
 
-    python -m bench.learning_rates --optimizer adamw --out bench/results/cpu-epyc-2/learning-rates/demo.json
+    python -m bench.learning_rates --optimizer adamw --out FILE
 
 Each run is `python train.py` with another rate and seed. Runs that the file holds are not repeated.
 """

@@ -11,7 +11,8 @@ from gpt2.config import TrainConfig, settle
 
 def test_an_optimizers_default_is_the_best_of_the_sweep_and_lies_inside_it():
     losses: dict[str, dict[float, list[float]]] = defaultdict(lambda: defaultdict(list))
-    for run in json.loads((FOLDER / "cpu-epyc-2/learning-rates/demo.json").read_text(encoding="utf-8")):
+    file = FOLDER / "cpu-epyc-2/learning-rates/demo.json"
+    for run in json.loads(file.read_text(encoding="utf-8")):
         losses[run["optimizer"]][run["lr"]].append(run["val_loss"])
     assert losses
     for optimizer, found in losses.items():
