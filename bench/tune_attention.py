@@ -28,6 +28,7 @@ import triton
 import tyro
 from torch import Tensor
 
+from gpt2.common.cli import failing_plainly
 from kernels._attention import operators as _attention_ops
 from kernels._attention.tiles import SHORT, Tile, Tiles
 from kernels._common.launch import INTERPRETED, architecture
@@ -190,10 +191,13 @@ def tune(
     Returns:
         The JSON file.
     """
+    if not torch.cuda.is_available() and not (dry_run and INTERPRETED):
+        raise ValueError(
+            "tuning needs a GPU, and PyTorch finds none; without one TRITON_INTERPRET=1 in the "
+            "environment and --dry-run try a few candidates"
+        )
     if dry_run:
         widths, lengths, dtype = (16,), (32, SHORT + 32), "float16"
-    elif INTERPRETED:
-        raise ValueError("tuning needs a GPU; on a CPU only --dry-run works")
     arch = architecture(torch.device(DEVICE))
     report: dict[str, Any] = {
         "device": "interpreter" if INTERPRETED else torch.cuda.get_device_name(),
@@ -225,4 +229,5 @@ def tune(
 
 
 if __name__ == "__main__":
-    print(tyro.cli(tune))
+    with failing_plainly():
+        print(tyro.cli(tune))

@@ -219,7 +219,8 @@ def build(plan: Plan, prepared: Prepared) -> Trainer:
 def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
     settings = trainer.settings
     say(
-        f"model: {settings.init_from or settings.preset}, {count_parameters(shape):,} parameters "
+        f"model: {settings.init_from or trainer.folder.name}, "
+        f"{count_parameters(shape):,} parameters "
         f"({shape.n_layer} layers, {shape.n_head} heads, {shape.n_embd} wide, "
         f"vocabulary {shape.vocab_size:,}, context "
         f"{shape.block_size}; {shape.norm_position}-{shape.norm}, {shape.mlp}, {shape.positions} "

@@ -2,13 +2,12 @@
 
 import ast
 import json
-from pathlib import Path
 
 import pytest
+import torch
 
 from bench.tune_attention import CANDIDATES, KERNELS, Measurement, best, rows, tune
 from kernels._attention.tiles import Tile
-from kernels._common.launch import INTERPRETED
 
 
 def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(tmp_path, capsys):
@@ -22,10 +21,12 @@ def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(tmp_path, capsys):
         assert all(Tile(*tile) in CANDIDATES["fwd"] for tile in (short[0] for short in row))
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="on a GPU tuning works")
-def test_tuning_without_a_gpu_is_refused(tmp_path: Path) -> None:
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU tuning works")
+@pytest.mark.parametrize(("interpreted", "dry_run"), [(True, False), (False, False), (False, True)])
+def test_tuning_without_a_gpu_is_refused(tmp_path, monkeypatch, interpreted, dry_run):
+    monkeypatch.setattr("bench.tune_attention.INTERPRETED", interpreted)
     with pytest.raises(ValueError, match="needs a GPU"):
-        tune(tmp_path)
+        tune(tmp_path, dry_run=dry_run)
 
 
 def test_the_winner_is_good_at_every_length_of_its_bucket() -> None:

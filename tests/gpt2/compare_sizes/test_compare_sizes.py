@@ -94,6 +94,7 @@ def test_table_report_and_plots_show_every_size(workplace):
     report = (workplace / "out/sizes.md").read_text()
     terminal = (workplace / "output.txt").read_text()
     for row in json.loads((workplace / "out/sizes.json").read_text())["rows"]:
+        assert f"model: {row['name']}, {row['parameters']:,} parameters" in terminal
         for cell in (f"{row['parameters']:,}", f"{row['test_perplexity']:.2f}"):
             assert cell in report
             assert cell in terminal
