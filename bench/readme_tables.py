@@ -78,7 +78,10 @@ def ladder(results: Found) -> list[str]:
         return []
     case = rows[0]["case"]
     title = f"{case['model']}, {case['B']} x {case['T']}"
-    return _table([title, "tokens/s", "gain", "peak memory"], lines)
+    head = [title, "tokens/s", "gain", "peak memory"]
+    if not any(line[-1] for line in lines):  # not measured, as on a CPU
+        head, lines = head[:-1], [line[:-1] for line in lines]
+    return _table(head, lines)
 
 
 def largest_batch(results: Found) -> list[str]:

@@ -55,8 +55,8 @@ def attention(results: Found) -> Figure:
 
 def kernels(results: Found) -> Figure:
     rows = [row for row in timed(results, "norms", "mlp", "losses") if "gbps" in row["metrics"]]
-    if not rows:
-        raise LeftOut("no memory-bound kernel was measured")
+    if not any(row["ours"] for row in rows):
+        raise LeftOut("none of our memory-bound kernels was timed")
     chosen = _largest_cases(rows)
     variants = in_order([row["variant"] for group in chosen.values() for row in group])
     look = style.looks(variants)
