@@ -193,9 +193,9 @@ def _newer_flash(module: str) -> Backend:
         if documents is None:
             y = package.flash_attn_func(*qkv.unbind(2), **options)
         else:
-            for name in ("q", "k"):
-                options[f"cu_seqlens_{name}"] = _cumulative_lengths(documents)
-                options[f"max_seqlen_{name}"] = qkv.shape[1]
+            lengths, T = _cumulative_lengths(documents), qkv.shape[1]
+            options |= {"cu_seqlens_q": lengths, "cu_seqlens_k": lengths}
+            options |= {"max_seqlen_q": T, "max_seqlen_k": T}
             y = package.flash_attn_varlen_func(*qkv.flatten(0, 1).unbind(1), **options)
         o = y[0] if isinstance(y, tuple) else y  # with the log-sum-exp, in the fourth
         return o.view(*qkv.shape[:2], *qkv.shape[3:])

@@ -12,6 +12,7 @@ import platform
 import statistics
 import time
 import warnings
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
@@ -73,7 +74,7 @@ def _try(
     backend: Backend, config: GPTConfig, device: torch.device, dtype: torch.dtype
 ) -> str | None:
     """What keeps a backend from a forward and a backward pass over 16 positions, in its words."""
-    with warnings.catch_warnings(record=True) as caught, torch.random.fork_rng():
+    with warnings.catch_warnings(record=True) as caught, _fork_rng(device):
         warnings.simplefilter("always")  # PyTorch gives the reasons as warnings
         try:
             _step(backend, *_inputs(config, 1, 16, device, dtype))
@@ -82,6 +83,11 @@ def _try(
             words = [str(error).strip().partition("\n")[0], *reasons]
             return " ".join(said.partition(" (Triggered")[0] for said in words).rstrip(".")
     return None
+
+
+def _fork_rng(device: torch.device) -> AbstractContextManager[None]:
+    """Leave the random numbers of a run as they are: those of the CPU and of this GPU alone."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def _inputs(
@@ -163,7 +169,7 @@ def _measure(
     calls = 1 if device.type == "cpu" else 10
     begin = time.perf_counter()
     seconds: dict[str, list[float]] = {name: [] for name in names}
-    with torch.random.fork_rng():
+    with _fork_rng(device):
         inputs = _inputs(config, B, T, device, dtype)
         while len(seconds["sdpa"]) < 6 or time.perf_counter() < begin + 0.2:
             for name, times in seconds.items():

@@ -304,10 +304,12 @@ def attention(
         "attention", q, documents, scale, window, dropout_p, dropout_seed, deterministic, allow_tf32
     )
     o, lse, row_max = _Attention.apply(q, k, v, seed, documents, settings, return_max_logit)
-    if not (return_lse or return_max_logit):
-        return o
-    found = [lse * LN2] if return_lse else []
-    return o, *found, *([_max_logit(row_max)] if return_max_logit else [])
+    found = [o]
+    if return_lse:
+        found.append(lse * LN2)
+    if return_max_logit:
+        found.append(_max_logit(row_max))
+    return tuple(found) if len(found) > 1 else o
 
 
 def _max_logit(row_max: Tensor) -> Tensor:

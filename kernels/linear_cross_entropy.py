@@ -34,7 +34,7 @@ import triton
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kernels._common.head import check_head, chunk_rows, scaled_gradients
+from kernels._common.head import check_head, chunk_rows, scaled_gradients, scaled_sums
 from kernels._common.launch import check_dtype, check_launchable
 from kernels._common.op import register_op
 from kernels.cross_entropy import (
@@ -136,6 +136,7 @@ class _Mean(torch.autograd.Function):
 class _PerToken(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, targets, token_weights, dtype, settings, _):
+        ctx.dtypes = x.dtype, weight.dtype
         ctx.dtype, ctx.settings = dtype, settings
         ctx.save_for_backward(x, weight, targets, token_weights)
         inputs = x.to(dtype), weight.to(dtype), targets, token_weights
@@ -149,14 +150,9 @@ class _PerToken(torch.autograd.Function):
         # At most 1 in the 16-bit products, as for the mean.
         largest = weights.abs().max() if len(weights) else dloss.new_ones(())
         largest = largest.where(largest != 0, 1)
-        needs = ctx.needs_input_grad[:2]
         inputs = x.to(ctx.dtype), weight.to(ctx.dtype), targets, weights / largest
-        sums = _fwd(*inputs, *ctx.settings, *needs)[2:]
-        grads = (
-            (total.to(torch.float32) * largest).to(like.dtype) if needed else None
-            for total, like, needed in zip(sums, (x, weight), needs, strict=True)
-        )
-        return *grads, *[None] * 5
+        sums = _fwd(*inputs, *ctx.settings, *ctx.needs_input_grad[:2])[2:]
+        return *scaled_sums(ctx, sums, largest), *[None] * 5
 
 
 def linear_cross_entropy(

@@ -35,7 +35,7 @@ def test_commands_run_in_their_order(tmp_path, monkeypatch, capfd):
     ran = 0
     for command in ["python train.py", *_commands()]:
         words = shlex.split(command.replace("--vocab-size 8000", "--vocab-size 300"))
-        if words[0] != "python" or {"wikitext-2", "slurm"} & set(words):  # need other machines
+        if words[0] != "python" or "wikitext-2" in words:  # needs the network
             continue
         if "gpt2.report" in words and importlib.util.find_spec("typst") is None:
             continue

@@ -10,7 +10,6 @@ are read from the second one on, and it stands at the end.
 """
 
 import itertools
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +142,7 @@ def _map_files(
     return splits
 
 
-def _length(parts: Sequence[tuple[Path, NDArray[np.integer]]]) -> int:
+def _length(parts: Parts) -> int:
     return sum(len(ids) for _, ids in parts)
 
 

@@ -4,6 +4,7 @@
 there is no Triton, with PyTorch's softmax.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -62,7 +63,13 @@ def scaled_gradients(ctx: Any, dloss: Tensor) -> tuple[Tensor | None, Tensor | N
     its version and refuses it.
     """
     count, *sums = ctx.saved_tensors
-    scale = dloss / count
+    return scaled_sums(ctx, sums, dloss / count)
+
+
+def scaled_sums(
+    ctx: Any, sums: Sequence[Tensor], scale: Tensor
+) -> tuple[Tensor | None, Tensor | None]:
+    """dx and dw, where they are needed, of sums that become them by a scalar on the device."""
     dx, dw = (
         # Not 16 bits times a scalar: a GPU would round the scalar to 16 bits first.
         total.to(torch.promote_types(total.dtype, scale.dtype)).mul_(scale).to(dtype)
