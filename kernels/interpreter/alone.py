@@ -32,15 +32,17 @@ def run_alone(kernel: Any, arguments: dict[str, Any], args: Any, grid: Any, kwar
     """Run all programs of a grid; if one fails, the tensors are what they were before."""
     global _arguments
     rows = {name: row_of(x) for name, x in _tensors("", arguments)}
-    before = [(row, row.clone()) for row in rows.values()]
+    # As arrays, since what a kernel allocates by PyTorch is measured in this interpreter.
+    contents = [row.view(torch.uint8).numpy() for row in rows.values()]
+    before = [(content, content.copy()) for content in contents]
     _arguments = [
         _Argument(name, row.data_ptr(), row.data_ptr() + row.nbytes) for name, row in rows.items()
     ]
     try:
         _run(kernel, *args, grid=grid, warmup=False, **kwargs)
     except BaseException:
-        for row, values in before:
-            row.copy_(values)
+        for content, values in before:
+            content[:] = values
         raise
 
 
@@ -64,15 +66,15 @@ def _check(action: str, pointers: Any, mask: Any) -> None:
     """Raise OutOfBounds unless all elements lie in arguments of the launch."""
     if _arguments is None:
         return
-    places = torch.from_numpy(pointers.data.astype("int64"))
+    places = pointers.data.astype("int64")
     if mask is not None:
-        places = places[torch.from_numpy(mask.data.astype("bool")).expand(places.shape)]
+        places = places[mask.data.astype(bool) | (places != places)]
     size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
-    outside = torch.ones(places.shape, dtype=torch.bool)
+    inside = places != places
     for argument in _arguments:
-        outside &= (places < argument.first) | (places + size > argument.end)
-    if outside.any():
-        place = int(places[outside][0])
+        inside = inside | (places >= argument.first) & (places + size <= argument.end)
+    if not inside.all():
+        place = int(places[~inside][0])
         near = min(_arguments, key=lambda x: max(x.first - place, place - x.end))
         raise OutOfBounds(
             f"{action} outside all tensors, nearest {near.name}: byte {place - near.first} of "

@@ -214,7 +214,7 @@ LOSS_FAULTS = [
     ),
 ]  # fmt: skip
 HEAD_FAULTS = [
-    Mutation("1/n is forgotten", "scale = dloss / count", "scale = dloss", *HEAD),
+    Mutation("1/n is forgotten", "sums, dloss / count", "sums, dloss", *HEAD),
     Mutation(
         "chunks exceed the budget",
         "most = max(1, chunk_bytes // row_bytes)", "most = max(1, 2 * chunk_bytes // row_bytes)",
