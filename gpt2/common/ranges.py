@@ -100,6 +100,7 @@ RANGES: Mapping[str, Range] = {
     "port": Range(1, 65535),
     "tasks": Range(1, 1 << 20),
     "seconds": Range(0, _REAL, above=True),
+    "minutes": Range(0, _REAL, above=True),
     "threshold": Range(0, _REAL, above=True),
     # Of the tokenizer to train: the 256 bytes, <|endoftext|>, merges. A model's own may be smaller.
     "vocab_size": Range(257, _IDS),

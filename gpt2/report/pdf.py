@@ -40,7 +40,7 @@ def typeset(facts: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes,
         ValueError: Typst is not installed, or there is too much for five pages even when the
             samples are cut short.
     """
-    typst = _typst()
+    typst = find_typst()
     missing = _missing_characters(typst, facts)
     finished = datetime.datetime.fromisoformat(facts["finished"])
     with tempfile.TemporaryDirectory() as folder:
@@ -75,7 +75,8 @@ def typeset(facts: dict[str, Any], figures: Mapping[str, bytes]) -> tuple[bytes,
     )
 
 
-def _typst() -> Any:
+def find_typst() -> Any:
+    """Import the package that typesets; ValueError if it is not installed."""
     try:
         import typst
     except ImportError:

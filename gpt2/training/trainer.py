@@ -164,7 +164,7 @@ class Trainer:
             with catching() as caught, oom_advice(self._advice):
                 while self.step < self.steps and not ended_by:
                     due = self.step + 1
-                    result, lr, sample = self._next_step()
+                    result, lr, sample = self.next_step()
                     ended_by = all_reduce_max(max(caught, default=0))
                     bar.update(self.step - bar.n)
                     if self.step == due:
@@ -183,7 +183,7 @@ class Trainer:
             if logs:
                 logs.close()
 
-    def _next_step(self) -> tuple[StepResult, float, MicroBatch]:
+    def next_step(self) -> tuple[StepResult, float, MicroBatch]:
         """Take a step; where memory runs out, again in smaller micro-batches if --auto-batch."""
         position = self.batches.state_dict()
         self._interval.start_step()

@@ -58,14 +58,14 @@ def test_a_killed_run_repeats_the_lost_steps_exactly(tmp_path):
     straight = make_trainer(tmp_path / "straight", **SETTINGS)
     straight.fit()
     killed = make_trainer(tmp_path / "killed", **SETTINGS)
-    forward = killed._next_step
+    forward = killed.next_step
 
     def die_at_eleven():
         if killed.step == 10:
             raise MemoryError
         return forward()
 
-    killed._next_step = die_at_eleven
+    killed.next_step = die_at_eleven
     with pytest.raises(MemoryError):
         killed.fit()
     assert read_metrics(tmp_path / "killed" / "metrics.jsonl")[-1]["step"] == 10

@@ -30,13 +30,13 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights(tmp_path):
     trainer = make_trainer(tmp_path, steps=3)
     _poison(trainer, {1})
     before = []
-    step = trainer._next_step
+    step = trainer.next_step
 
     def watched():
         before.append([p.detach().clone() for p in trainer.model.parameters()])
         return step()
 
-    trainer._next_step = watched
+    trainer.next_step = watched
     trainer.fit()
     assert trainer.guard.skipped == 1
     assert all(torch.equal(a, b) for a, b in zip(before[1], before[2], strict=True))
