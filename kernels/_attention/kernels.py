@@ -7,7 +7,8 @@ keys (SHIFTED) are the last positions, `shift` after those without a query.
 
 Backward: the probabilities are recomputed from the log-sum-exp. In one pass, a program owns BLOCK_N
 keys, keeps dk and dv in registers, walks over the rows that see them, and adds its share of dq
-atomically to a float32 buffer: five products. In two passes, dq is computed by programs that own
+atomically to a float32 buffer, each lane its elements or, by a descriptor, whole tiles: five
+products. In two passes, dq is computed by programs that own
 rows, as in the forward, and dk and dv by those of the one-pass kernel without its atomics: seven
 products, and the same bits every time.
 
@@ -341,8 +342,8 @@ def _row_ranges(
 
 @triton.jit(do_not_specialize=["batch_heads", "H", "T", "heads_per_group", "window"])
 def attention_bwd_dkv_kernel(
-    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_sum_ptr, dk_ptr, dv_ptr, seed_ptr,
-    documents_ptr,
+    q_ptr, k_ptr, v_ptr, do_ptr, lse_ptr, delta_ptr, dq_sum_ptr, dq_sum_tiles, dk_ptr, dv_ptr,
+    seed_ptr, documents_ptr,
     stride_qb, stride_qt, stride_qh,
     stride_kb, stride_kt, stride_kh,
     stride_vb, stride_vt, stride_vh,
@@ -354,6 +355,7 @@ def attention_bwd_dkv_kernel(
 ):  # fmt: skip
     """Compute dk and dv of BLOCK_N keys, and add their part of dq to dq_sum if there is one.
 
+    It comes as a pointer and, if whole tiles are to be added, as a descriptor (B, T, H, D) too.
     Tiles of scores are (keys, rows) here.
     """
     BAND: tl.constexpr = WINDOW or documents_ptr is not None
@@ -417,12 +419,16 @@ def attention_bwd_dkv_kernel(
             dk = tl.dot(ds, q, dk, input_precision=PRECISION)
             if dq_sum_ptr is not None:
                 dq = tl.dot(tl.trans(ds), k, input_precision=PRECISION)
-                tl.atomic_add(
-                    dq_sum_ptr + _tile_offsets(m, H * D, BLOCK_M, BLOCK_D),
-                    dq,
-                    _inside(m, T, D, BLOCK_M, BLOCK_D),
-                    sem="relaxed",
-                )
+                if dq_sum_tiles is not None:
+                    dq = tl.reshape(dq, (1, BLOCK_M, 1, BLOCK_D))
+                    dq_sum_tiles.atomic_add([head // H, m, head % H, 0], dq)
+                else:
+                    tl.atomic_add(
+                        dq_sum_ptr + _tile_offsets(m, H * D, BLOCK_M, BLOCK_D),
+                        dq,
+                        _inside(m, T, D, BLOCK_M, BLOCK_D),
+                        sem="relaxed",
+                    )
 
     place = b * stride_gb + h * D + _tile_offsets(n, stride_gt, BLOCK_N, BLOCK_D)
     inside = _inside(n, T, D, BLOCK_N, BLOCK_D)

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels._attention.kernels import (
     attention_bwd_delta_kernel,
@@ -25,7 +26,7 @@ from kernels._attention.kernels import (
     attention_dropout_kernel,
     attention_fwd_kernel,
 )
-from kernels._attention.tiles import Tile, Tiles, choose_tiles
+from kernels._attention.tiles import Tile, Tiles, adds_whole_tiles, choose_tiles
 from kernels._common.launch import architecture, l2_bytes, on_device_of
 from kernels._common.op import register_op
 
@@ -115,6 +116,12 @@ def _launch_bwd(
     delta = torch.empty_like(lse)
     one_pass = dq is not None and dk is not None and not deterministic
     dq_sum = torch.empty(q.shape, device=q.device, dtype=torch.float32) if one_pass else None
+    dq_sum_tiles = None
+    if dq_sum is not None and adds_whole_tiles(
+        architecture(q.device), q.shape[-1], q.element_size()
+    ):
+        block = [1, tiles.dkv.block_m, 1, _widths(q)["BLOCK_D"]]
+        dq_sum_tiles = TensorDescriptor.from_tensor(dq_sum, block)
     with on_device_of(q):
         if dq is not None and not one_pass:
             attention_bwd_dq_kernel[_grid(q, tiles.dq.block_m)](
@@ -129,7 +136,7 @@ def _launch_bwd(
             )  # fmt: skip
         if dk is not None:
             attention_bwd_dkv_kernel[_grid(q, tiles.dkv.block_n)](
-                q, k, v, do, lse, delta, dq_sum, dk, dv, seed, documents,
+                q, k, v, do, lse, delta, dq_sum, dq_sum_tiles, dk, dv, seed, documents,
                 *strides, *dk.stride()[:2], *scalars,
                 **_options(q, tiles.dkv, window, allow_tf32),
             )  # fmt: skip

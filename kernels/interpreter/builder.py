@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder, InterpreterOptions
 
+from kernels.interpreter.descriptors import DescriptorBuilder
 from kernels.interpreter.memory import Memory
 from kernels.interpreter.values import (
     MASKS,
@@ -115,7 +116,7 @@ def _convert(self: "GroupBuilder", x: Handle, to: Any, *others: Any) -> Handle:
     return self.handle(to, wrapped(x.data.to(torch_dtype(to)), to))
 
 
-class GroupBuilder(InterpreterBuilder):
+class GroupBuilder(DescriptorBuilder, InterpreterBuilder):
     """Compute what the semantic layer asks for, for the programs of `start_group`."""
 
     def __init__(self) -> None:
@@ -454,7 +455,8 @@ def _refused(name: str) -> Callable[..., NoReturn]:
 
 
 for _method in dir(InterpreterBuilder):
-    if _method.startswith("create_") and _method not in vars(GroupBuilder):
+    inherited = getattr(GroupBuilder, _method) is getattr(InterpreterBuilder, _method)
+    if _method.startswith("create_") and inherited:
         setattr(GroupBuilder, _method, _refused(_method))
 for _name in TORCH:
     _getter = functools.partialmethod(GroupBuilder._constant, tl.dtype(_name))

@@ -17,6 +17,7 @@ from triton.language.semantic import TritonSemantic
 from triton.runtime.errors import InterpreterError
 from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, interpreter_builder
 from triton.runtime.jit import mangle_type
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels.interpreter.alone import METHODS, run_alone
 from kernels.interpreter.builder import LARGEST_VALUE, Diverged, GroupBuilder, TooLarge
@@ -302,6 +303,13 @@ def _argument(name: str, value: Any) -> Any:
             raise Unsupported(f"{name}: a tensor on {value.device}, not on the CPU")
         pointer = tl.str_to_ty(mangle_type(value), None)
         return tl.tensor(pointer_to(name, value, pointer.element_ty), pointer)
+    if isinstance(value, TensorDescriptor):
+        if getattr(value, "round_f32_to_tf32", False):
+            raise Unsupported(f"{name}: rounding to TF32")
+        return SEMANTIC.make_tensor_descriptor(
+            _argument(name, value.base), value.shape, value.strides,
+            [tl.constexpr(n) for n in value.block_shape], value.padding,
+        )  # fmt: skip
     if isinstance(value, (bool, int, float)):
         dtype = tl.str_to_ty(mangle_type(value), None)
         return tl.tensor(BUILDER._constant(dtype, value), dtype)

@@ -5,6 +5,7 @@ that is tested.
 """
 
 import math
+import unittest.mock
 from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
@@ -122,6 +123,29 @@ def test_tiles_and_windows(length, block_m, block_n, window, deterministic, devi
     use_tiles(monkeypatch, block_m, block_n)
     inputs = qkv((1, length, 1, 16), torch.float32, device)
     check(inputs, deterministic=deterministic, window=window)
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 50, 3, 64), {}), ((2, 53, 2, 40), {"window": 24}),
+        ((2, 40, 1, 16), {"dropout_p": 0.2}), ((2, 61, 2, 32), {"documents": [3, 20]}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_whole_tiles_of_dq_are_added(shape, options, device, monkeypatch):
+    """As from sm_90 on: by a descriptor, which leaves out what lies outside of the tensor."""
+    use_tiles(monkeypatch, 32, 16)
+    whole_tiles = unittest.mock.Mock(return_value=True)
+    monkeypatch.setattr(kernels._attention.operators, "adds_whole_tiles", whole_tiles)
+    if "documents" in options:
+        options = {"documents": bounds(*shape[:2], options["documents"], device)}
+    if "dropout_p" in options:
+        seed = torch.tensor([7], device=device)
+        keep = dropout_mask(seed, shape[:3], 0.2)
+        options = options | {"dropout_seed": seed, "keep": keep}
+    check(qkv(shape, DTYPES[0], device), deterministic=False, **options)
+    whole_tiles.assert_called()
 
 
 @pytest.mark.parametrize("window", [None, 1, 24])

@@ -34,6 +34,10 @@ SHIFTED = (
     checks.test_queries_at_the_end_of_the_keys,
     {"T": 7, "S": 53, "block_m": 16, "block_n": 32, "window": None},
 )
+WHOLE_TILES = (
+    checks.test_whole_tiles_of_dq_are_added,
+    {"shape": (2, 50, 3, 64), "options": {}},
+)
 MASK = (checks.test_dropout_mask_is_random_and_depends_on_the_place_alone,)
 DROPOUT = (checks.test_dropout_matches_reference_with_the_mask_read_out,)
 
@@ -146,6 +150,15 @@ KERNELS = [
         "keys off the diagonal add no share of dq",
         "            if dq_sum_ptr is not None:\n                dq =",
         "            if dq_sum_ptr is not None and part == DIAGONAL:\n                dq =", *TILES,
+    ),
+    Mutation(
+        "tiles of dq go to the first head",
+        "[head // H, m, head % H, 0]", "[head // H, m, 0, 0]", *WHOLE_TILES,
+    ),
+    Mutation(
+        "a tile of dq is added with rows and columns exchanged",
+        "tl.reshape(dq, (1, BLOCK_M, 1, BLOCK_D))",
+        "tl.reshape(tl.trans(dq), (1, BLOCK_M, 1, BLOCK_D))", *WHOLE_TILES,
     ),
     Mutation(
         "the buffer of dq does not start at zero",

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from triton.runtime.errors import InterpreterError
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention
@@ -152,6 +153,20 @@ def matmul_kernel(a_ptr, b_ptr, c_ptr, K, N: tl.constexpr, BLOCK: tl.constexpr):
         b = tl.load(b_ptr + (k + tl.arange(0, BLOCK)[:, None]) * N + cols)
         total = tl.dot(a, b, total, input_precision="ieee")
     tl.store(c_ptr + rows * N + cols, total.to(c_ptr.dtype.element_ty))
+
+
+@triton.jit
+def descriptors_kernel(x_ptr, total, rows, cols, ROWS: tl.constexpr, COLS: tl.constexpr):
+    x = tl.make_tensor_descriptor(x_ptr, [rows, cols], [cols, 1], [ROWS, COLS])
+    place = [tl.program_id(0) * ROWS, tl.program_id(1) * COLS]
+    block = x.load(place)
+    x.store(place, block * 2)
+    total.atomic_add([0, place[1]], tl.sum(block, 0, keep_dims=True))
+
+
+@triton.jit
+def extremum_kernel(of):
+    of.atomic_max([0], tl.full((4,), 1, tl.int32))
 
 
 @triton.jit
@@ -356,14 +371,23 @@ def test_pointers_from_integers_are_not_held_to_the_tensors():
     ("kernel", "said"),
     [
         (block_condition_kernel, "not supported by this interpreter: a block of values as a cond"),
+        (extremum_kernel, "not supported by this interpreter: atomic_max of a tensor descriptor"),
         (assembly_kernel, "not supported by this interpreter: inline_asm"),
     ],
 )
 def test_what_is_not_supported_is_refused_by_name(kernel, said):
-    x = torch.ones(4)
+    x = torch.ones(4, dtype=torch.int32)
     with pytest.raises(InterpreterError, match=said):
-        kernel[(1,)](x)
+        kernel[(1,)](TensorDescriptor(x, [4], [1], [4]) if kernel is extremum_kernel else x)
     assert x.tolist() == [1] * 4
+
+
+def test_descriptors_are_cut_at_the_edges_of_their_tensor():
+    given, total = ints(13, 20), zeros(20)
+    x = torch.nn.functional.pad(given, (0, 0, 0, 2), value=5)
+    descriptors_kernel[(4, 3)](x, TensorDescriptor(total, [1, 20], [20, 1], [1, 8]), 13, 20, 4, 8)
+    assert torch.equal(total, given.sum(0, dtype=torch.int32))
+    assert torch.equal(x, torch.cat([given * 2, x.new_full((2, 20), 5)]))
 
 
 def test_a_kernel_that_does_not_end_is_told(monkeypatch):
