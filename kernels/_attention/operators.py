@@ -117,9 +117,8 @@ def _launch_bwd(
     one_pass = dq is not None and dk is not None and not deterministic
     dq_sum = torch.empty(q.shape, device=q.device, dtype=torch.float32) if one_pass else None
     dq_sum_tiles = None
-    if dq_sum is not None and adds_whole_tiles(
-        architecture(q.device), q.shape[-1], q.element_size()
-    ):
+    problem = architecture(q.device), q.shape[-1], q.element_size(), documents is not None
+    if dq_sum is not None and adds_whole_tiles(*problem):
         block = [1, tiles.dkv.block_m, 1, _widths(q)["BLOCK_D"]]
         dq_sum_tiles = TensorDescriptor.from_tensor(dq_sum, block)
     with on_device_of(q):

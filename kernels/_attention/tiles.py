@@ -122,7 +122,8 @@ DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 8, 2
 DROPOUT = {("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 128, 8, 2)}}
 
 # Head widths up to which the tensor memory accelerator adds whole tiles of dq: one instruction for
-# a branch and an atomic addition of each lane for every four elements. Wider, registers spill.
+# a branch and an atomic addition of each lane for every four elements. Wider, and on sm_90 in the
+# tiles of documents, registers spill.
 WHOLE_TILES = {"sm_90": 64, "sm_100": 256, "sm_120": 64}
 
 # Architectures that take the rows of another.
@@ -135,9 +136,11 @@ def rows_of(architecture: str) -> str:
     return rows if (rows, 64) in TABLE else "other"
 
 
-def adds_whole_tiles(architecture: str, head_width: int, itemsize: int) -> bool:
-    """Whether the backward adds up dq by tiles: where the row says so and 16-byte strides allow."""
-    widest = WHOLE_TILES.get(rows_of(architecture), 0) if itemsize == 2 else 0
+def adds_whole_tiles(
+    architecture: str, head_width: int, itemsize: int, documents: bool = False
+) -> bool:
+    """Whether the backward adds up dq by tiles: the row says so, and 16-byte strides allow it."""
+    widest = WHOLE_TILES.get(rows_of(architecture), 0) if itemsize == 2 and not documents else 0
     return head_width <= widest and head_width % 4 == 0
 
 
