@@ -8,9 +8,10 @@ is declared once, in `ModelOptions`.
 import dataclasses
 import sys
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
+from tyro.conf import Suppress
 
 from gpt2.common.ranges import check_number
 
@@ -328,7 +329,11 @@ class TrainConfig(ModelOptions, RunOptions):
     out: str | None = None
     """Run folder. None: runs/<data>-<preset>; an existing run is never overwritten."""
     resume: str | None = None
-    """Run folder to go on with, bit for bit; its configuration is used."""
+    """Run folder to go on with, bit for bit; its configuration is used. With more --steps a
+    finished run is extended: at the rate that it ended with, or with --lr from there on by another
+    half cosine, to --min-lr."""
+    extended_at: Annotated[int, Suppress] = 0
+    """The step at which the run was extended, where its schedule begins; not an option."""
     eval_every: int | None = None
     """Steps between two measurements of the validation loss. None: the preset's."""
     eval_tokens: int = 200_000

@@ -60,6 +60,7 @@ RANGES: Mapping[str, Range] = {
     # the length and the pace of a run
     "steps": _count,
     "tokens": _count,
+    "extended_at": Range(0, _MANY, zero="never"),
     "epochs": Range(0, _REAL, above=True),
     "batch_size": _count,
     "grad_accum": _count,

@@ -99,6 +99,7 @@ def _run(run: RunFacts) -> Facts:
         "time": duration(run.seconds),
         "flops": f"{run.flops:.1e}",
         "steps": run.steps,
+        "schedule": run.steps - run.train.extended_at,
         "step": run.step,
         "train_loss": f"{train_loss(run):.4f}",
         "train_perplexity": f"{math.exp(train_loss(run)):,.2f}",

@@ -308,7 +308,13 @@ def _strategies(decoding: Decoding) -> Findings:
             f"{human.distinct_2:.1%}.",
         )
     most = max(rows, key=lambda name: rows[name].copied_8)
-    if not math.isnan(rows[most].copied_8):
+    if rows[most].copied_8 == 0:
+        yield Finding(
+            STRENGTH,
+            "None of the runs of 8 words in its texts is copied from the training text; of the "
+            f"authors' own {human.copied_8:.2%} stand there.",
+        )
+    elif not math.isnan(rows[most].copied_8):
         yield Finding(
             STRENGTH if rows[most].copied_8 <= max(_COPIED, human.copied_8) else WEAKNESS,
             f"At most {rows[most].copied_8:.2%} of the runs of 8 words in its texts ({most}) are "

@@ -7,10 +7,11 @@ Files of two runs that were mixed up would train on in silence, so they must agr
 import dataclasses
 import reprlib
 from pathlib import Path
+from typing import Any
 
 from gpt2.common.json_files import from_json
 from gpt2.config import PORTABLE, GPTConfig, Settings, TrainConfig, settle
-from gpt2.runs.checkpoint import list_checkpoints, load_state
+from gpt2.runs.checkpoint import list_checkpoints, load_state, step_of
 from gpt2.runs.run import read_config
 
 # What may be given anew with --resume: it changes neither the model nor the steps already taken.
@@ -20,11 +21,16 @@ RESUMABLE = {
     "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute",
 }  # fmt: skip
 _CHOSEN_HERE = {*PORTABLE, "recompute"}  # of a model: settled anew on each machine
+# Of the schedule, which an extended run has anew.
+_SCHEDULE = {"steps", "epochs", "lr", "min_lr", "warmup_steps", "extended_at"}
 _MICRO_BATCH = {"batch_size", "grad_accum"}  # --auto-batch changes them, and keeps their product
 
 
 def resumed_settings(given: TrainConfig) -> Settings:
     """The settings of the run to resume, with those of `given` that may be given anew.
+
+    A finished run is extended by more steps. Their learning rate stays what it was at the end; with
+    a rate given it is that one, and falls by half a cosine, to a tenth or the lowest rate given.
 
     Raises:
         ValueError: no run folder, something given that cannot change, or a checkpoint that was
@@ -36,10 +42,12 @@ def resumed_settings(given: TrainConfig) -> Settings:
     for path in list_checkpoints(folder / "checkpoints"):
         _check_own(path, saved, model, folder / "config.json")
     default = TrainConfig()
+    extension = _extension(given, saved, folder)
     changes = {}
     for field in dataclasses.fields(TrainConfig):
         value = getattr(given, field.name)
-        if value == getattr(default, field.name):
+        extended = field.name in extension and field.name != "epochs"
+        if value == getattr(default, field.name) or extended:
             continue
         if field.name not in RESUMABLE and value != getattr(saved, field.name):
             option = "--" + field.name.replace("_", "-")
@@ -48,7 +56,34 @@ def resumed_settings(given: TrainConfig) -> Settings:
                 f"{getattr(saved, field.name)}: leave it out, or start a new run"
             )
         changes[field.name] = value
-    return dataclasses.replace(saved, **changes)
+    return dataclasses.replace(saved, **changes | extension)
+
+
+def _extension(given: TrainConfig, saved: Settings, folder: Path) -> dict[str, Any]:
+    """What changes in the settings of a run that is to be extended; nothing if it is not."""
+    if given.steps is None or given.steps == saved.steps:
+        return {}
+    checkpoints = list_checkpoints(folder / "checkpoints")
+    if not (folder / "result.json").is_file() or not checkpoints:
+        raise ValueError(
+            f"--steps {given.steps} extends a run that is finished, and {folder} is not: go on "
+            f"with it by --resume {folder} alone, and extend it then"
+        )
+    end = step_of(checkpoints[-1])
+    if given.steps <= end:
+        raise ValueError(
+            f"--steps {given.steps}: {folder} has taken {end} steps; give more to extend it"
+        )
+    lr = saved.min_lr if given.lr is None else given.lr
+    lowest = saved.min_lr if given.lr is None else given.lr / 10
+    return {
+        "steps": given.steps,
+        "epochs": None,
+        "lr": lr,
+        "min_lr": lowest if given.min_lr is None else given.min_lr,
+        "warmup_steps": given.warmup_steps or 0,
+        "extended_at": end,
+    }
 
 
 def _check_own(path: Path, settings: Settings, model: GPTConfig, config_file: Path) -> None:
@@ -62,9 +97,12 @@ def _check_own(path: Path, settings: Settings, model: GPTConfig, config_file: Pa
         known = settle(from_json(TrainConfig, state.train_config, others=True))
     except ValueError:
         return
+    free = RESUMABLE | _MICRO_BATCH
+    if settings.extended_at >= state.step:
+        free |= _SCHEDULE
     pairs = [
         (name, getattr(known, name), getattr(settings, name))
-        for name in state.train_config.keys() & _names(Settings) - RESUMABLE - _MICRO_BATCH
+        for name in (state.train_config.keys() & _names(Settings)) - free
     ]
     pairs += [
         (name, state.model_config[name], getattr(model, name))

@@ -102,6 +102,7 @@ def make_plan(config: TrainConfig) -> Plan:
     if config.resume is not None:
         settings = resumed_settings(config)
         check_numbers(settings)
+        _check_rates(settings)
         return Plan(Path(config.resume), settings, resumed=True)
     device, _ = choose_device(config.device)
     start = None
@@ -110,12 +111,16 @@ def make_plan(config: TrainConfig) -> Plan:
         config = begin_from(start, config)
     default = "demo" if device.type == "cpu" else "mini"
     settings = settle(config, default, interpreted=interpreted(device, config))
-    if settings.min_lr > settings.lr:
-        raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
+    _check_rates(settings)
     model_config(
         settings, settings.vocab_size, 0
     )  # what cannot be built is refused before the text
     return Plan(_new_folder(settings), settings, resumed=False, start=start)
+
+
+def _check_rates(settings: Settings) -> None:
+    if settings.min_lr > settings.lr:
+        raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
 
 
 def _new_folder(settings: Settings) -> Path:
@@ -242,6 +247,9 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"epochs, {settings.optimizer}, lr {settings.lr:g} -> {settings.min_lr:g}; run folder "
         f"{trainer.folder}"
     )
+    if settings.extended_at:
+        how = "stays" if settings.lr == settings.min_lr else "falls anew, by half a cosine"
+        say(f"extended after step {settings.extended_at:,}: from there on the learning rate {how}")
 
 
 def _say_pace(trainer: Trainer) -> None:
@@ -299,6 +307,9 @@ def begin(plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
             remove_unfinished(folder)
         trainer.restore(checkpoint)
         say(f"resumed {folder} after step {trainer.step:,}")
+        if world().main and plan.settings.extended_at != read_config(folder)[0].extended_at:
+            (folder / "result.json").unlink()  # of the run as it was
+            write_config(folder, plan.settings, trainer.model.config)
     elif world().main:
         if _left_no_checkpoint(folder):  # asked again, now that nobody else can train in it
             remove_unfinished(folder)

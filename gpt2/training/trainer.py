@@ -206,9 +206,10 @@ class Trainer:
     def _try_step(self) -> tuple[StepResult, float, MicroBatch]:
         settings = self.settings
         micro_batches = [self._next_micro_batch(size) for size in self._micro_batch_sizes()]
+        begun = settings.extended_at
         lr = learning_rate(
-            self.step,
-            steps=self.steps,
+            max(0, self.step - begun),
+            steps=self.steps - begun,
             warmup_steps=settings.warmup_steps,
             lr=settings.lr,
             min_lr=settings.min_lr,

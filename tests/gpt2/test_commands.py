@@ -121,6 +121,46 @@ def test_a_run_without_a_checkpoint_is_begun_anew_under_its_name(workplace, type
     assert not list(vain.glob("checkpoints/.*"))
 
 
+def test_a_finished_run_is_extended_by_a_schedule_of_its_own(workplace, typed, capsys):
+    before = curve(workplace / "run")
+    for name, more, rates, said in (
+        ("longer", [], {before[-1][2]}, "stays"),
+        ("lower", ["--lr", "1e-3"], {1e-3, 1e-4}, "falls anew, by half a cosine"),
+    ):
+        run = shutil.copytree(workplace / "run", workplace / name)
+        words = [TRAIN, "--resume", name, "--steps", "80", *more]
+        with pytest.MonkeyPatch.context() as patch:  # killed before its first checkpoint
+            patch.setattr("gpt2.training.trainer.Trainer.fit", lambda self: signal.SIGTERM)
+            assert typed(*words) == 128 + signal.SIGTERM
+        assert f"extended after step 60: from there on the learning rate {said}" in (
+            capsys.readouterr().out
+        )
+        assert not (run / "result.json").exists()
+        assert typed(TRAIN, "--resume", name, "--steps", "90") == 2
+        assert f"and {name} is not: go on with it by --resume {name} alone" in (
+            capsys.readouterr().err
+        )
+        assert typed(TRAIN, "--resume", name) == 0
+        made = curve(run)
+        assert made[: len(before)] == before
+        assert len(made) == 80
+        first, last = made[60][2], made[-1][2]
+        assert last == pytest.approx(min(rates))
+        assert first == pytest.approx(max(rates), rel=0.01)
+        assert json.loads((run / "result.json").read_text())["step"] > 60
+    assert typed(TRAIN, "--resume", "longer", "--steps", "70") == 2
+    assert "longer has taken 80 steps; give more to extend it" in capsys.readouterr().err
+    assert typed(TRAIN, "--resume", "longer", "--steps", "81", "--min-lr", "1") == 2
+    assert "--min-lr 1 is above --lr" in capsys.readouterr().err
+    assert typed(TRAIN, "--resume", "longer", "--steps", "81", "--lr", "1e-3") == 0
+    assert len(curve(workplace / "longer")) == 81
+    pytest.importorskip("typst")
+    assert typed("-m", "gpt2.report", "longer") == 0
+    pages = pytest.importorskip("pypdf").PdfReader(workplace / "longer/report.pdf").pages
+    text = " ".join(" ".join(page.extract_text() for page in pages).split())
+    assert "The run was extended after step 80, from where the steps of this schedule count" in text
+
+
 def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typed, capsys):
     """Interpreted, which is said: the norms, the MLP, the loss and attention, all of them ours."""
     (workplace / "short.txt").write_text(STORIES[:6000], encoding="utf-8")
