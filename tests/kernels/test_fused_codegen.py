@@ -14,8 +14,6 @@ from kernels.cross_entropy import LOADS, launch_cross_entropy
 from tests.kernels.codegen import SHARED_LIMIT, TENSOR_CORE, Code, compile_for
 
 TARGETS = list(SHARED_LIMIT)
-# Triton 3.6 takes one instruction per element more for SwiGLU from one tensor, and for the loss.
-OLD = triton.__version__ < "3.7"
 
 
 # ---- in the compiling process
@@ -106,7 +104,8 @@ def check_activations(*compiled: Code) -> None:
             most = (24 if "bwd" in c.kernel else 12) + bias  # instructions per element
             assert walk.instructions <= most * 8 * walk.wide_stores, c
         if c.target == "sm_90" and "swiglu" in c.kernel:
-            most = 25 if "bwd" in c.kernel else 17 + OLD
+            packed = len(compiled) == 4  # one more for the addresses of two halves
+            most = (25 if "bwd" in c.kernel else 17) + packed
             assert c.instructions <= most * kernels.swiglu.VALUES, c
 
 
@@ -117,7 +116,8 @@ def check_loss(c: Code) -> None:
     assert c.wide_stores >= LOADS + 1, c
     if c.target == "sm_90":
         passes = sorted(loop.instructions for loop in c.loops)[-2:]
-        assert sum(passes) <= (15 + OLD) * 8 * LOADS, c  # instructions per element
+        most = 15 if triton.__version__ >= "3.7" else 16  # instructions per element
+        assert sum(passes) <= most * 8 * LOADS, c
 
 
 # What the first case of each is held to besides, and activations of that width that stand alone.
