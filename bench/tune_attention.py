@@ -1,13 +1,16 @@
 """Measure the tile sizes of the attention kernels on this GPU and print rows for the table.
 
     python -m bench.tune_attention --out bench/results
+    python -m bench.tune_attention --out bench/results --documents    # of 212 tokens on average
 
 Every candidate of every kernel is held to the error budget of `kernels.testing`, timed at each
 length (median of `triton.testing.do_bench`, random data, L2 cache flushed before each run) and
 written at once to `tune_attention_<architecture>.json`, so that an interrupted run loses nothing.
 The table has two rows per head width, for short and for long sequences; in each, the candidate
 with the least mean slowdown against the best at each length wins. It takes a few minutes: about 2 s
-of compiling for each of 68 kernels, then 0.1 s for each of 340 measurements.
+of compiling for each of some 80 kernels, then 0.1 s for each of 400 measurements.
+
+`dkv, by elements` is `dkv` where it does not add whole tiles of dq (`WHOLE_TILES` of the table).
 
 `--dry-run` does the same at toy sizes, also on a CPU in Triton's interpreter.
 """
@@ -17,7 +20,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,12 +36,15 @@ from kernels._attention import operators as _attention_ops
 from kernels._attention.tiles import SHORT, Tile, Tiles
 from kernels._common.launch import INTERPRETED, architecture
 from kernels.attention import attention, attention_reference
+from kernels.documents import document_bounds
 from kernels.testing import Referee
 
 DEVICE = "cpu" if INTERPRETED else "cuda"
 KERNELS = ("fwd", "dq", "dkv")
+BY_ELEMENTS = "dkv, by elements"
 # FLOPs per visible score and unit of head width; dkv is timed as the whole one-pass backward.
-FLOPS = {"fwd": 4, "dq": 6, "dkv": 10}
+FLOPS = {"fwd": 4, "dq": 6, "dkv": 10, BY_ELEMENTS: 10}
+DOCUMENT = 212  # tokens of a story of TinyStories, on average
 TOKENS = 32768
 CHANNELS = 768
 
@@ -59,6 +65,16 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
         Tile(32, 128, 8, 2), Tile(32, 128, 4, 2), Tile(128, 64, 8, 2),
     ),
 }  # fmt: skip
+_SMALL = tuple(
+    Tile(rows, columns, warps, 2)
+    for rows, columns in ((32, 16), (32, 32), (64, 16), (64, 32), (64, 64), (128, 64))
+    for warps in ((2, 4) if rows == 32 else (4, 8))
+)
+DOCUMENT_CANDIDATES = {
+    "fwd": _SMALL,
+    "dq": _SMALL,
+    "dkv": tuple(Tile(t.block_n, t.block_m, t.warps, t.stages) for t in _SMALL),
+}
 
 
 @dataclass(frozen=True)
@@ -82,27 +98,45 @@ def _using(kernel: str, tile: Tile) -> Iterator[None]:
     def chosen(*problem: Any) -> Tiles:
         return choose(*problem)._replace(**{kernel: tile})
 
-    with patch.object(_attention_ops, "choose_tiles", chosen):
+    with ExitStack() as stack:
+        if kernel == BY_ELEMENTS:
+            kernel = "dkv"
+            stack.enter_context(patch.object(_attention_ops, "adds_whole_tiles", lambda *_: False))
+        stack.enter_context(patch.object(_attention_ops, "choose_tiles", chosen))
         yield
 
 
+def _documents(batch: int, length: int) -> Tensor:
+    """Documents that begin at random places."""
+    return document_bounds(torch.rand(batch, length, device=DEVICE) < 1 / DOCUMENT)
+
+
 def _problem(
-    width: int, length: int, dtype: torch.dtype, toy: bool
-) -> dict[str, Callable[[], Any]]:
-    """The call to time for each kernel."""
+    width: int, length: int, dtype: torch.dtype, toy: bool, documents: bool
+) -> tuple[dict[str, Callable[[], Any]], float]:
+    """The call to time for each kernel, and how many keys a row sees on average."""
     heads = 1 if toy else max(1, CHANNELS // width)
     batch = 1 if toy else max(1, TOKENS // length)
     shape = (batch, length, 3, heads, width)
     q, k, v = torch.randn(shape, device=DEVICE, dtype=dtype).unbind(2)
     do = torch.randn(batch, length, heads, width, device=DEVICE, dtype=dtype)
-    options = (None, None, width**-0.5, None, 0.0, False)
+    seen = (length + 1) / 2
+    bounds = _documents(batch, length) if documents else None
+    if bounds is not None:
+        seen = float((torch.arange(1, length + 1, device=DEVICE) - bounds[0]).float().mean())
+    options = (None, bounds, width**-0.5, None, 0.0, False)
     o, lse, _ = _attention_ops.attention_fwd(q, k, v, *options, False)
     operands = (do, q, k, v, o, lse, *options)
-    return {
+    calls: dict[str, Callable[[], Any]] = {
         "fwd": lambda: _attention_ops.attention_fwd(q, k, v, *options, False)[0],
         "dq": lambda: _attention_ops.attention_bwd(*operands, True, True, False)[0],
         "dkv": lambda: _attention_ops.attention_bwd(*operands, False, True, True)[1],
     }
+    if not documents and _attention_ops.adds_whole_tiles(
+        architecture(q.device), width, q.element_size()
+    ):
+        calls[BY_ELEMENTS] = calls["dkv"]
+    return calls, seen
 
 
 def _time(run: Callable[[], Any]) -> float:
@@ -113,21 +147,27 @@ def _time(run: Callable[[], Any]) -> float:
     return triton.testing.do_bench(run, warmup=10, rep=40, return_mode="median")
 
 
-def _referee(width: int, length: int, dtype: torch.dtype) -> Referee:
-    """The error budget of one head of one sequence."""
+def _referee(
+    width: int, length: int, dtype: torch.dtype, documents: bool
+) -> tuple[Referee, Tensor | None]:
+    """The error budget of one head of one sequence, and its documents."""
     qkv = torch.randn(3, 1, length, 1, width, device=DEVICE, dtype=dtype)
     inputs = {name: x.requires_grad_() for name, x in zip("qkv", qkv, strict=True)}
-    return Referee(lambda q, k, v: attention_reference(q, k, v)[0], inputs)
+    bounds = _documents(1, length) if documents else None
+    return Referee(
+        lambda q, k, v: attention_reference(q, k, v, documents=bounds)[0], inputs
+    ), bounds
 
 
 def _measure(
-    kernel: str, tile: Tile, width: int, length: int, run: Callable[[], Tensor], referee: Referee
-) -> Measurement:
+    kernel: str, tile: Tile, width: int, length: int, run: Callable[[], Tensor], seen: float,
+    referee: Referee, bounds: Tensor | None,
+) -> Measurement:  # fmt: skip
     """Check a candidate and time it."""
 
     def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         # Only the deterministic backward computes dq by a kernel of its own.
-        return attention(q, k, v, deterministic=kernel == "dq")
+        return attention(q, k, v, deterministic=kernel == "dq", documents=bounds)
 
     nothing = Measurement(kernel, width, length, tile, None, None)
     try:
@@ -138,7 +178,7 @@ def _measure(
             milliseconds, result = _time(run), run()
     except triton.runtime.errors.OutOfResources as error:
         return replace(nothing, note=str(error))
-    useful = FLOPS[kernel] * result.numel() * (length + 1) / 2
+    useful = FLOPS[kernel] * result.numel() * seen
     return replace(nothing, milliseconds=milliseconds, tflops=useful / milliseconds * 1e-9)
 
 
@@ -177,6 +217,7 @@ def tune(
     widths: tuple[int, ...] = (64, 128),
     lengths: tuple[int, ...] = (128, 256, 512, 1024, 4096),
     dtype: str = "bfloat16",
+    documents: bool = False,
     dry_run: bool = False,
 ) -> Path:
     """Measure every candidate and print the rows of the winners.
@@ -186,6 +227,7 @@ def tune(
         widths: head widths.
         lengths: sequence lengths, at 32768 tokens of 768 channels.
         dtype: float16 or bfloat16.
+        documents: several in a sequence, for `DOCUMENTS` and `DOCUMENTS_WIDE` of the table.
         dry_run: toy sizes and few candidates, to see that everything works.
 
     Returns:
@@ -210,15 +252,16 @@ def tune(
         "measurements": [],
     }
     out.mkdir(parents=True, exist_ok=True)
-    file = out / f"tune_attention_{arch}.json"
+    candidates = DOCUMENT_CANDIDATES if documents else CANDIDATES
+    file = out / f"tune_attention_{arch}{'_documents' if documents else ''}.json"
     measurements: list[Measurement] = []
     for width in widths:
         for length in lengths:
-            problem = _problem(width, length, getattr(torch, dtype), toy=dry_run)
-            referee = _referee(width, length, getattr(torch, dtype))
-            for kernel in KERNELS:
-                for tile in CANDIDATES[kernel][: 2 if dry_run else None]:
-                    m = _measure(kernel, tile, width, length, problem[kernel], referee)
+            problem, seen = _problem(width, length, getattr(torch, dtype), dry_run, documents)
+            judge = _referee(width, length, getattr(torch, dtype), documents)
+            for kernel, call in problem.items():
+                for tile in candidates[kernel.partition(",")[0]][: 2 if dry_run else None]:
+                    m = _measure(kernel, tile, width, length, call, seen, *judge)
                     measurements.append(m)
                     report["measurements"].append(asdict(m))
                     file.write_text(json.dumps(report, indent=1) + "\n")

@@ -6,19 +6,36 @@ import json
 import pytest
 import torch
 
-from bench.tune_attention import CANDIDATES, KERNELS, Measurement, best, rows, tune
+from bench.tune_attention import (
+    BY_ELEMENTS,
+    CANDIDATES,
+    DOCUMENT_CANDIDATES,
+    KERNELS,
+    Measurement,
+    best,
+    rows,
+    tune,
+)
 from kernels._attention.tiles import Tile
 
 
-def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(tmp_path, capsys):
-    file = tune(tmp_path, dry_run=True)
+@pytest.mark.parametrize("documents", [False, True])
+def test_a_dry_run_of_the_tuner_measures_and_prints_a_table(
+    documents, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("kernels._attention.operators.adds_whole_tiles", lambda *_: True)
+    monkeypatch.setattr("bench.tune_attention.DOCUMENT", 20)
+    file = tune(tmp_path, documents=documents, dry_run=True)
     measured = json.loads(file.read_text())["measurements"]
-    assert {m["kernel"] for m in measured} == set(KERNELS)
+    assert {m["kernel"] for m in measured} == {*KERNELS} | (
+        {BY_ELEMENTS} if not documents else set()
+    )
     assert all(m["milliseconds"] > 0 for m in measured), "every candidate gives the right result"
     printed = capsys.readouterr().out
     table = ast.literal_eval("{" + printed[printed.index('    ("') :] + "}")
     for row in table.values():
-        assert all(Tile(*tile) in CANDIDATES["fwd"] for tile in (short[0] for short in row))
+        candidates = DOCUMENT_CANDIDATES if documents else CANDIDATES
+        assert all(Tile(*tile) in candidates["fwd"] for tile in (short[0] for short in row))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU tuning works")
