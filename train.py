@@ -9,7 +9,7 @@ python train.py --help                            everything that can be chosen
 import sys
 
 from gpt2.common.cli import run_tool
-from gpt2.config import TrainConfig
+from gpt2.config import TrainConfig, decided_by_preset
 from gpt2.training.out_of_memory import OutOfMemory
 from gpt2.training.recovery import Diverged
 from gpt2.training.run_training import run_training
@@ -23,5 +23,10 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == "__main__":
-    examples = __doc__.replace("\npython", "\n\npython")  # a line each, where text is reflowed
-    run_tool(main, TrainConfig, description=examples, failures=(Diverged, OutOfMemory))
+    run_tool(
+        main,
+        TrainConfig,
+        description=__doc__,
+        failures=(Diverged, OutOfMemory),
+        decided=decided_by_preset(),
+    )

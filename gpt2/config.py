@@ -47,6 +47,7 @@ VOCAB_MULTIPLE = 128
 class ModelOptions:
     """The options of a model besides its size; the defaults are GPT-2's (Radford et al. 2019)."""
 
+    # --- model ---
     norm: Norm = "layernorm"
     """layernorm, or quicknorm (= RMSNorm)."""
     norm_position: NormPosition = "pre"
@@ -214,6 +215,21 @@ INTERPRETED: dict[str, Any] = {
 }
 
 
+def decided_by_preset() -> dict[str, str]:
+    """For the help of commands: the settings that the preset decides, each with its values."""
+    settled = {name: vars(settle(TrainConfig(preset=name))) for name in PRESETS}
+    decided = {}
+    for name in (
+        "vocab_size", "seq_len", "batch_size", "grad_accum", "optimizer", "n_layer", "n_head",
+        "n_embd", "steps", "lr", "min_lr", "warmup_steps", "eval_every", "checkpoint_every",
+    ):  # fmt: skip
+        values = ", ".join(f"{preset} {settled[preset][name]}" for preset in PRESETS)
+        decided[name] = f"by preset: {values}"
+    decided["min_lr"] = "a tenth of --lr"
+    decided["lr"] += "; demo with adamw " + str(RUN_DEFAULTS["demo"]["lr"]["adamw"])
+    return decided
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
     """What a single run and a comparison of sizes are asked in the same way.
@@ -221,6 +237,7 @@ class RunOptions:
     None leaves a setting open, see `settle`.
     """
 
+    # --- text ---
     data: str = "python-docs"
     """python-docs (no download), tinystories, wikitext-2, openwebtext; or a .txt, .jsonl, .csv,
     .parquet or .arrow file (packed or not), one of token ids (.bin, .npy, .ds), a folder of them,
@@ -234,6 +251,7 @@ class RunOptions:
     """Size of the vocabulary to train, <|endoftext|> included. None: the preset's."""
     cache_dir: str = "data"
     """Where trained tokenizers and tokenised shards are kept and found again."""
+    # --- optimisation ---
     seq_len: int | None = None
     """Tokens per sequence. None: the preset's context length."""
     batch_size: int | None = None
@@ -245,12 +263,14 @@ class RunOptions:
     """adamw, or muon for the hidden matrices with AdamW for the rest. None: the preset's."""
     seed: int = 1337
     """Seed of initialisation, batches, dropout and samples."""
+    # --- machine ---
     device: str = "auto"
     """auto, cpu, cuda, cuda:1, mps."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """Compute type, by autocast (fp16 with loss scaling). Weights and optimizer stay fp32."""
     compile: bool = field(default_factory=_compile_pays)
     """torch.compile the model."""
+    # --- run folder ---
     sample_tokens: int = 60
     """Tokens of each sample."""
 

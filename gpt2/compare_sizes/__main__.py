@@ -28,7 +28,7 @@ from gpt2.compare_sizes.plots import PLOTS, plot
 from gpt2.compare_sizes.report import FILES, table, write
 from gpt2.compare_sizes.results import beginnings, compare, encode_prompts, is_finished
 from gpt2.compare_sizes.run import train
-from gpt2.config import RunOptions, Settings, TrainConfig, settle
+from gpt2.config import RunOptions, Settings, TrainConfig, decided_by_preset, settle
 from gpt2.runs.checkpoint import list_checkpoints
 from gpt2.training.run_training import Plan, hold, prepare_text
 
@@ -117,4 +117,4 @@ def _train(settings: Settings) -> None:
 if __name__ == "__main__":
     from gpt2.common.cli import run_tool
 
-    run_tool(main, Arguments)
+    run_tool(main, Arguments, decided=decided_by_preset())
