@@ -1,6 +1,7 @@
 """A run folder as other tools read it: configuration, tokenizer and a checkpoint's weights."""
 
 import dataclasses
+import glob
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from gpt2.common.devices import choose_device
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
 from gpt2.config import PORTABLE, GPTConfig, Settings, TokenType, TrainConfig, settle
+from gpt2.data.sources import BUILT_IN
 from gpt2.model import GPT
 from gpt2.runs.checkpoint import (
     best_checkpoint,
@@ -48,7 +50,7 @@ class Run:
         default what the run was trained on.
 
         Raises:
-            ValueError: no --data, and nothing says what the model was trained on.
+            ValueError: no --data, and what the model was trained on is not recorded or not here.
         """
         if data is None and self.config is None:
             raise ValueError(
@@ -56,6 +58,11 @@ class Run:
             )
         if data is None and self.config is not None:
             data, token_type = self.config.data, token_type or self.config.token_type
+            if not (data in BUILT_IN or glob.has_magic(data) or Path(data).exists()):
+                raise ValueError(
+                    f"{self.name} was trained on {data}, and there is no such file or folder here: "
+                    "choose a text with --data"
+                )
         return {"data": data, "token_type": token_type}
 
 

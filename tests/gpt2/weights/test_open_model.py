@@ -98,6 +98,11 @@ def test_what_weights_alone_do_not_have_is_asked_for(workplace, tmp_path, monkey
             open_model(name, checkpoint="last")
     with pytest.raises(ValueError, match=r"weights does not record .* choose a text with --data"):
         main(Arguments("weights", device="cpu"))
+    with pytest.raises(
+        ValueError, match=r"demo was trained on books, .* choose a text with --data"
+    ):
+        main(Arguments("demo", device="cpu"))
+    main(Arguments("demo", data=str(workplace / "stories.txt"), limit=50, device="cpu"))
     with pytest.raises(ValueError, match=r"demo has no folder of yours .* one with --out"):
         compare_decoding.main(compare_decoding.Arguments("demo", device="cpu"))
     shutil.copytree("weights", tmp_path / "other")
