@@ -1,6 +1,7 @@
 """The README's commands run as they stand there, made short by settings added at their end."""
 
 import importlib.util
+import io
 import re
 import shlex
 
@@ -31,6 +32,7 @@ def test_commands_run_in_their_order(tmp_path, monkeypatch, capfd):
         (tmp_path / name).symlink_to(ROOT / name)
     story = "Once upon a time there was a fox. It met a hen, and they talked.\n"
     documents = [story * (3 + i % 5) for i in range(80)]
+    monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n"))  # for --interactive
     (tmp_path / "stories.txt").write_text("<|endoftext|>\n".join(documents))
     ran = 0
     for command in ["python train.py", *_commands()]:

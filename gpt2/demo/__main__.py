@@ -92,8 +92,8 @@ def build_page(run: Run, prompt: str = "") -> "Blocks":
                 next_token = html(elem_id="next")
         knobs = [text, temperature, top_k, top_p]
         on = partial(gr.on, show_progress="hidden", api_visibility="private")
-        clicked = [start.click, text.submit]
-        making = on(clicked, answers.generate, [*knobs, length, seed], texts)
+        begun = [page.load, start.click, text.submit]  # so that the page opens with texts in it
+        making = on(begun, answers.generate, [*knobs, length, seed], texts)
         stop.click(None, cancels=[making])
         changed = [page.load, *(knob.change for knob in knobs)]
         on(changed, answers.chances, knobs, next_token, trigger_mode="always_last")

@@ -2,6 +2,7 @@
 
     python -m gpt2.generate runs/demo --prompt "Once upon a time" --strategy top-p --top-p 0.9
     python -m gpt2.generate runs/demo --prompt-file prompts.txt --samples 3 --seed 7
+    python -m gpt2.generate gpt2 --interactive
 
 The strategies are in gpt2/generate/sampling.py, the rule for texts longer than the context in
 gpt2/generate/decoding.py. A prompt that is itself longer than learned positions reach is refused.
@@ -10,22 +11,21 @@ gpt2/generate/decoding.py. A prompt that is itself longer than learned positions
 import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import torch
 from tyro.conf import Positional, UseAppendAction
 
 from gpt2.data.readers import read_blocks
 from gpt2.generate.decoding import check_prompts, continuations, stream_tokens, until
-from gpt2.generate.sampling import Sampling, strategy
+from gpt2.generate.interactive import Settings, Strategy, converse
+from gpt2.generate.sampling import Sampling
 from gpt2.model import GPT
 
 if TYPE_CHECKING:
     from gpt2.runs.run import Run
-
-Strategy = Literal["greedy", "sample", "top-k", "top-p", "min-p"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,10 @@ class Arguments:
     document."""
     prompt_file: str | None = None
     """File with a prompt on each line; blank lines are left out."""
+    interactive: bool = False
+    """Write with the model in turns: it goes on from what you type, and keeps keys and values
+    between turns. /temperature 0.7 and the like change a setting, /help lists them; Ctrl-C stops an
+    answer."""
     strategy: Strategy = "top-p"
     """greedy, sample (the whole distribution), top-k, top-p or min-p."""
     top_k: int = 50
@@ -75,14 +79,20 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     from gpt2.weights.open_model import open_model
 
-    options = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    chosen = {name: getattr(arguments, name) for name in options}
-    sampling = strategy(arguments.strategy, **chosen)
+    settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
+    sampling = settings.sampling()
+    if arguments.interactive and (arguments.prompt_file or len(arguments.prompt) > 1):
+        raise ValueError("--interactive continues one text: give at most one --prompt")
+    if arguments.interactive and (arguments.samples > 1 or not arguments.cache):
+        raise ValueError("--interactive continues one text by the cache: no --samples, --no-cache")
     prompts = _read_prompts(arguments)
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     ids = [run.tokenizer.encode_prompt(prompt) for prompt in prompts]
     check_prompts(run.model, ids)
-    if len(prompts) == arguments.samples == 1:
+    if arguments.interactive:
+        generator = _generators(run.model, arguments.seed, [0])[0]
+        converse(run, settings, generator, "".join(prompts))
+    elif len(prompts) == arguments.samples == 1:
         _stream(run, sampling, prompts[0], ids[0], arguments)
     else:
         _write(run, sampling, prompts, ids, arguments)

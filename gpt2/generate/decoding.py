@@ -29,19 +29,29 @@ from gpt2.model import GPT
 Prompts = Tensor | Sequence[Sequence[int]]
 
 
-class _Context:
-    """The part of each row that the model sees: tokens and, with a cache, keys and values."""
+class Context:
+    """The part of each row that the model sees: tokens and, with a cache, keys and values.
 
-    def __init__(self, model: GPT, rows: list[list[int]], use_cache: bool) -> None:
+    A text that is continued in turns has one for all of them: the model reads each token once.
+    """
+
+    def __init__(self, model: GPT, rows: list[list[int]], use_cache: bool = True) -> None:
         self._model = model
         self._rows = rows
         self._device = next(model.parameters()).device
         self._cache = KVCache(model.config, len(rows)) if use_cache else None
 
-    def append(self, tokens: list[int]) -> None:
-        """Add a token to each row."""
-        for row, token in zip(self._rows, tokens, strict=True):
-            row.append(token)
+    def extend(self, tokens: Sequence[Sequence[int]]) -> None:
+        """Add tokens to each row."""
+        for row, new in zip(self._rows, tokens, strict=True):
+            row.extend(new)
+
+    def occurrences(self) -> Tensor:
+        """Mark the tokens that occur in each row: (B, V), bool."""
+        seen = torch.zeros(len(self._rows), self._model.config.vocab_size, dtype=torch.bool)
+        for own, row in zip(seen, self._rows, strict=True):
+            own[row] = True
+        return seen.to(self._device)
 
     def next_logits(self) -> Tensor:  # (B, V)
         """Run the model on the tokens that it has not read yet."""
@@ -92,7 +102,7 @@ def check_prompts(model: GPT, prompts: Prompts) -> None:
 @torch.no_grad()
 def stream_tokens(
     model: GPT,
-    idx: Prompts,
+    idx: Prompts | Context,
     max_new_tokens: int,
     *,
     sampling: Sampling,
@@ -103,7 +113,8 @@ def stream_tokens(
 
     Args:
         model: in evaluation mode.
-        idx: prompts (B, T), int64, T >= 1; or B lists of ids, which may differ in length.
+        idx: prompts (B, T), int64, T >= 1; or B lists of ids, which may differ in length; or a
+            context, which takes in the tokens and can be continued again.
         max_new_tokens: how many tokens to add.
         sampling: how each token is chosen. A repetition penalty applies to all tokens of the prompt
             and the continuation, also to those that have left the context.
@@ -117,24 +128,19 @@ def stream_tokens(
     Raises:
         ValueError: an empty prompt, or one longer than learned positions reach.
     """
-    check_prompts(model, idx)
-    rows = idx.tolist() if isinstance(idx, Tensor) else [list(row) for row in idx]
-    seen = None if sampling.repetition_penalty == 1 else _occurrences(model, rows)
-    context = _Context(model, rows, use_cache)
+    if isinstance(idx, Context):
+        context = idx
+    else:
+        check_prompts(model, idx)
+        rows = idx.tolist() if isinstance(idx, Tensor) else [list(row) for row in idx]
+        context = Context(model, rows, use_cache)
+    seen = None if sampling.repetition_penalty == 1 else context.occurrences()
     for _ in range(max_new_tokens):
         token = next_token(context.next_logits(), sampling, generator, seen)
         if seen is not None:
             seen.scatter_(1, token[:, None], True)
+        context.extend(token[:, None].tolist())
         yield token
-        context.append(token.tolist())
-
-
-def _occurrences(model: GPT, rows: list[list[int]]) -> Tensor:
-    """Mark the tokens that occur in each row: (B, V), bool."""
-    seen = torch.zeros(len(rows), model.config.vocab_size, dtype=torch.bool)
-    for own, row in zip(seen, rows, strict=True):
-        own[row] = True
-    return seen.to(next(model.parameters()).device)
 
 
 def generate(

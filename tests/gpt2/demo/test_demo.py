@@ -252,6 +252,10 @@ _TOKENS = "[...document.querySelectorAll('#next th[scope=row]')].map(e => e.text
 _MADE = "[...document.querySelectorAll('.story .made')].map(e => e.textContent)"
 
 
+def test_the_page_opens_with_texts_in_it(browser):
+    _wait(browser, f"{_MADE}.every(text => text) && !document.querySelector('.live')")
+
+
 def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run):
     samplings = strategies()
     drawn = {name: s for name, s in samplings.items() if s.temperature}
@@ -265,16 +269,18 @@ def test_the_page_streams_each_strategy_and_shows_the_distribution(browser, run)
         "document.body, {subtree: true, childList: true, characterData: true})"
     )
     browser.find_element("id", "generate").click()
-    _wait(browser, f"{_MADE}.every(text => text) && !document.querySelector('.live')")
+    prompts = _MADE.replace("made", "prompt")
+    begun = f"{prompts}.every(text => text == {json.dumps(PROMPT)}) && {_MADE}.every(text => text)"
+    _wait(browser, f"{begun} && !document.querySelector('.live')")
     for state in side_by_side(run, PROMPT, samplings, max_tokens=100, seed=1337):
-        final = [text.replace("\r", "\n") for text in state.values()]  # as HTML has it
+        final = [text.translate({13: 10, 0: None}) for text in state.values()]  # as HTML has it
     assert browser.execute_script(f"return {_MADE}") == final
     seen = browser.execute_script("return window.seen")
     for i, name in enumerate(samplings):
         lengths = {len(texts[i]) for texts in seen if len(texts) == 3}
         assert len(lengths) > 3, f"{name} came at once"
-    prompts = browser.execute_script("return " + _MADE.replace("made", "prompt"))
-    assert prompts == [PROMPT] * 3, "as text, not as markup or a template"
+    shown = browser.execute_script(f"return {prompts}")
+    assert shown == [PROMPT] * 3, "as text, not as markup or a template"
 
 
 def test_stop_ends_all_of_them(browser, run):

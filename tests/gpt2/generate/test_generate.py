@@ -1,15 +1,21 @@
 """Decoding: strategies and their limits, the cache, batches, the command."""
 
+import io
 import itertools
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from gpt2.generate.__main__ import Arguments, _read_prompts, main
-from gpt2.generate.decoding import continuations, generate, stream_tokens
+from gpt2.generate.decoding import Context, continuations, generate, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
 from gpt2.model import GPT
+from gpt2.runs.run import load_run
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.stand_ins import every_combination, loud_model, write_run
 
@@ -316,11 +322,98 @@ def test_no_prompt_begins_a_document(capsys, run):
     assert _output(capsys, run, prompt=(marker,)) == marker + begun
 
 
+def _typed(capsys, monkeypatch, run: str, *lines: str, **options) -> list[str]:
+    """What is answered to lines of the standard input, greedily unless `options` say otherwise."""
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    output = _output(capsys, run, **{"interactive": True, "strategy": "greedy"} | options)
+    return output.splitlines()
+
+
+@pytest.fixture
+def added(monkeypatch) -> list[int]:
+    """The tokens that a context of one row gets."""
+    text: list[int] = []
+    extend = Context.extend
+
+    def extended(self, tokens):
+        text.extend(tokens[0])
+        extend(self, tokens)
+
+    monkeypatch.setattr(Context, "extend", extended)
+    return text
+
+
+def test_turns_continue_one_text_of_which_each_token_is_read_once(
+    capsys, monkeypatch, run, added, passes
+):
+    _typed(capsys, monkeypatch, run, "the cat", " dog", max_tokens=3)
+    model, tokenizer = load_run(run).model, Tokenizer.load(run)
+    first, second = tokenizer.encode("the cat"), tokenizer.encode(" dog")
+    assert passes == [len(first), 1, 1, 1 + len(second), 1, 1]
+    turn = len(first) + 3
+    assert added[turn : turn + len(second)] == second
+    for end in (len(first), turn + len(second)):
+        assert added[end : end + 3] == _alone(model, added[:end], 3)
+
+
+def test_settings_change_between_turns_and_mistakes_end_nothing(capsys, monkeypatch, run):
+    lines = ["/temperature 0.7", "/top-k 5", "/top-p 2", "/top-k x", "/beams 3", "/top-k 1", "the"]
+    *said, last = _typed(capsys, monkeypatch, run, *lines, max_tokens=5)
+    assert said[0].startswith("strategy sample, temperature 0.7, top-k 50, ")
+    assert said[1].startswith("strategy top-k, temperature 0.7, top-k 5, ")
+    assert said[2:5] == [
+        "--top-p must be above 0 and at most 1, got 2.0",
+        "/top-k takes a whole number, got 'x'",
+        "there is no /beams: /help lists what there is",
+    ]
+    assert [last] == _typed(capsys, monkeypatch, run, "the", max_tokens=5)
+    again = _typed(capsys, monkeypatch, run, "a", "/new", "the", "/quit", "a", max_tokens=5)
+    assert again[1:] == [last]
+    assert _typed(capsys, monkeypatch, run, *lines[:-1], "/help", max_tokens=5)[-1] == said[5]
+
+
+def test_after_the_end_of_a_document_the_next_one_begins(capsys, monkeypatch, run, added):
+    """A word is set off by a space from the text before it, not from the end of a document."""
+    tokenizer = Tokenizer.load(run)
+    (o,) = tokenizer.encode("o")
+    made = iter([o, tokenizer.eot_id, o])
+    monkeypatch.setattr("gpt2.generate.decoding.next_token", lambda *_: torch.tensor([next(made)]))
+    assert _typed(capsys, monkeypatch, run, "cat", "dog", "cat", max_tokens=1) == ["o", "", "o"]
+    assert tokenizer.decode(added) == "cato dog<|endoftext|>cato"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal is Unix's")
+def test_ctrl_c_stops_an_answer_and_not_the_program():
+    """The model that ships repeats itself without end here."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    words = "-m gpt2.generate demo --interactive --strategy greedy --prompt the --max-tokens 999999"
+    with subprocess.Popen([sys.executable, *words.split()], stdin=theirs, stdout=theirs) as process:
+        os.close(theirs)
+
+        def read(until: bytes) -> None:
+            shown = b""
+            while until not in shown:
+                shown += os.read(ours, 1024)
+
+        read(until=b"old man")
+        process.send_signal(signal.SIGINT)
+        read(until=b"Ctrl-D ends.\r\n> ")
+        process.send_signal(signal.SIGINT)
+        read(until=b"Ctrl-D or /quit ends\r\n> ")
+        os.write(ours, b"/quit\n")
+        assert process.wait(timeout=30) == 0
+    os.close(ours)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"prompt": ("word " * 50,)}, "tokens and the model's context 16: shorten it"),
         ({"prompt": ("a",), "prompt_file": "b"}, "--prompt and --prompt-file both"),
+        ({"interactive": True, "samples": 2}, "--interactive continues one text"),
+        ({"interactive": True, "prompt": ("a", "b")}, "--interactive continues one text"),
         ({"prompt_file": "blank.txt"}, "blank.txt holds no prompt"),
         ({"prompt_file": "latin.txt"}, "latin.txt is not UTF-8: byte 0"),
     ],
