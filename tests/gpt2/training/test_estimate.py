@@ -214,7 +214,7 @@ def test_the_peak_is_where_it_is_said_to_be(moment, config, settings):
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:triton.runtime.interpreter")
 @pytest.mark.parametrize("options", [{}, POST | {"loss_kernel": "torch"}])
 def test_memory_with_our_kernels(options: dict[str, Any]) -> None:
-    shape = {"n_layer": 1, "n_head": 2, "n_embd": 32, "vocab_size": 100, "block_size": 32}
+    shape = {"n_layer": 1, "n_head": 1, "n_embd": 32, "vocab_size": 100, "block_size": 16}
     with batched(False):  # which allocates outside of PyTorch
         check(GPTConfig(**shape | OURS | options), batch_size=2, dtype=FP16 if options else FP32)
 
