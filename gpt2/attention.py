@@ -258,7 +258,7 @@ def triton(
 
 
 def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
-    """Attend from new queries to the keys and values of a cache, whatever the backend.
+    """Attend from new queries to the keys and values of a cache.
 
     One token has one row of scores and no future to hide: there is nothing to fuse or to tile.
 
@@ -273,6 +273,23 @@ def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
     k, v = (t.transpose(1, 2) for t in kv.unbind(2))
     y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
     return y.transpose(1, 2)
+
+
+def attend_past_triton(q: Tensor, kv: Tensor, window: int | None) -> Tensor:
+    """Attend from several queries, the last of all positions, by our fused kernel.
+
+    Args:
+        q: queries (B, T, H, D).
+        kv: keys and values of S >= T positions (B, S, 2, H, D).
+        window: as in a backend.
+
+    Returns:
+        (B, T, H, D). There is no backward.
+    """
+    from kernels.attention import attention
+
+    k, v = kv.unbind(2)
+    return attention(q, k, v, window=window)
 
 
 BACKENDS: dict[str, Backend] = {

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.attention import BACKENDS, attend_past, triton
+from gpt2.attention import BACKENDS, attend_past, attend_past_triton, triton
 from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import GELU, Norm, SwiGLU, build_mlp, build_norm, create_sinusoidal_positions
@@ -50,12 +50,15 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         past = None if chunk is None else chunk.append(self, qkv[:, :, 1:])
+        fused = self.attend is triton and T > 1 and not qkv.requires_grad  # it has no backward
         if past is None:
             options: dict[str, Any] = {"window": self.window, "documents": documents}
             options["dropout_p"] = self.dropout if self.training else 0.0
             if self.training and self.largest is not None and self.attend is triton:
                 options["largest"] = self.largest
             y = self.attend(qkv, **options)  # (B, T, H, D)
+        elif chunk is not None and chunk.last and fused:
+            y = attend_past_triton(qkv[:, :, 0], past[0], self.window)
         else:
             y = attend_past(qkv[:, :, 0], *past)
         return self.c_proj(y.reshape(B, T, C))
