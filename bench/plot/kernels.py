@@ -49,7 +49,7 @@ def attention(results: Found) -> Figure:
         axes[0].set_ylabel("useful TFLOP/s")
     for ax in grid[-1]:
         ax.set_xlabel("length T")
-    style.legend(figure, drawn)
+    style.legend(figure, drawn, "outside right center")
     return figure
 
 
@@ -101,7 +101,7 @@ def loss_memory(results: Found) -> Figure:
     style.plain_grid(ax)
     ax.set(xlabel="tokens", ylabel="peak memory of head and loss")
     ax.set_title(f"vocabulary {V:,}, width {rows[0]['case']['C']}, {rows[0]['case']['dtype']}")
-    style.legend(figure, lines)
+    style.legend(figure, lines, "outside right center")
     return figure
 
 

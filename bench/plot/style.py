@@ -131,16 +131,14 @@ def draw_lines(ax: Axes, lines: Sequence[Line]) -> None:
         )  # fmt: skip
 
 
-def legend(figure: Figure, lines: Sequence[Line]) -> None:
-    """Name the lines right of the axes, each look once, in the order in which the lines end."""
+def legend(beside: Figure | Axes, lines: Sequence[Line], where: Any) -> None:
+    """Name the lines of a figure or of axes, each look once, in the order in which they end."""
     ends = {line.look: line.ys[-1] for line in lines}
     handles = [
         Line2D([], [], color=look.colour, marker=look.marker, label=look.label)
         for look in sorted(ends, key=lambda look: -ends[look])
     ]
-    names = figure.legend(
-        handles=handles, loc="outside right center", frameon=False, labelcolor="linecolor"
-    )
+    names = beside.legend(handles=handles, loc=where, frameon=False, labelcolor="linecolor")
     for text in names.get_texts():
         text.set_fontweight("bold" if text.get_color() == OURS else "normal")
 

@@ -31,18 +31,18 @@ def training_speed(results: Found) -> Figure:
             )  # fmt: skip
             _write_shares(ax, panel.lines, limit)
         style.rate_axis(ax)
+        style.legend(ax, panel.lines, "upper right")
     panels[0][0].set_ylabel("training, tokens per second")
-    style.legend(figure, [line for _, panel in panels for line in panel.lines])
     return figure
 
 
 def training_memory(results: Found) -> Figure:
     """Peak memory against model size."""
     figure, panels = _over_sizes(results, "peak_memory_bytes")
-    for ax, _ in panels:
+    for ax, panel in panels:
         style.memory_axis(ax)
+        style.legend(ax, panel.lines, "upper left")
     panels[0][0].set_ylabel("peak memory of a training step")
-    style.legend(figure, [line for _, panel in panels for line in panel.lines])
     return figure
 
 

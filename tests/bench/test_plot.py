@@ -66,6 +66,18 @@ def test_a_variant_that_failed_is_not_drawn():
     assert "ours" not in names
 
 
+def test_each_panel_names_its_own_lines():
+    """As many names as lines of theirs, a limit aside, though one variant was not compiled."""
+    rows = [
+        row for row in results()["rows"]
+        if not (row["case"].get("compile") and row["variant"] == "nanogpt")
+    ]  # fmt: skip
+    for plot in ("training_speed", "training_memory"):
+        for ax in PLOTS[plot](results(rows=rows)).axes:
+            colours = {line.get_color() for line in ax.lines} - {plot_style.FAINT}
+            assert {text.get_color() for text in ax.get_legend().get_texts()} == colours
+
+
 def test_the_copy_rate_is_drawn_beside_the_memory_bound_kernels():
     (ax,) = PLOTS["kernels"](results()).axes
     (limit,) = ax.lines
