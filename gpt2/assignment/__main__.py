@@ -124,6 +124,8 @@ def _planned(arguments: Arguments, out: Path, start: float) -> State:
     asked = TrainConfig(**_shared(arguments), out=str(out / "sizes"))
     left = 60 * arguments.minutes - (time.perf_counter() - start)
     state = State(dataclasses.asdict(arguments), plan_shape(asked, prepared, seconds=left), [])
+    if state.shape.minutes > left / 60:
+        print(f"no plan fits what is left of {arguments.minutes:g} minutes: this is the smallest")
     write_json(out / _PLAN, dataclasses.asdict(state))
     return state
 

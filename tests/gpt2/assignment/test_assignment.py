@@ -69,6 +69,7 @@ def test_one_command_makes_it_all_and_goes_on_after_each_interruption(
     assert typed(*COMMAND) == 0
     output = capsys.readouterr().out
     assert output.count("plan: train 1x4 1x8 1x16 (layers x width) on 40,960 tokens each") == 3
+    assert output.count("no plan fits what is left of 0.01 minutes: this is the smallest") == 1
     assert output.count("no picture of the demo page: there is no Chromium or Chrome here") == 1
     page = (place / "submission/README.md").read_text()
     scored = json.loads((place / "submission/evaluation.json").read_text())
