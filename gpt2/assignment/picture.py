@@ -14,7 +14,7 @@ _BROWSERS = (
     "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
 )  # fmt: skip
 _SECONDS = 120  # that a browser may take
-_VIRTUAL = 20_000  # milliseconds of the page's own clock, which stands still while it waits
+_VIRTUAL = 600_000_000  # milliseconds of the page's own clock, which runs on as texts are written
 
 
 def take_picture(run: Path, prompt: str, path: Path, *, device: str) -> None:
