@@ -116,6 +116,8 @@ if not triton.__version__.startswith(("3.7.", "3.8.")):  # see above
 # With several documents in a sequence, tiles are small: those of 32 x 16 execute 1.31 times the
 # useful work for stories of 212 tokens on average, those of 64 x 32 1.63 times, of 128 x 64 2.25.
 DOCUMENTS = Tiles(Tile(32, 16, 2, 2), Tile(32, 16, 2, 2), Tile(16, 32, 2, 2))
+# On sm_90 a second stage spills registers with Triton 3.6 or 3.9.
+DOCUMENTS_SM_90 = Tiles(Tile(32, 16, 2, 1), Tile(32, 16, 2, 2), Tile(16, 32, 2, 1))
 DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 8, 2))
 
 # The numbers of dropout are live with a tile. Where the backward would spill: its tiles with it.
@@ -157,7 +159,8 @@ def choose_tiles(
         rows = min(max(16, triton.next_power_of_2(length)), 128)
         return Tiles(*[Tile(rows, rows, 4, 1)] * 3)
     if documents:
-        return DOCUMENTS_WIDE if head_width > 64 else DOCUMENTS
+        narrow = DOCUMENTS_SM_90 if rows_of(architecture) == "sm_90" else DOCUMENTS
+        return DOCUMENTS_WIDE if head_width > 64 else narrow
     name = "other" if itemsize == 4 else rows_of(architecture)
     row = name, min(width for row, width in TABLE if row == name and width >= head_width)
     tiles = Tiles(*[Tile(*tile) for tile in TABLE[row][-1 if length > SHORT else 0]])
