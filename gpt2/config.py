@@ -10,7 +10,6 @@ import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-import torch
 from tyro.conf import Suppress
 
 from gpt2.common.ranges import check_number
@@ -36,6 +35,8 @@ PORTABLE: dict[str, Any] = {
 
 def _compile_pays() -> bool:
     """By default a GPU's training is compiled; on a CPU the compiler takes longer than it saves."""
+    import torch  # here, not above: preparing data does without
+
     return torch.cuda.is_available() and sys.platform == "linux"
 
 

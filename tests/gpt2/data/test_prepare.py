@@ -269,3 +269,15 @@ def test_real_text_has_the_published_token_counts(tmp_path, real_data):
     expected = prepared.tokenizer.encode(text, allow_special=True)
     assert stream.read(0, len(stream)).tolist() == expected
     assert stream.n_documents == 399
+
+
+def test_preparing_does_without_torch(tmp_path):
+    """Importing it takes about a second and 200 MB."""
+    write_stories(tmp_path / "stories.txt", 30)
+    code = (
+        "import runpy, sys; runpy.run_module('gpt2.data.prepare', run_name='__main__'); "
+        "assert 'torch' not in sys.modules"
+    )
+    options = ["--data", "stories.txt", "--vocab-size", "300"]
+    result = run_python("-c", code, *options, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
