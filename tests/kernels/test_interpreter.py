@@ -56,6 +56,8 @@ def integers_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
     tl.store(out_ptr + 8 * N + i, x ^ y & 0xFF)
     tl.store(out_ptr + 9 * N + i, x.to(tl.int64).to(tl.int32))
     tl.store(out_ptr + 10 * N + i, x.to(tl.float32).to(tl.int32, bitcast=True))
+    tl.store(out_ptr + 11 * N + i, tl.maximum(x, y))
+    tl.store(out_ptr + 12 * N + i, tl.minimum(x, y))
 
 
 @triton.jit
@@ -238,7 +240,7 @@ CASES = {
         {"BLOCK": 32},
     ),
     "integers": (
-        integers_kernel, (1,), lambda: (ints(64), ints(64) | 1, zeros(11, 64)), {"N": 64},
+        integers_kernel, (1,), lambda: (ints(64), ints(64) | 1, zeros(13, 64)), {"N": 64},
     ),
     "philox": (random_kernel, (3,), lambda: (12345678901, torch.zeros(3 * 64)), {"BLOCK": 64}),
     "reductions": (
@@ -420,6 +422,10 @@ def test_work_is_counted_by_argument():
     assert launch.flops == 2 * 32 * 64 * 48
     assert launch.loaded == {"a_ptr": 3 * a.nbytes, "b_ptr": 2 * b.nbytes}
     assert launch.stored == {"c_ptr": c.nbytes}
+    x, out = ints(8), zeros(13, 8)
+    with record_work() as launches:
+        integers_kernel[(3,)](x, x + 1, out, N=8)
+    assert launches[0].loaded == {"x_ptr": 3 * x.nbytes, "y_ptr": 3 * x.nbytes}, "each reads all"
 
 
 def _attention(**options):
