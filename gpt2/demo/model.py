@@ -131,7 +131,7 @@ def facts(run: Run) -> dict[str, str]:
     found["step"] = f"{run.step:,}"
     if train:
         tokens = run.step * train.sequences_per_step * train.seq_len
-        found["trained on"] = f"{tokens / 1e6:,.1f} million tokens"
+        found["trained on"] = f"{tokens:,} tokens"
     result = read_result(run)
     loss = validation_loss(run.folder / "checkpoints" / f"step-{run.step:06d}")
     if loss is None and result:

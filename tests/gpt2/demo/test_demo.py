@@ -90,7 +90,7 @@ def test_facts_name_the_model_and_its_training(run):
         "context": "64 tokens",
         "vocabulary": "300 tokens",
         "step": "40",
-        "trained on": "0.0 million tokens",
+        "trained on": "10,240 tokens",
         "validation loss": facts(run)["validation loss"],
         "test": facts(run)["test"],
     }
