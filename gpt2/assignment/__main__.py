@@ -73,6 +73,7 @@ def main(arguments: Arguments) -> None:
     start = time.perf_counter()
     find_typst()
     out = Path(arguments.out)
+    _check_folder(out)
     with hold(out):
         state = _begun(arguments, out) or _planned(arguments, out, start)
         print(state.shape, flush=True)
@@ -95,12 +96,18 @@ def main(arguments: Arguments) -> None:
     print(f"\ndone in {minutes:.1f} minutes; {out / 'README.md'} says what is where")
 
 
+def _check_folder(out: Path) -> None:
+    """Refuse a folder of something else before anything, a lock included, is written to it."""
+    if not out.is_dir() or (out / _PLAN).exists():
+        return
+    if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
+        raise ValueError(f"--out {out} holds something else ({others[0]}): choose another")
+
+
 def _begun(arguments: Arguments, out: Path) -> State | None:
     """The state of a folder that was begun; ValueError if something else was asked for then."""
     path = out / _PLAN
     if not path.exists():
-        if others := sorted(p.name for p in out.iterdir() if not p.name.startswith(".")):
-            raise ValueError(f"--out {out} holds something else ({others[0]}): choose another")
         return None
     try:
         state = from_json(State, read_json_object(path))

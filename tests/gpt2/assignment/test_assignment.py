@@ -90,6 +90,7 @@ def test_one_command_makes_it_all_and_goes_on_after_each_interruption(
     assert "was begun with --seed 1337 and not 2: give the same" in capsys.readouterr().err
     assert typed(*COMMAND, "--out", "gpt2") == 2
     assert "holds something else" in capsys.readouterr().err
+    assert not (place / "gpt2/.lock").exists(), "nothing is left in a folder that is refused"
 
 
 def test_the_notebook_runs_the_same_command(place, typed, monkeypatch):
