@@ -66,7 +66,8 @@ CANDIDATES: dict[str, tuple[Tile, ...]] = {
     ),
 }  # fmt: skip
 _SMALL = tuple(
-    Tile(rows, columns, warps, 2)
+    Tile(rows, columns, warps, stages)
+    for stages in (1, 2)
     for rows, columns in ((32, 16), (32, 32), (64, 16), (64, 32), (64, 64), (128, 64))
     for warps in ((2, 4) if rows == 32 else (4, 8))
 )

@@ -50,14 +50,14 @@ class MultiHeadAttention(nn.Module):
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
         past = None if chunk is None else chunk.append(self, qkv[:, :, 1:])
-        fused = self.attend is triton and T > 1 and not qkv.requires_grad  # it has no backward
-        if past is None:
+        if chunk is None or past is None:
             options: dict[str, Any] = {"window": self.window, "documents": documents}
             options["dropout_p"] = self.dropout if self.training else 0.0
             if self.training and self.largest is not None and self.attend is triton:
                 options["largest"] = self.largest
             y = self.attend(qkv, **options)  # (B, T, H, D)
-        elif chunk is not None and chunk.last and fused:
+        elif self.attend is triton and T > 1 and chunk.last and not qkv.requires_grad:
+            # It has no backward.
             y = attend_past_triton(qkv[:, :, 0], past[0], self.window)
         else:
             y = attend_past(qkv[:, :, 0], *past)
