@@ -127,10 +127,11 @@ class GroupBuilder(DescriptorBuilder, InterpreterBuilder):
         self.memory = Memory()
         self.programs = torch.zeros(1, 3, dtype=torch.int32)
         self.grid = (1, 1, 1)
+        self.turns = 0
 
     def start_group(self, programs: Tensor, grid: tuple[int, int, int]) -> None:
         """Programs (P, 3) int32 run next, of a grid of this size."""
-        self.programs, self.grid = programs, grid
+        self.programs, self.grid, self.turns = programs, grid, 0
 
     def handle(self, dtype: Any, data: Tensor) -> Handle:
         _check_size(data.shape)

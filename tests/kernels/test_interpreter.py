@@ -393,7 +393,7 @@ def test_descriptors_are_cut_at_the_edges_of_their_tensor():
 
 
 def test_a_kernel_that_does_not_end_is_told(monkeypatch):
-    monkeypatch.setattr("kernels.interpreter.launch.MOST_TURNS", 1000)
+    monkeypatch.setattr("kernels.interpreter.language.MOST_TURNS", 1000)
     with pytest.raises(InterpreterError, match="does not end within 1,000 turns of its loops"):
         endless_kernel[(2,)](torch.zeros(1))
 
