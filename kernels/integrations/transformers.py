@@ -9,9 +9,10 @@
 Parameters, `generate`, `Trainer` and `save_pretrained` stay as they are. These parts change; the
 library's own code still runs where it is said:
 
-    attention   self-attention of a call's tokens among themselves: training, and the prompt in
-                `generate`. With padding (or another mask), and where tokens attend to a cache that
-                was filled before, it is PyTorch's SDPA, as in an unpatched model. A call with
+    attention   self-attention of a call's tokens among themselves, and (without gradients) of
+                several tokens to a cache that was filled before: training, and prompts in
+                `generate`, whole or in parts. With padding (or another mask), and for a single new
+                token, it is PyTorch's SDPA, as in an unpatched model. A call with
                 `output_attentions=True` is a ValueError: the weights never exist.
     norms       each LayerNorm.
     mlp         GELU together with the bias of `c_fc`, whose own forward is not called.
@@ -52,6 +53,7 @@ from kernels.layer_norm import layer_norm
 from kernels.linear_cross_entropy import linear_cross_entropy
 
 _IMPLEMENTATION = "gpt2_triton"  # our name among transformers' attention functions
+_ALL_BEFORE = "gpt2_triton_all_before"  # the attribute of a mask that our kernel does without
 _GELUS = ("NewGELUActivation", "GELUTanh")
 # Options of GPT-2's attention that change what it computes, with the value that ours computes.
 _ATTENTION_OPTIONS = {
@@ -248,10 +250,15 @@ def _register_attention(kind: type[nn.Module]) -> None:
         attention_mask: Tensor | None, *, scaling: float | None = None, dropout: float = 0.0,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """query, key, value (B, H, T, D) -> (B, T, H, D), and no weights."""
-        among_themselves = attention_mask is None and query.shape[2] == key.shape[2]
-        if among_themselves and all(kwargs.get(name) is None for name in _ATTENTION_EXTRAS):
-            q, k, v = (x.transpose(1, 2) for x in (query, key, value))
+        """query (B, H, T, D), key and value (B, H, S, D) -> (B, T, H, D), and no weights."""
+        T, S = query.shape[2], key.shape[2]
+        if attention_mask is None:
+            # A static cache has room for more than the tokens that are the first in it.
+            causal, S = T > 1 or T == S, T
+        else:
+            causal = hasattr(attention_mask, _ALL_BEFORE) and not query.requires_grad
+        if causal and all(kwargs.get(name) is None for name in _ATTENTION_EXTRAS):
+            q, k, v = (x.transpose(1, 2) for x in (query, key[:, :, :S], value[:, :, :S]))
             return causal_attention(q, k, v, scale=scaling, dropout_p=dropout), None
         if module.training:
             warnings.warn(
@@ -263,8 +270,24 @@ def _register_attention(kind: type[nn.Module]) -> None:
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
 
+    def mask(*args: Any, **kwargs: Any) -> Tensor | None:
+        """Mark the mask by which the last positions see themselves and all before them."""
+        made = sdpa_mask(*args, **kwargs)
+        start, padding = kwargs.get("q_offset"), kwargs.get("attention_mask")
+        if (
+            made is not None
+            and isinstance(start, int)
+            and start + kwargs["q_length"] == kwargs["kv_length"]
+            and kwargs["kv_offset"] == 0
+            and kwargs["allow_is_causal_skip"]  # no pattern of documents, images or the caller's
+            and not torch.compiler.is_compiling()
+            and (padding is None or padding.all())
+        ):
+            setattr(made, _ALL_BEFORE, True)
+        return made
+
     functions.register(_IMPLEMENTATION, attend)
-    masks.register(_IMPLEMENTATION, sdpa_mask)
+    masks.register(_IMPLEMENTATION, mask)
 
 
 def _language_model_class(model: nn.Module) -> type[nn.Module]:

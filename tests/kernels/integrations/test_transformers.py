@@ -106,6 +106,20 @@ def test_generation_and_masks_take_the_library_s_own_attention(results):
     assert facts["hidden states"] == [[2, 33, 48]] * 3
 
 
+@pytest.mark.parametrize(
+    ("case", "calls"), [("parts", 4), ("static", 2), ("hidden", 0), ("trained", 2)]
+)
+def test_tokens_attend_to_a_cache_by_our_kernel_where_nothing_but_the_future_is_hidden(
+    results, case, calls
+):
+    """Two layers, each with one call or two. A gradient through a cache is PyTorch's."""
+    tensors, facts = results
+    got, plain, exact = (tensors[f"{case}/{name}"] for name in ("patched", "plain", "exact"))
+    assert judge("logits", got, plain, exact).within
+    assert facts[f"{case}/patched/attention"] == calls
+    assert facts[f"{case}/plain/attention"] == 0
+
+
 def test_unpatching_gives_the_very_model_back(results):
     tensors, facts = results
     assert facts["restored"]

@@ -19,7 +19,7 @@ os.environ["TRITON_INTERPRET"] = "1"
 
 import torch
 import torch.nn.functional as F
-from transformers import GPT2Config, GPT2ForTokenClassification, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2ForTokenClassification, GPT2LMHeadModel, StaticCache
 from transformers.utils import is_kernels_available
 
 # After transformers: it takes a package called `kernels` that it finds.
@@ -136,6 +136,28 @@ for name in ("plain", "patched"):
             )
         launches = [launch.kernel for launch in work.launches]
         facts[f"{case}/{name}/attention"] = launches.count("attention_fwd_kernel")
+
+# A prompt in two parts, and one in a static cache; the middle of a text that is masked there.
+exact = copy.deepcopy(model)
+unpatch_transformers_gpt2(exact)
+plain, exact = copy.deepcopy(exact), exact.double()
+hiding = torch.ones_like(ids)
+hiding[0, 7] = 0
+for case in ("parts", "static", "hidden", "trained"):
+    seen = hiding if case == "hidden" else None
+    with torch.set_grad_enabled(case == "trained"):
+        tensors[f"{case}/exact"] = exact(ids, attention_mask=seen).logits[:, 20:].detach()
+        for name, kind in (("plain", plain), ("patched", model)):
+            cache = StaticCache(model.config, max_cache_len=48) if case == "static" else None
+            parts = [ids] if case == "static" else [ids[:, :20], ids[:, 20:]]
+            with count_work() as work:
+                for part in parts:
+                    visible = None if seen is None else seen[:, : 20 if part is parts[0] else 33]
+                    outputs = kind(part, attention_mask=visible, past_key_values=cache)
+                    cache = outputs.past_key_values
+            tensors[f"{case}/{name}"] = outputs.logits[:, -13:].detach()
+            launches = [launch.kernel for launch in work.launches]
+            facts[f"{case}/{name}/attention"] = launches.count("attention_fwd_kernel")
 
 model.train()
 with warnings.catch_warnings(record=True) as caught:
