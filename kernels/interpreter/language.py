@@ -11,16 +11,16 @@ from typing import Any
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.language.semantic import TritonSemantic
 from triton.runtime.interpreter import InterpretedFunction
 
 from kernels.interpreter.builder import Diverged, GroupBuilder
+from kernels.interpreter.semantic import Semantic, init_block_type, init_tensor
 from kernels.interpreter.values import Handle, Unsupported
 
 MOST_TURNS = 1_000_000
 """Turns of the loops of a group of programs after which a kernel is said not to end."""
 BUILDER = GroupBuilder()
-SEMANTIC = TritonSemantic(BUILDER)
+SEMANTIC = Semantic(BUILDER)
 
 
 # The parts of Python that Triton's language uses.
@@ -173,7 +173,13 @@ def _language() -> list[tuple[Any, str, Any, Any]]:
     changes: list[tuple[Any, str, Any]] = []
 
     def bound(member: Any) -> Callable[..., Any]:
-        return lambda *args, **kwargs: member(*args, **{**kwargs, "_semantic": SEMANTIC})
+        function = inspect.unwrap(member)  # of a check that a semantic layer is given
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            kwargs["_semantic"] = SEMANTIC
+            return function(*args, **kwargs)
+
+        return call
 
     for owner in (tl, tl.core, tl.tensor, tl.math, tl.core.tensor_descriptor_base):
         for name, member in inspect.getmembers(owner):
@@ -190,6 +196,8 @@ def _language() -> list[tuple[Any, str, Any, Any]]:
         lambda tensor: SEMANTIC.permute(tensor, (*range(len(tensor.shape) - 2), -1, -2))
     )
     changes += [
+        (tl.block_type, "__init__", init_block_type),
+        (tl.tensor, "__init__", init_tensor),
         (tl.dtype, "to_ir", lambda self, builder: self),
         (tl.tensor, "__index__", _index),
         (tl.tensor, "__bool__", _bool),

@@ -1,5 +1,6 @@
 """Launch interpreted kernels, many programs at a time."""
 
+import functools
 import inspect
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -28,6 +29,7 @@ from kernels.interpreter.memory import RECORDERS, Launch, Memory, OutOfBounds, p
 from kernels.interpreter.values import Unsupported
 
 _lock = threading.RLock()
+_signature = functools.cache(inspect.signature)
 
 
 def _argument(name: str, value: Any) -> Any:
@@ -58,9 +60,10 @@ def _argument(name: str, value: Any) -> Any:
 
 def _bound(kernel: Any, args: Any, kwargs: Any) -> tuple[dict[str, Any], set[str]]:
     """The arguments of a launch by name, options of the compiler left out; and the constants."""
-    parameters = inspect.signature(kernel.fn).parameters
+    signature = _signature(kernel.fn)
+    parameters = signature.parameters
     options = {name: x for name, x in kwargs.items() if name in parameters}
-    bound = inspect.signature(kernel.fn).bind(*args, **options)
+    bound = signature.bind(*args, **options)
     bound.apply_defaults()
     return bound.arguments, {n for n, p in parameters.items() if "constexpr" in str(p.annotation)}
 

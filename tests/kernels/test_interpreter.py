@@ -61,6 +61,18 @@ def integers_kernel(x_ptr, y_ptr, out_ptr, N: tl.constexpr):
 
 
 @triton.jit
+def numbers_kernel(x_ptr, out_ptr, N: tl.constexpr):
+    """Equal numbers of different types, and blocks of different ranks."""
+    i = tl.arange(0, N)
+    x = tl.load(x_ptr + i)
+    tl.store(out_ptr + i, x + 1)
+    tl.store(out_ptr + N + i, x + 1.0)
+    tl.store(out_ptr + 2 * N + i, x.to(tl.int64) + 1)
+    for turn in range(2):
+        tl.store(out_ptr + (3 + turn) * N + i, tl.sum(x[:, None] * turn + x, 1))
+
+
+@triton.jit
 def bits_kernel(x_ptr, high_ptr, sum_ptr, least_ptr, N: tl.constexpr):
     i = tl.arange(0, N)
     x = tl.load(x_ptr + i)
@@ -241,6 +253,9 @@ CASES = {
     ),
     "integers": (
         integers_kernel, (1,), lambda: (ints(64), ints(64) | 1, zeros(13, 64)), {"N": 64},
+    ),
+    "numbers": (
+        numbers_kernel, (1,), lambda: (ints(4) | 2**31 - 1, torch.zeros(5, 4)), {"N": 4},
     ),
     "philox": (random_kernel, (3,), lambda: (12345678901, torch.zeros(3 * 64)), {"BLOCK": 64}),
     "reductions": (
