@@ -16,6 +16,9 @@ T = TypeVar("T")
 # Other processes may wait for one that evaluates or writes a checkpoint; a dead one is noticed by
 # torchrun, not by this.
 _TIMEOUT = timedelta(hours=1)
+# Kept, since DDP may hold a group longest: it would end the group's threads under Python's lock, for
+# which they may be waiting.
+_destroyed: list[Any] = []
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def all_reduce_max(number: int) -> int:
 def destroy_process_group() -> None:
     """Destroy the process group, if there is one: each process goes on alone."""
     if dist.is_available() and dist.is_initialized():
+        _destroyed.append(dist.group.WORLD)
         dist.destroy_process_group()
 
 
