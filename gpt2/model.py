@@ -16,14 +16,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.attention import BACKENDS, attend_past, attend_past_triton, triton
 from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
-from gpt2.layers import GELU, Norm, SwiGLU, build_mlp, build_norm, create_sinusoidal_positions
+from gpt2.layers import (
+    GELU,
+    Linear,
+    Norm,
+    SwiGLU,
+    build_mlp,
+    build_norm,
+    create_sinusoidal_positions,
+    linear,
+)
 from gpt2.loss import linear_cross_entropy
 from kernels.documents import document_bounds
 
@@ -41,8 +49,8 @@ class MultiHeadAttention(nn.Module):
         self.dropout = config.dropout
         self.attend = BACKENDS[config.attn]
         self.largest: Tensor | None = None  # (H,) logits, see `GPT.watch_logits`
-        self.c_attn = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.c_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+        self.c_attn = Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(  # (B, T, C) -> (B, T, C)
         self, x: Tensor, chunk: Chunk | None = None, documents: Tensor | None = None
@@ -126,7 +134,7 @@ class GPT(nn.Module):
         if config.norm_position == "pre":  # post-norm layers already end in a norm
             self.ln_f = build_norm(config)
         if not config.tie:
-            self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=False)
+            self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=False)
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -229,7 +237,7 @@ class GPT(nn.Module):
         return x if branch is None else self.ln_f.add(x, branch)[0]
 
     def logits(self, x: Tensor) -> Tensor:  # (..., C) -> (..., V)
-        return F.linear(x, self.head_weight[: self.config.vocab_size])
+        return linear(x, self.head_weight[: self.config.vocab_size])
 
     def next_logits(
         self, idx: Tensor, cache: KVCache | None = None, lengths: Sequence[int] | None = None
@@ -243,11 +251,14 @@ class GPT(nn.Module):
         """
         x = self.hidden(idx, cache)
         if lengths is None:
-            return self.logits(x[:, -1])
-        if cache is not None:
-            cache.forget([idx.shape[1] - length for length in lengths])
-        last = torch.tensor(lengths, device=idx.device) - 1
-        return self.logits(x[torch.arange(len(x), device=idx.device), last])
+            last = x[:, -1]
+        else:
+            if cache is not None:
+                cache.forget([idx.shape[1] - length for length in lengths])
+            ends = torch.tensor(lengths, device=idx.device) - 1
+            last = x[torch.arange(len(x), device=idx.device), ends]
+        # With the rows of the padded vocabulary the matrix divides into blocks.
+        return linear(last, self.head_weight)[:, : self.config.vocab_size]
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None

@@ -4,10 +4,20 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from gpt2.config import GPTConfig
-from gpt2.layers import GELU, LayerNorm, QuickNorm, SwiGLU, create_sinusoidal_positions
+from gpt2.layers import (
+    BLOCKS,
+    GELU,
+    LayerNorm,
+    QuickNorm,
+    SwiGLU,
+    create_sinusoidal_positions,
+    linear,
+)
+from kernels.testing import judge
 
 
 def test_quicknorm_divides_by_the_root_mean_square():
@@ -30,6 +40,26 @@ def test_layernorm_equals_pytorchs():
     x = torch.randn(5, 32)
     torch.testing.assert_close(LayerNorm(32)(x), nn.LayerNorm(32)(x))
     torch.testing.assert_close(LayerNorm(32, bias=False)(x), nn.LayerNorm(32, bias=False)(x))
+
+
+@pytest.mark.parametrize("N", [5 * BLOCKS, 5 * BLOCKS + 1])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1), (1,), (), (2, 1)])
+def test_the_product_of_one_row_by_blocks_is_that_of_all_rows(shape, bias, N):
+    torch.manual_seed(0)
+    K = 48
+    x, weight, b = torch.randn(*shape, K), torch.randn(N, K), torch.randn(N) if bias else None
+    exact = F.linear(x.double(), weight.double(), b if b is None else b.double())
+    with torch.no_grad():
+        y = linear(x, weight, b)
+    assert y.shape == (*shape, N)
+    assert judge("y", y, F.linear(x, weight, b), exact).within
+
+
+def test_one_row_has_its_gradient_where_one_is_asked_for():
+    x, weight = torch.randn(1, 48), torch.randn(2 * BLOCKS, 48, requires_grad=True)
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.expand(2 * BLOCKS, 48))
 
 
 def test_gelu_is_the_tanh_form():
