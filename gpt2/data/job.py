@@ -10,6 +10,9 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt2.common.files import atomic_write, lock, remove_leftovers
 from gpt2.config import TokenType
 from gpt2.data.documents import Source
@@ -41,6 +44,8 @@ class Job:
     token_type: TokenType | None = None  # of the ids in token files that do not say it
     source: Source = field(init=False)  # the opened text
     notes: list[str] = field(init=False)  # lines worth printing, collected on the way
+    # The ids of the first pieces of the training text, if the tokenizer was trained just now.
+    encoded: Iterator[NDArray[np.integer]] = field(init=False, default_factory=lambda: iter(()))
 
     def __post_init__(self) -> None:
         self.source = open_source(self.data, cache_dir=self.cache_dir)
@@ -147,7 +152,9 @@ class Job:
                     return
 
         start = time.perf_counter()
-        tokenizer = Tokenizer.train(texts(), self.vocab_size, progress=self.progress)
+        tokenizer, self.encoded = Tokenizer.train_and_encode(
+            texts(), self.vocab_size, progress=self.progress
+        )
         self.own_tokenizer.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(self.own_tokenizer.parent)
         with atomic_write(self.own_tokenizer.with_name(_ORIGIN)) as file:

@@ -10,6 +10,7 @@ the very files that one undisturbed process writes.
 import itertools
 import time
 from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,7 @@ def write_splits(
             if split not in unfinished:
                 path = folder / shard_name(split, splits[split].counts.shards)
                 unfinished[split] = _Shard(path, tokenizer, worker, ours=next(order) % of == share)
-            unfinished[split].add(piece)
+            unfinished[split].add(piece, next(job.encoded, None) if split == "train" else None)
             if unfinished[split].counts.text_bytes >= job.shard_bytes:
                 close(split)
             bar.update(piece.consumed)
@@ -117,9 +118,12 @@ class _Shard:
         self._ids: list[NDArray[np.unsignedinteger]] = []
         self._at_work: deque[Future[list[NDArray[np.unsignedinteger]]]] = deque()
 
-    def add(self, piece: Piece) -> None:
+    def add(self, piece: Piece, ids: NDArray[np.integer] | None = None) -> None:
+        """Add a piece, whose ids may be known already if those of all before it are."""
         self.counts += Counts(0, 1, int(piece.last), len(piece.text.encode("utf-8")))
-        if self._wanted:
+        if self._wanted and ids is not None:
+            self._ids += self._as_stored([piece], [ids])
+        elif self._wanted:
             self._batch.append(piece)
             self._batch_chars += len(piece.text)
             if self._batch_chars >= _BATCH_CHARS:
@@ -136,10 +140,15 @@ class _Shard:
             self._ids += self._at_work.popleft().result()
 
     def _encode(self, batch: list[Piece]) -> list[NDArray[np.unsignedinteger]]:
+        encoded = self._tokenizer.encode_documents([piece.text for piece in batch])
+        return self._as_stored(batch, encoded)
+
+    def _as_stored(
+        self, batch: list[Piece], encoded: Iterable[NDArray[np.integer]]
+    ) -> list[NDArray[np.unsignedinteger]]:
         dtype = id_dtype(self._tokenizer.vocab_size)
         end = np.array([self._tokenizer.eot_id], dtype=dtype)
         found = []
-        encoded = self._tokenizer.encode_documents([piece.text for piece in batch])
         for piece, ids in zip(batch, encoded, strict=True):
             found.append(ids.astype(dtype))
             if piece.last:

@@ -17,14 +17,17 @@ creation, after the bytes in BYTE_ORDER. So the merges are those of Hugging Face
 from __future__ import annotations
 
 from array import array
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import pairwise, repeat
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gpt2.common.cpu import available_cores
 from gpt2.common.progress import progress_bar
-from gpt2.tokenizer.pretokens import check_unicode, count_pretokens
+from gpt2.tokenizer.pretokens import Batch, check_unicode, count_pretokens
 
 END_OF_TEXT = "<|endoftext|>"
 
@@ -57,19 +60,68 @@ def train_bpe(
     Raises:
         ValueError: vocab_size is too small, there is no text, or it is no valid Unicode.
     """
+    return _train(texts, vocab_size, processes, progress, keep=False)[0]
+
+
+def train_bpe_and_encode(
+    texts: Iterable[str], vocab_size: int, *, processes: int | None = None, progress: bool = False
+) -> tuple[list[tuple[bytes, bytes]], Iterator[NDArray[np.int64]]]:
+    """Do as train_bpe does, and keep the texts, in four bytes a pre-token, to encode them too.
+
+    Returns:
+        The merges, and the symbols of each text in order, numbered as above. A text of more than a
+        million characters becomes several.
+    """
+    merges, layout, lengths, batches = _train(texts, vocab_size, processes, progress, keep=True)
+    return merges, _encode(batches, *_symbols_of_words(np.array(layout), lengths))
+
+
+def _train(
+    texts: Iterable[str], vocab_size: int, processes: int | None, progress: bool, keep: bool
+) -> tuple[list[tuple[bytes, bytes]], list[int], list[int], list[Batch]]:
+    """The merges; all words laid out, and the lengths of the symbols; with `keep`, the texts."""
     n_merges = vocab_size - 257
     if n_merges < 0:
         raise ValueError(
             f"vocab_size={vocab_size} is too small: the 256 bytes and {END_OF_TEXT} need 257"
         )
     processes = available_cores() if processes is None else processes
-    words = count_pretokens(texts, processes=processes, progress=progress)
+    words, batches = count_pretokens(texts, processes=processes, keep=keep, progress=progress)
     if not words:
         raise ValueError("cannot train a tokenizer: there is no text in the corpus")
-    return _learn_merges(words, n_merges, progress)
+    return *_learn_merges(words, n_merges, progress), batches
 
 
-def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tuple[bytes, bytes]]:
+def _symbols_of_words(
+    layout: NDArray[np.int64], lengths: list[int]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The symbols of all words with a border after each, and where each word begins in them."""
+    places = np.array([*lengths, 0, 1])[layout]  # the last two: of _INSIDE and of _BORDER
+    long = places > 1
+    first = long & (np.cumsum(long) % 2 == 1)  # every second one is the last place of its symbol
+    symbols = layout[(places == 1) | first]
+    return symbols, np.flatnonzero(symbols == _BORDER) + 1
+
+
+def _encode(
+    batches: list[Batch], symbols: NDArray[np.int64], starts: NDArray[np.int64]
+) -> Iterator[NDArray[np.int64]]:
+    lengths = np.diff(starts) - 1
+    batches.reverse()
+    while batches:  # each is dropped when it is done
+        words, ends = batches.pop()
+        stops = np.concatenate([[0], np.cumsum(lengths[words])])
+        offsets = np.repeat(starts[words] - stops[:-1], lengths[words])
+        ids = symbols[offsets + np.arange(len(offsets))]
+        start = 0
+        for end in ends:
+            yield ids[start : (start := stops[end])]
+
+
+def _learn_merges(
+    words: dict[str, int], n_merges: int, progress: bool
+) -> tuple[list[tuple[bytes, bytes]], list[int], list[int]]:
+    """The merges; the words as they lie then (see _lay_out), and the lengths of the symbols."""
     symbols = [bytes([byte]) for byte in BYTE_ORDER]
     lengths = [1] * 256
     ids, weights = _lay_out(words)
@@ -108,11 +160,11 @@ def _learn_merges(words: Counter[str], n_merges: int, progress: bool) -> list[tu
                 else:  # created and taken by this one merge
                     del counts[pair]
             bar.update()
-    return merges
+    return merges, ids, lengths
 
 
-def _lay_out(words: Counter[str]) -> tuple[list[int], list[int]]:
-    """All pre-tokens end to end as symbol ids, and at each place the count of its pre-token.
+def _lay_out(words: dict[str, int]) -> tuple[list[int], list[int]]:
+    """All words end to end as symbol ids, and at each place the count of its word.
 
     A symbol of n bytes takes n places. Its id stands in the first and the last of them, so that the
     neighbours on both sides find it, and _INSIDE between them.
@@ -122,10 +174,9 @@ def _lay_out(words: Counter[str]) -> tuple[list[int], list[int]]:
     for word, count in words.items():
         check_unicode(word)
         word_ids = word.encode().translate(to_ids)
-        if len(word_ids) > 1:
-            ids.extend(word_ids)
-            ids.append(_BORDER)
-            weights.extend(repeat(count, len(word_ids) + 1))
+        ids.extend(word_ids)
+        ids.append(_BORDER)
+        weights.extend(repeat(count, len(word_ids) + 1))
     return ids, weights
 
 
@@ -143,28 +194,28 @@ def _merge(
 
     Sites are in ascending order, given and returned, so that of "aaa" the first two letters merge.
     """
-    fresh: defaultdict[int, array[int]] = defaultdict(_new_sites)
+    befores: defaultdict[int, array[int]] = defaultdict(_new_sites)
+    afters: defaultdict[int, array[int]] = defaultdict(_new_sites)
     left_length, new_length = lengths[left], lengths[new]
     for site in sites:
         middle = site + left_length
         if ids[site] != left or ids[middle] != right:
             continue  # taken by an earlier merge
         end = site + new_length
-        weight = weights[site]
         before, after = ids[site - 1], ids[end]
         if before != _BORDER:
-            counts[before << _ID_BITS | left] -= weight
-            pair = before << _ID_BITS | new
-            counts[pair] += weight
-            fresh[pair].append(site - lengths[before])
+            befores[before].append(site - lengths[before])
         if after != _BORDER:
-            counts[right << _ID_BITS | after] -= weight
-            pair = new << _ID_BITS | after
-            counts[pair] += weight
-            fresh[pair].append(site)
+            afters[after].append(site)
         ids[middle - 1] = ids[middle] = _INSIDE
         ids[site] = ids[end - 1] = new
-    return fresh
+    changes = [(b << _ID_BITS | left, b << _ID_BITS | new, found) for b, found in befores.items()]
+    changes += [(right << _ID_BITS | a, new << _ID_BITS | a, found) for a, found in afters.items()]
+    for old_pair, new_pair, found in changes:
+        weight = sum([weights[site] for site in found])
+        counts[old_pair] -= weight
+        counts[new_pair] += weight
+    return {new_pair: found for _, new_pair, found in changes}
 
 
 def _new_sites() -> array[int]:

@@ -5,7 +5,7 @@ of digits, of punctuation, of white space. The pattern is GPT-2's (Radford et al
 Models are Unsupervised Multitask Learners", section 2.2), with its characters listed in
 unicode16.json: training and encoding, by different libraries, split alike.
 
-The text is a stream of which each process holds one piece at a time. A worker process runs this
+The text is a stream of which each process holds one batch at a time. A worker process runs this
 file as a script, so it imports little: nothing of ours, no torch, no numpy.
 """
 
@@ -17,12 +17,17 @@ import re
 import signal
 import subprocess
 import sys
-from collections import Counter, deque
+from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 T = TypeVar("T")
 
@@ -50,26 +55,51 @@ _split_bmp = re.compile(re.sub("[\U00010000-\U0010ffff]-?", "", SPLIT_PATTERN)).
 _border = re.compile(f"(?<=[^{_S}])[{_S}]|[{_S}](?=[^{_S}])")
 
 _PART_CHARS = 1 << 9  # of text, split at a time: few parts have a character beyond U+FFFF
-_PIECE_CHARS = 1 << 20  # of text, sent to a worker at a time
-_ALONE_CHARS = 4 << 20  # counted before workers are started: starting them takes about as long
+_BATCH_CHARS = 1 << 20  # of text, sent to a worker at a time
+_ALONE_CHARS = 1 << 20  # counted before workers are started: starting them takes about as long
+
+
+class Batch(NamedTuple):
+    """Several texts as numbers of pre-tokens."""
+
+    numbers: NDArray[np.uint32]
+    ends: array[int]  # of each text in `numbers`
 
 
 def count_pretokens(
-    texts: Iterable[str], *, processes: int, progress: bool = False
-) -> Counter[str]:
-    """Count each distinct pre-token of a stream of texts (see train_bpe)."""
+    texts: Iterable[str], *, processes: int, keep: bool = False, progress: bool = False
+) -> tuple[dict[str, int], list[Batch]]:
+    """Count each distinct pre-token of a stream of texts (see train_bpe).
+
+    Returns:
+        The counts; and with `keep` the texts, as places in these. A text of more than a million
+        characters becomes several.
+    """
+    import numpy as np  # here, not above: the workers do without
+
     if isinstance(texts, str):
         raise ValueError("texts is one string: pass an iterable of documents, such as [text]")
-    words: Counter[str] = Counter()
-    parts = chain.from_iterable(cut(text, _PART_CHARS) for text in texts)
-    pieces = _show_progress(in_batches(parts, _PIECE_CHARS), progress)
-    counted = 0
-    for piece in pieces:
-        _count(piece, words)
-        counted += sum(map(len, piece))
-        if counted >= _ALONE_CHARS and processes > 1:
-            _count_in_workers(pieces, processes, words)  # all that is left of them
-    return words
+    pieces = chain.from_iterable(cut(text, _BATCH_CHARS) for text in texts)
+    batches = _show_progress(in_batches(pieces, _BATCH_CHARS), progress)
+    names: list[Iterable[str]] = []
+    counts: list[NDArray[np.int64]] = [np.zeros(0, np.int64) for _ in range(1 + processes)]
+    kept = []
+    for who, numbers, ends in _number(batches, processes, names):
+        seen = np.frombuffer(numbers, np.uint32)
+        total = np.bincount(seen, minlength=len(counts[who]))
+        total[: len(counts[who])] += counts[who]
+        counts[who] = total
+        if keep:
+            kept.append((who, seen, ends))
+    words: dict[str, int] = {}
+    for own_words, own_counts in zip(names, counts, strict=False):
+        for word, count in zip(own_words, own_counts.tolist(), strict=True):
+            words[word] = words.get(word, 0) + count
+    number = {word: n for n, word in enumerate(words)}
+    tables = [np.array([number[word] for word in own], np.uint32) for own in names]
+    for who, seen, _ in kept:
+        seen[:] = tables[who][seen]
+    return words, [Batch(seen, ends) for _, seen, ends in kept]
 
 
 def split(text: str) -> list[str]:
@@ -126,44 +156,75 @@ def in_batches(
         yield batch
 
 
-def _show_progress(pieces: Iterable[list[str]], progress: bool) -> Iterator[list[str]]:
+def _show_progress(batches: Iterable[list[str]], progress: bool) -> Iterator[list[str]]:
     from gpt2.common.progress import progress_bar  # here, not above: the workers do without
 
     with progress_bar(progress, desc="counting words", unit=" chars", unit_scale=True) as bar:
-        for piece in pieces:
-            yield piece
-            bar.update(sum(map(len, piece)))
+        for batch in batches:
+            yield batch
+            bar.update(sum(map(len, batch)))
 
 
-def _count(piece: list[str], words: Counter[str]) -> None:
-    for text in piece:
-        words.update(split(text))
+class _Numbers(dict[str, int]):
+    """Numbers for pre-tokens, from 0 in the order of their first appearance."""
+
+    def __missing__(self, word: str) -> int:
+        self[word] = number = len(self)
+        return number
+
+    def of(self, batch: list[str]) -> tuple[array[int], array[int]]:
+        """The numbers of the pre-tokens of a batch of texts, and where each text ends."""
+        numbers, ends = array("I"), array("Q")
+        for text in batch:
+            for part in cut(text, _PART_CHARS):
+                numbers.extend(map(self.__getitem__, split(part)))
+            ends.append(len(numbers))
+        return numbers, ends
 
 
-def _count_in_workers(pieces: Iterable[list[str]], processes: int, words: Counter[str]) -> None:
-    """Send the pieces to worker processes in turn; each holds one at a time."""
+def _number(
+    batches: Iterator[list[str]], processes: int, names: list[Iterable[str]]
+) -> Iterator[tuple[int, array[int], array[int]]]:
+    """Number the pre-tokens of batches, in order: by this process, 0, then by workers, 1, 2, ...
+
+    Each process has numbers of its own; in the end `names` holds for each the words numbered.
+    """
+    own = _Numbers()
+    names.append(own)
+    counted = 0
+    for batch in batches:
+        yield 0, *own.of(batch)
+        counted += sum(map(len, batch))
+        if counted >= _ALONE_CHARS and processes > 1:
+            break
+    else:
+        return
     workers = [_Worker() for _ in range(processes)]
     try:
-        idle, busy = deque(workers), deque[_Worker]()
-        for piece in pieces:
-            counts: dict[str, int] = {}
-            if idle:
-                worker = idle.popleft()
+        busy: deque[int] = deque()  # workers, in the order of their batches
+        for batch in batches:  # all that is left of them
+            if len(busy) < processes:
+                who, found = len(busy), None
             else:
-                worker = busy.popleft()
-                counts = worker.receive()
-            worker.send(piece)
-            busy.append(worker)
-            words.update(counts)  # while the worker counts its next piece
-        for worker in busy:
-            words.update(worker.receive())
+                who = busy.popleft()
+                found = workers[who].receive()
+            workers[who].send(batch)
+            busy.append(who)
+            if found:  # taken while the worker counts its next batch
+                yield 1 + who, *found
+        for who in busy:
+            yield 1 + who, *workers[who].receive()
+        for worker in workers:
+            worker.send(None)
+            names.append(worker.receive())
     finally:
         for worker in workers:
             worker.stop()
 
 
 class _Worker:
-    """A process that counts pre-tokens: reads lists of texts from stdin, writes counts to stdout.
+    """A process that numbers pre-tokens: reads batches of texts from stdin, then None; writes to
+    stdout what `_Numbers.of` gives for each, then the words numbered.
 
     multiprocessing would either fork a process in which torch runs threads, which can hang, or
     import the user's main script, and torch with it, in each worker.
@@ -173,14 +234,14 @@ class _Worker:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen([sys.executable, __file__], stdin=pipe, stdout=pipe)
 
-    def send(self, piece: list[str]) -> None:
+    def send(self, batch: list[str] | None) -> None:
         assert self._process.stdin is not None
         try:
-            _send(piece, self._process.stdin)
+            _send(batch, self._process.stdin)
         except BrokenPipeError as error:
             raise self._ended_early() from error
 
-    def receive(self) -> dict[str, int]:
+    def receive(self) -> Any:
         assert self._process.stdout is not None
         try:
             return pickle.load(self._process.stdout)
@@ -205,11 +266,11 @@ def _send(value: object, stream: IO[bytes]) -> None:
 
 def _work() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to handle
+    numbers = _Numbers()
     with suppress(EOFError):  # the parent has ended
-        while True:
-            words: Counter[str] = Counter()
-            _count(pickle.load(sys.stdin.buffer), words)
-            _send(dict(words), sys.stdout.buffer)
+        while (batch := pickle.load(sys.stdin.buffer)) is not None:
+            _send(numbers.of(batch), sys.stdout.buffer)
+        _send(list(numbers), sys.stdout.buffer)
 
 
 if __name__ == "__main__":

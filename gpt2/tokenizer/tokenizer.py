@@ -30,7 +30,7 @@ import numpy as np
 import tiktoken
 
 from gpt2.common.cpu import available_cores
-from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe
+from gpt2.tokenizer.bpe import BYTE_ORDER, END_OF_TEXT, train_bpe, train_bpe_and_encode
 from gpt2.tokenizer.pretokens import SPLIT_PATTERN, check_unicode, cut, in_batches
 from gpt2.tokenizer.vocabulary import Vocabulary, read_vocabulary, write_tokenizer_json
 
@@ -77,7 +77,20 @@ class Tokenizer:
 
         Where the text has too few pairs the vocabulary is smaller than vocab_size.
         """
-        merges = train_bpe(texts, vocab_size, processes=processes, progress=progress)
+        return cls._of_merges(train_bpe(texts, vocab_size, processes=processes, progress=progress))
+
+    @classmethod
+    def train_and_encode(
+        cls, texts: Iterable[str], vocab_size: int = 32_000, *, progress: bool = False
+    ) -> tuple[Tokenizer, Iterator[np.ndarray]]:
+        """Do as `train` does, and give the ids of each text too, in order, as `encode` does; for
+        texts of at most a million characters. It takes the time of `train` and four bytes a word.
+        """
+        merges, encoded = train_bpe_and_encode(texts, vocab_size, progress=progress)
+        return cls._of_merges(merges), (symbols + 1 for symbols in encoded)
+
+    @classmethod
+    def _of_merges(cls, merges: list[tuple[bytes, bytes]]) -> Tokenizer:
         tokens = [bytes([byte]) for byte in BYTE_ORDER] + [left + right for left, right in merges]
         ids = {token: id for id, token in enumerate(tokens, start=1)}
         return cls(Vocabulary(ids, merges, {END_OF_TEXT: 0}))

@@ -84,7 +84,7 @@ def test_the_second_run_reads_nothing_but_the_shards(tmp_path, corpus, monkeypat
     first = prepare(str(corpus), progress=False, **options)
     before = all_files(first.folder)
     monkeypatch.setattr(job, "plan_splits", None)
-    monkeypatch.setattr(Tokenizer, "train", None)
+    monkeypatch.setattr(Tokenizer, "train_and_encode", None)
     second = prepare(str(corpus), **options)
     assert second.folder == first.folder
     assert all_files(first.folder) == before
@@ -105,7 +105,12 @@ def test_another_text_or_tokenizer_is_prepared_anew(corpus, tokenizer_file, opti
     assert len(set(folders)) == 3
 
 
-def test_a_long_document_gets_the_ids_of_the_whole(tmp_path, options):
+@pytest.mark.parametrize("trained_on", [None, 1 << 18, 1 << 28])
+def test_a_long_document_gets_the_ids_of_the_whole(tmp_path, options, monkeypatch, trained_on):
+    """Whether the tokenizer is given, or trained here, which encodes what it is trained on."""
+    if trained_on:
+        options |= {"tokenizer": None, "vocab_size": 300}
+        monkeypatch.setattr(job, "_TRAINING_CHARS", trained_on)
     text = "".join(f"Line {i}  of\t a long \n\n\n book.\n" for i in range(30_000))
     for split in ("train", "valid", "test"):
         (tmp_path / f"{split}.txt").write_text(text if split == "train" else "Short.")

@@ -16,8 +16,8 @@ import tokenizers
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gpt2.tokenizer import pretokens
-from gpt2.tokenizer.bpe import BYTE_ORDER, train_bpe
+from gpt2.tokenizer import Tokenizer, pretokens
+from gpt2.tokenizer.bpe import BYTE_ORDER, train_bpe, train_bpe_and_encode
 from gpt2.tokenizer.pretokens import SPLIT_PATTERN, count_pretokens, cut, split
 
 # As published with GPT-2.
@@ -56,11 +56,13 @@ def test_merges_are_those_of_recounting_all_pairs(documents, n_merges):
         documents = ["a"]
     words = Counter(word for text in documents for word in split(text))
     assert train_bpe(documents, 257 + n_merges) == merge_naively(words, n_merges)
+    tokenizer, encoded = Tokenizer.train_and_encode(documents, 257 + n_merges)
+    assert [ids.tolist() for ids in encoded] == list(map(tokenizer.encode, documents))
 
 
 @pytest.fixture
 def small_pieces(monkeypatch):
-    monkeypatch.setattr(pretokens, "_PIECE_CHARS", 1 << 12)
+    monkeypatch.setattr(pretokens, "_BATCH_CHARS", 1 << 12)
     monkeypatch.setattr(pretokens, "_ALONE_CHARS", 1 << 14)
 
 
@@ -68,9 +70,13 @@ def small_pieces(monkeypatch):
 def test_merges_do_not_depend_on_the_number_of_processes(documents):
     whole = Counter(word for text in documents for word in split(text))
     for processes in (1, 3):
-        assert count_pretokens(iter(documents), processes=processes) == whole
+        assert count_pretokens(iter(documents), processes=processes)[0] == whole
     backwards = documents[::-1]
-    assert train_bpe(documents, 300, processes=2) == train_bpe(backwards, 300, processes=1)
+    merges, encoded = train_bpe_and_encode(documents, 300, processes=2)
+    assert merges == train_bpe(backwards, 300, processes=1)
+    tokenizer = Tokenizer.train(backwards, 300)
+    ids = np.concatenate([tokenizer.encode(text) for text in documents])
+    assert np.array_equal(np.concatenate(list(encoded)) + 1, ids)
 
 
 @pytest.mark.usefixtures("small_pieces")
