@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kernels._common.launch import (
+    architecture,
     check_dtype,
     check_launchable,
     launch_options,
@@ -32,6 +33,7 @@ MAX_ROWS, MAX_THREADS = 64, 512
 # Programs of the backward per multiprocessor: three, or as many as hold that many elements of x,
 # which is what the registers allow.
 BWD_PROGRAMS, BWD_ELEMENTS = 3, 9_500
+REGISTERS = 65_536  # of a multiprocessor
 # Shared memory of one program for the tiles, two at most, that are on their way: three programs fit
 # the 99 KiB of the smallest targets.
 BWD_FETCH_BYTES = 30 << 10
@@ -142,13 +144,18 @@ def norm_bwd(
     programs = min(triton.cdiv(n, plan.rows), resident * multiprocessors(x))
     sums = [grad for grad, need in ((dweight, need_dweight), (dbias, need_dbias)) if need]
     partials = stats.new_empty((len(sums), programs, width))
+    options = launch_options(plan.threads, x)
+    if not centred and architecture(x.device) == "sm_120":
+        # Each may fill its share of the registers: ptxas, which does not know how many run at a
+        # time, would spill some to make room for one more.
+        options["maxnreg"] = min(255, REGISTERS // (resident * plan.threads) // 8 * 8)
     with on_device_of(x):
         norm_bwd_kernel[(programs,)](
             dy, dtotal, x, weight, stats, dx, None if dtype == x.dtype else dbranch,
             partials if need_dweight else None, partials if need_dbias else None,
             dy.stride(0), 0 if dtotal is None else dtotal.stride(0), x.stride(0), n,
             STAGES=1 + min(2, BWD_FETCH_BYTES // (plan.rows * width * staged)),
-            **plan.options(width, centred), **launch_options(plan.threads, x),
+            **plan.options(width, centred), **options,
         )  # fmt: skip
         if sums:
             sum_partials(partials, *sums)
