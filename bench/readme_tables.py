@@ -14,6 +14,7 @@ device beside its result files. TABLE is one of
     generate        tokens per second of decoding
     tokenizer       megabytes per second
     accounting      bytes moved and memory held by a step, computed: no result file needed
+    expected        minutes, loss and perplexity of whole runs, and the least time on GPUs
 
 A cell is empty where nothing was measured.
 """
@@ -24,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bench import expected
 from bench.estimate import accounting
 from bench.harness.results import FOLDER, ROOT, ResultRow, in_order, newest, read_results, timed
 from bench.plot.__main__ import draw
@@ -174,6 +176,13 @@ TABLES: dict[str, Callable[[Found], list[str]]] = {
 }  # fmt: skip
 
 
+# Tables that do not come from the result files of pytest, each with the command that makes it.
+OTHERS: dict[str, tuple[str, Callable[[], list[str]]]] = {
+    "accounting": ("python -m bench.estimate.accounting", accounting.table),
+    "expected": ("python -m bench.expected", expected.tables),
+}
+
+
 def render(text: str, folder: Path) -> str:
     """Return `text` with its tables generated from the result files under `folder`.
 
@@ -184,11 +193,11 @@ def render(text: str, folder: Path) -> str:
 
     def block(match: re.Match[str]) -> str:
         name = match[2]
-        if name == "accounting":
-            lines = ["`python -m bench.estimate.accounting`:", "", *accounting.table()]
-            return "\n".join([match[1].rstrip(), *lines, match[4]])
+        if name in OTHERS:
+            command, table = OTHERS[name]
+            return "\n".join([match[1].rstrip(), f"`{command}`:", "", *table(), match[4]])
         if name not in TABLES:
-            known = ", ".join([*TABLES, "accounting"])
+            known = ", ".join([*TABLES, *OTHERS])
             raise ValueError(f"<!-- bench:{name} -->: choose one of {known}")
         parts = [part for file in files if (part := _of_device(name, file))]
         content = "\n\n".join(parts) or NO_RESULTS

@@ -36,10 +36,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     blocks = weight.unflatten(0, (BLOCKS, -1))
     # A transposed row: for a column of other strides MKL takes another way, which is slow.
     column = x.reshape(1, 1, K).expand(BLOCKS, 1, K).mT
-    if bias is None:
-        y = blocks @ column
-    else:
-        y = torch.baddbmm(bias.view(BLOCKS, -1, 1), blocks, column)
+    biases = None if bias is None else bias.view(BLOCKS, -1, 1)
+    y = blocks @ column if biases is None else torch.baddbmm(biases, blocks, column)
     return y.view(*x.shape[:-1], N)
 
 

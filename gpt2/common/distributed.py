@@ -16,8 +16,8 @@ T = TypeVar("T")
 # Other processes may wait for one that evaluates or writes a checkpoint; a dead one is noticed by
 # torchrun, not by this.
 _TIMEOUT = timedelta(hours=1)
-# Kept, since DDP may hold a group longest: it would end the group's threads under Python's lock, for
-# which they may be waiting.
+# Kept, since DDP may hold a group longest: it would end the group's threads under Python's lock,
+# for which they may be waiting.
 _destroyed: list[Any] = []
 
 

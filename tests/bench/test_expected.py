@@ -35,7 +35,7 @@ def test_runs_are_kept_and_not_repeated_and_their_table_names_the_text_alone(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     cells = [cell.strip() for cell in lines[-1].split("|")]
-    assert cells[1:3] == ["`--data wikitext-2 --steps 3`", "a CPU, float32"]
+    assert cells[1:3] == ["`python train.py --data wikitext-2 --steps 3`", "a CPU, float32"]
     assert cells[4:-1] == ["4.500", "91.3", "1.870", "2,345.7"]
 
 
