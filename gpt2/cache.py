@@ -17,6 +17,7 @@ Axes: B batch, T new positions, S positions held, H heads, D head width, L layer
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.config import GPTConfig
@@ -51,7 +52,8 @@ class KVCache:
         assert self.end_of_text is not None
         end, starts = max(self.lengths) + idx.shape[1], positions[:, :1]
         if self.begins is None or self.begins.shape[1] < end:
-            self.begins = _with_room(self.begins, positions, 1 << end.bit_length())
+            held = positions.new_zeros(len(idx), 0) if self.begins is None else self.begins
+            self.begins = F.pad(held, (0, _room(end) - held.shape[1]))
         before = self.begins.gather(1, (starts - 1).clamp(min=0))
         begins = torch.where(idx.eq(self.end_of_text), positions, before * (starts > 0))
         begins = begins.cummax(1).values
@@ -121,7 +123,7 @@ class Chunk:
         """
         held = self._cache.kv.get(attention)
         if held is None or held.shape[1] < self.end:
-            held = self._cache.kv[attention] = _with_room(held, kv, 1 << self.end.bit_length())
+            held = self._cache.kv[attention] = _with_room(held, kv, _room(self.end))
         held[self._rows, self.positions] = kv
         return (held[:, self._seen], self._mask) if self.follows else None
 
@@ -134,12 +136,19 @@ def _visible(positions: Tensor, end: int, window: int | None, begins: Tensor | N
     return visible if begins is None else visible & (keys >= begins[:, None, :, None])
 
 
+def _room(end: int) -> int:
+    """The next power of two: how many positions to have room for when `end` are held."""
+    return 1 << (end - 1).bit_length()
+
+
 def _with_room(held: Tensor | None, kv: Tensor, room: int) -> Tensor:
     """A buffer of kv's shape but for `room` positions, which begins with the contents of `held`.
 
-    The rest is zero, as attention weights of zero would not hide a NaN.
+    The rest is zero, as attention weights of zero would not hide a NaN. In memory the positions of
+    a head follow one another, so that attention reads them in one stream.
     """
-    buffer = kv.new_zeros(len(kv), room, *kv.shape[2:])
+    B, _, _, H, D = kv.shape
+    buffer = kv.new_zeros(B, 2, H, room, D).permute(0, 3, 1, 2, 4)
     if held is not None:
         buffer[:, : held.shape[1]] = held
     return buffer

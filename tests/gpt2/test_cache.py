@@ -4,9 +4,10 @@ import pytest
 import torch
 
 import kernels.attention
-from gpt2.attention import BACKENDS, attend_past, causal_mask
+from gpt2.attention import BACKENDS, ScaledAttention, attend_past, causal_mask
 from gpt2.cache import KVCache
 from gpt2.model import GPT
+from kernels.testing import judge
 from tests.gpt2.stand_ins import CONTEXT, V, every_combination, loud_model
 
 
@@ -147,3 +148,28 @@ def test_attention_to_the_past_is_the_end_of_attention_to_all(T, S):
     mask = causal_mask(S)[S - T :].expand(2, 1, T, S) if T > 1 else None
     got = attend_past(qkv[:, S - T :, 0], qkv[:, :, 1:], mask)
     torch.testing.assert_close(got, whole[:, S - T :], rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("windowed", [False, True])
+def test_one_token_of_16_bits_attends_to_the_past_within_the_error_of_plain_attention(windowed):
+    torch.manual_seed(0)
+    q, kv = torch.randn(2, 1, 3, 16).bfloat16(), torch.randn(2, 65, 2, 3, 16).bfloat16()
+    mask = torch.arange(65).expand(2, 1, 1, 65) >= 40 if windowed else None
+    k, v = kv.transpose(1, 3).unbind(2)
+    plain, exact = (
+        ScaledAttention()(*(t.to(dtype) for t in (q.transpose(1, 2), k, v)), mask).transpose(1, 2)
+        for dtype in (torch.bfloat16, torch.float64)
+    )
+    y = attend_past(q, kv, mask)
+    assert y.dtype == torch.bfloat16
+    assert judge("y", y, plain, exact).within
+
+
+def test_a_cache_has_room_for_a_power_of_two_and_the_positions_of_a_head_in_a_row():
+    model = loud_model()
+    cache = KVCache(model.config, 2)
+    for piece, room in (((2, 8), 8), ((2, 1), 16)):
+        model.hidden(torch.zeros(piece, dtype=torch.long), cache)
+        for kv in cache.kv.values():
+            assert kv.shape[1] == room
+            assert kv.stride()[1] == kv.shape[4]
