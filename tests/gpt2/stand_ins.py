@@ -1,9 +1,12 @@
 """Small models, texts, tokenizers and runs for tests, and Python in a process of its own."""
 
+import functools
+import json
 import os
 import runpy
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from itertools import product
@@ -50,6 +53,34 @@ def start_python(*words: str, cwd: Path = ROOT, **environment: str) -> subproces
 def run_python(*words, cwd=ROOT, timeout=400, **environment):
     """Run Python on a command line to its end, with this code on its path."""
     return subprocess.run([sys.executable, *words], **_process(cwd, environment), timeout=timeout)
+
+
+@functools.cache
+def _server() -> subprocess.Popen[str]:
+    """Has imported PyTorch and the product once, and forks; it ends with this process."""
+    return start_python("-c", "from tests.campaigns.faults.processes import serve; serve()")
+
+
+def run_forked(
+    *words: str, cwd: Path = ROOT, ranks: Sequence[dict[str, str]] = ({},), **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """As run_python, without the seconds in which Python imports PyTorch; at exit nothing is run.
+
+    Several `ranks` are as many processes at once, each with an environment of its own; the status
+    is then the list of theirs. A process that hangs has a sentence for its status.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        output, errors = (Path(folder) / name for name in ("output", "errors"))
+        own = _process(cwd, environment)["env"]
+        line = [str(cwd), words, str(output), str(errors), [own | rank for rank in ranks]]
+        print(json.dumps(line), file=_server().stdin, flush=True)
+        answer = _server().stdout.readline()
+        assert answer, _server().communicate()
+        statuses = json.loads(answer)
+        status = statuses[0] if len(statuses) == 1 else statuses
+        return subprocess.CompletedProcess(
+            words, status, *(path.read_text(encoding="utf-8") for path in (output, errors))
+        )
 
 
 def run_here(patch: pytest.MonkeyPatch, folder: Path, *words: str) -> object:

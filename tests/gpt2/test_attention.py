@@ -17,7 +17,7 @@ from gpt2.backends import unusable
 from gpt2.config import GPTConfig
 from kernels.documents import document_bounds
 from kernels.testing import compare
-from tests.gpt2.stand_ins import run_python
+from tests.gpt2.stand_ins import run_forked
 
 # Those that train in fp32 on a CPU.
 CPU = {"device": torch.device("cpu"), "dtype": torch.float32}
@@ -221,6 +221,6 @@ def test_dropout_acts_on_the_weights_of_naive_and_sdpa():
 
 
 def test_the_module_shows_who_sees_whom():
-    done = run_python("-m", "gpt2.attention")
+    done = run_forked("-m", "gpt2.attention")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "    x x x . .    . x x . ." in done.stdout.splitlines()

@@ -18,8 +18,8 @@ from tests.gpt2.stand_ins import (
     ROOT,
     STORIES,
     curve,
+    run_forked,
     run_here,
-    run_python,
     start_python,
     wait_for_step,
 )  # fmt: skip
@@ -48,7 +48,7 @@ def workplace(tmp_path_factory) -> Path:
     """A folder with a text of 60 documents, and a run trained on it."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
-    done = run_python(TRAIN, *RUN, "--out", "run", cwd=folder)
+    done = run_forked(TRAIN, *RUN, "--out", "run", cwd=folder)
     assert done.returncode == 0, done.stderr
     assert "\r" not in done.stderr, "a bar for a terminal in a log file"
     (folder / "output.txt").write_text(done.stdout)
@@ -98,7 +98,7 @@ def test_an_interrupted_command_resumes_exactly(workplace):
         assert process.returncode == 128 + number
         assert "python train.py --resume broken" in output
         words = ["--resume", "broken"]
-    resumed = run_python(TRAIN, *words, cwd=workplace)
+    resumed = run_forked(TRAIN, *words, cwd=workplace)
     assert resumed.returncode == 0, resumed.stderr
     assert curve(workplace / "broken") == curve(workplace / "run")
 

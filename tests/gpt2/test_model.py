@@ -6,7 +6,7 @@ import torch
 from gpt2.config import PRESETS, GPTConfig
 from gpt2.generate.decoding import generate
 from gpt2.model import GPT, count_parameters
-from tests.gpt2.stand_ins import every_combination, run_python
+from tests.gpt2.stand_ins import every_combination, run_forked
 
 TINY = GPTConfig(n_layer=2, n_head=2, n_embd=16, vocab_size=50, block_size=12)
 
@@ -186,7 +186,7 @@ def test_impossible_configurations_are_refused(options, message):
 
 
 def test_the_module_checks_itself():
-    done = run_python("-m", "gpt2.model")
+    done = run_forked("-m", "gpt2.model")
     assert done.returncode == 0, done.stdout + done.stderr
     assert not done.stderr
     assert "124,439,808 parameters" in done.stdout

@@ -3,6 +3,7 @@
 import contextlib
 import ctypes
 import importlib
+import json
 import os
 import resource
 import runpy
@@ -11,6 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -57,10 +59,17 @@ def obey_permissions() -> None:
         raise OSError(ctypes.get_errno(), "capset")
 
 
-def start(folder: Path, *words: str, first: Callable[[], object] = nothing) -> psutil.Process:
-    """Run `train.py ...` or `-m module ...` in `folder`; its output goes to `folder`/log.txt.
+def start(
+    folder: Path,
+    *words: str,
+    first: Callable[[], object] = nothing,
+    output: Path | str = LOG,
+    errors: Path | str = LOG,
+) -> psutil.Process:
+    """Run `train.py ...`, `-m module ...` or `-c code ...` in `folder`, without input.
 
-    The process leads a group of its own, and calls `first` before the command.
+    What it prints goes to `folder`/log.txt, unless other files are given. The process leads a group
+    of its own, and calls `first` before the command.
     """
     pid = os.fork()
     if pid:
@@ -69,14 +78,18 @@ def start(folder: Path, *words: str, first: Callable[[], object] = nothing) -> p
     try:
         os.setsid()
         os.chdir(folder)
-        log = os.open(LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(log, 1)
-        os.dup2(log, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, path in ((1, output), (2, errors)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
         module = words[0] == "-m"
         sys.argv = list(words[1:] if module else words)
         first()
         if module:
+            sys.modules.pop(words[1], None)  # imported before, it is run anew
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(words[1], {"__name__": "__main__"})
         else:
             runpy.run_path(str(ROOT / words[0]), run_name="__main__")
         code = 0
@@ -101,6 +114,37 @@ def run(folder: Path, *words: str, first: Callable[[], object] = nothing) -> tup
     log.unlink(missing_ok=True)
     status = finish(start(folder, *words, first=first))
     return status, log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+
+
+def serve() -> None:
+    """Run the commands that come as lines of input: for the tests, whose threads a fork would lose.
+
+    A line has the folder, the words, the files of output and errors, and the environment of each of
+    the processes that run the command at once; the answer is a line with their exit statuses.
+    """
+    preload()
+    for line in sys.stdin:
+        folder, words, output, errors, environments = json.loads(line)
+        started = [
+            start(
+                Path(folder), *words, first=partial(_become, environment),
+                output=output, errors=errors,
+            )
+            for environment in environments
+        ]  # fmt: skip
+        print(json.dumps([_outcome(process) for process in started]), flush=True)
+
+
+def _become(environment: dict[str, str]) -> None:
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def _outcome(process: psutil.Process) -> int | str:
+    try:
+        return finish(process)
+    except TimeoutError as error:
+        return str(error)
 
 
 def wait_for(process, condition, *, patience=PATIENCE):

@@ -22,7 +22,7 @@ from gpt2.data.prepare import prepare
 from gpt2.evaluate.perplexity import evaluate
 from gpt2.runs.run import load_run
 from gpt2.training.estimate import flops_per_token
-from tests.gpt2.stand_ins import STORIES, curve, run_python, start_python, wait_for_step
+from tests.gpt2.stand_ins import STORIES, curve, run_forked, run_python, start_python, wait_for_step
 
 STEPS = 600  # long enough for a signal to arrive in time on a fast machine
 SMALL = [
@@ -52,7 +52,7 @@ def workplace(tmp_path_factory):
     """A folder with a text, and the comparison of two sizes on it."""
     folder = tmp_path_factory.mktemp("work")
     (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
-    done = run_python(*COMMAND, "out", cwd=folder)
+    done = run_forked(*COMMAND, "out", cwd=folder)
     assert done.returncode == 0, done.stderr
     (folder / "output.txt").write_text(done.stdout)
     return folder
@@ -132,7 +132,7 @@ def test_an_interrupted_comparison_goes_on_bit_for_bit(workplace):
         assert process.returncode == (-number if name == "SIGKILL" else 128 + number)
         with lock(second / ".lock", waiting="the training ends"):
             assert not (second / "result.json").exists(), "it was over before the signal came"
-    done = run_python(*COMMAND, "broken", cwd=workplace)
+    done = run_forked(*COMMAND, "broken", cwd=workplace)
     assert done.returncode == 0, done.stderr
     assert "resumed broken/1x8 after step" in done.stdout
     assert curve(second) == curve(workplace / "out/1x8")

@@ -14,7 +14,7 @@ from gpt2.data.documents import SPLITS
 from gpt2.data.prepare import prepare
 from gpt2.data.shards import read_header
 from tests.gpt2.data.hub_stand_in import COMMIT, hub
-from tests.gpt2.stand_ins import run_python
+from tests.gpt2.stand_ins import run_forked
 
 WIKITEXT = " \n = Title {} = \n \n The game ran in {} . \n \n = = Section = = \n \n It ended . \n"
 
@@ -81,7 +81,7 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
     }
     with hub(repositories) as (address, _):
         places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home")}
-        done = run_python("-c", PREPARE, str(tmp_path), *DOCUMENTS, **places)
+        done = run_forked("-c", PREPARE, str(tmp_path), *DOCUMENTS, **places)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"revision {COMMIT[:8]}") == 3
     for name, documents in DOCUMENTS.items():

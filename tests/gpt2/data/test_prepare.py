@@ -19,7 +19,7 @@ from gpt2.data.prepare import Prepared, prepare
 from gpt2.data.shards import HEADER_BYTES, ShardError, TokenStream
 from gpt2.tokenizer import Tokenizer
 from tests.gpt2.data.corpora import Place, all_files, flip, stories, write_stories
-from tests.gpt2.stand_ins import run_python
+from tests.gpt2.stand_ins import run_forked, run_python
 
 
 @pytest.fixture
@@ -253,7 +253,7 @@ def test_memory_does_not_grow_with_the_text(tmp_path, monkeypatch):
 def test_the_command_prepares_and_reports(tmp_path, corpus):
     words = ["-m", "gpt2.data.prepare", "--vocab-size", "300", "--verify"]
     words += ["--cache-dir", str(tmp_path / "cache"), "--data", str(corpus)]
-    done = run_python(*words)
+    done = run_forked(*words)
     assert done.returncode == 0, done.stderr
     assert "valid: " in done.stdout
 

@@ -5,12 +5,8 @@ torchrun itself ends them all after a mistake here, and in the campaign of fault
 """
 
 import json
-import os
 import socket
-import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -19,8 +15,7 @@ from gpt2.common.distributed import World
 from gpt2.config import TrainConfig, settle
 from gpt2.evaluate.perplexity import shard_windows
 from gpt2.training.parallel import check_parallel
-from tests.campaigns.faults.processes import LOG, finish, preload, start
-from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_python, start_python
+from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_forked, run_python
 
 SETTINGS = [
     *("--vocab-size", "300", "--n-layer", "2", "--n-head", "2", "--n-embd", "32"),
@@ -30,55 +25,28 @@ SETTINGS = [
 ]
 
 
-def _serve() -> None:
-    """In a process without threads, which a fork would lose: start the processes of each line."""
-    torch.set_num_threads(1)
-    preload()
-    for line in sys.stdin:
-        folder, words, size = json.loads(line)
-        with socket.create_server(("localhost", 0)) as server:
-            port = str(server.getsockname()[1])
-
-        def become(rank: int, size: int = size, port: str = port) -> None:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
-            os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": port}
-
-        log = Path(folder) / LOG
-        log.unlink(missing_ok=True)
-        started = [
-            start(Path(folder), "train.py", *words, first=partial(become, rank))
-            for rank in range(size)
-        ]
-        print(json.dumps([[finish(process) for process in started], log.read_text()]), flush=True)
-
-
-class Workplace:
-    """A folder with a text, and a process that trains in it."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
-        self.server: Any = start_python("-c", f"from {__name__} import _serve; _serve()")
-
-    def train(self, *words: str, processes: int = 1) -> str:
-        """Run train.py, which must succeed in all processes; return what they print."""
-        print(json.dumps([str(self.folder), words, processes]), file=self.server.stdin, flush=True)
-        statuses, said = json.loads(self.server.stdout.readline())
-        assert statuses == [0] * processes, said
-        return said
+def train(folder: Path, *words: str, processes: int = 1) -> str:
+    """Run train.py, which must succeed in all processes; return what they print."""
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    place = {"WORLD_SIZE": str(processes), "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    ranks = [place | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    done = run_forked("train.py", *words, cwd=folder, ranks=ranks)
+    said = done.stdout + done.stderr
+    assert done.returncode == ([0] * processes if processes > 1 else 0), said
+    return said
 
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory):
-    """A place with the run of one process."""
-    place = Workplace(tmp_path_factory.mktemp("parallel"))
-    place.train("--data", "stories.txt", *SETTINGS, "--out", "alone")
-    yield place
-    place.server.communicate()
+    """A folder with a text, and the run of one process."""
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "stories.txt").write_text(STORIES, encoding="utf-8")
+    train(folder, "--data", "stories.txt", *SETTINGS, "--out", "alone")
+    return folder
 
 
-def _assert_as_alone(workplace: Workplace, out: str) -> None:
-    folder = workplace.folder
+def _assert_as_alone(folder: Path, out: str) -> None:
     got, alone = ([x for m in curve(folder / run) for x in m] for run in (out, "alone"))
     assert got == pytest.approx(alone, rel=2e-5)
     results = [json.loads((folder / run / "result.json").read_text()) for run in (out, "alone")]
@@ -92,7 +60,7 @@ def _assert_as_alone(workplace: Workplace, out: str) -> None:
 def test_processes_together_give_the_losses_of_one(workplace, mode, processes, options):
     out = f"{mode}-{processes}"
     words = ["--data", "stories.txt", *SETTINGS, "--out", out, "--parallel", mode, *options]
-    said = workplace.train(*words, processes=processes)
+    said = train(workplace, *words, processes=processes)
     assert said.count("done in") == 1, "one process speaks"
     _assert_as_alone(workplace, out)
 
@@ -100,11 +68,10 @@ def test_processes_together_give_the_losses_of_one(workplace, mode, processes, o
 def test_a_run_goes_on_with_another_number_of_processes(workplace):
     """Cut over two processes it gives the losses of one, and goes on whole in one from step 4."""
     words = ["--data", "stories.txt", *SETTINGS, "--out", "moved", "--parallel", "fsdp"]
-    workplace.train(*words, processes=2)
+    train(workplace, *words, processes=2)
     _assert_as_alone(workplace, "moved")
-    folder = workplace.folder
-    (folder / "moved/checkpoints/step-000008").rename(folder / "dropped")
-    said = workplace.train("--resume", "moved", "--parallel", "ddp")
+    (workplace / "moved/checkpoints/step-000008").rename(workplace / "dropped")
+    said = train(workplace, "--resume", "moved", "--parallel", "ddp")
     assert "resumed moved after step 4" in said
     _assert_as_alone(workplace, "moved")
 

@@ -14,7 +14,7 @@ from gpt2.tokenizer import Tokenizer
 from gpt2.weights.export import export
 from gpt2.weights.open_model import open_model
 from tests.gpt2.data.hub_stand_in import hub
-from tests.gpt2.stand_ins import STORIES, run_python, write_run
+from tests.gpt2.stand_ins import STORIES, run_forked, write_run
 from tests.gpt2.weights.test_pretrained import NOT_WANTED, needs_hub
 
 # Each tool with its arguments, and what it prints of a model called {name}.
@@ -81,7 +81,7 @@ def test_each_tool_opens_a_model_by_each_of_its_names(workplace, tmp_path):
     ]
     with hub({"openai-community/gpt2": files | NOT_WANTED}, "models") as (address, sent):
         own = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path)}
-        done = run_python("-c", RUN_TOOLS, json.dumps(jobs), cwd=workplace, **own)
+        done = run_forked("-c", RUN_TOOLS, json.dumps(jobs), cwd=workplace, **own)
     assert done.returncode == 0, done.stderr
     assert set(sent) >= {"config.json", "tokenizer.json", "model.safetensors"}
     answers = [json.loads(line) for line in done.stdout.splitlines()]

@@ -22,7 +22,7 @@ from gpt2.weights.export import export
 from gpt2.weights.hugging_face import tensors_to_hugging_face
 from gpt2.weights.pretrained import find_pretrained
 from tests.gpt2.data.hub_stand_in import hub
-from tests.gpt2.stand_ins import loud_model, run_python
+from tests.gpt2.stand_ins import loud_model, run_forked, run_python
 
 
 @pytest.fixture
@@ -402,7 +402,7 @@ def load_from_hub(address: str, home: Path, *names: str) -> str:
         "        print('refused:', error)\n"
     )
     # In the default folder lies the folder gpt2, which is not meant.
-    done = run_python("-c", code, *names, HF_ENDPOINT=address, HF_HOME=str(home))
+    done = run_forked("-c", code, *names, HF_ENDPOINT=address, HF_HOME=str(home))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -441,7 +441,7 @@ def test_models_come_from_the_hub_and_then_need_no_network(model, folder, tmp_pa
     assert "hf download openai-community/gpt2-large --local-dir gpt2-large-weights" in again[2]
     with hub({"openai-community/gpt2": files}, "models") as (address, _):
         places = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "third")}
-        done = run_python("-c", HF_DOWNLOAD, cwd=tmp_path, **places)
+        done = run_forked("-c", HF_DOWNLOAD, cwd=tmp_path, **places)
         assert done.returncode == 0, done.stderr
     assert_same(load_pretrained(tmp_path / "gpt2-weights"), model)
 
