@@ -6,7 +6,8 @@ A call gives the logits of the next token of each row: with the cache from the n
 keys and values of those before it, without from all tokens of the context. Drawing a token from
 them is left out, and the same for both. Contexts longer than the preset's are given to the preset's
 shape with more positions. `tokens_per_s` is the batch over the median, by the host's clock: on a
-GPU most of so small a step is launching it.
+GPU most of so small a step is launching it. On a CPU one text is also continued by GPT-2 small, in
+fp32 and bf16, and by llama.cpp with the same weights.
 
 Before it is timed, its logits are held to the error budget of `kernels.testing`: the exact logits
 are those of a float64 model that reads the whole context, the plain ones those of masked matrix
@@ -15,6 +16,7 @@ products without a cache.
 
 import copy
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import cast
@@ -23,7 +25,9 @@ import torch
 from torch import Tensor
 
 from bench.harness.clocks import Work
+from bench.harness.llama_cpp_model import LlamaCpp
 from bench.harness.measure import Case, Measure, Setting, Variant, error_share
+from bench.harness.peers import missing
 from gpt2.cache import KVCache
 from gpt2.config import PRESETS
 from gpt2.model import GPT
@@ -35,8 +39,14 @@ LEAST_POSITIONS = 1024
 def cases(setting: Setting) -> list[Case]:
     if setting.smoke:
         return [_case(setting, "demo", context=16, batch=1)]
-    preset, contexts = ("gpt2", (16, 64, 512, 1024)) if setting.on_gpu else ("demo", (16, 64, 512))
-    return [_case(setting, preset, context=T, batch=B) for T in contexts for B in (1, 16)]
+    if setting.on_gpu:
+        contexts = 16, 64, 512, 1024
+        return [_case(setting, "gpt2", context=T, batch=B) for T in contexts for B in (1, 16)]
+    both = itertools.product((torch.float32, torch.bfloat16), (64, 512))
+    return [
+        *(_case(setting, "demo", context=T, batch=B) for T in (16, 64, 512) for B in (1, 16)),
+        *(_case(setting, "gpt2", context=T, batch=1, dtype=dtype) for dtype, T in both),
+    ]
 
 
 def bench_generate(case: Case, variant: str, measure: Measure) -> None:
@@ -46,15 +56,17 @@ def bench_generate(case: Case, variant: str, measure: Measure) -> None:
 class _Problem:
     """A model and a batch of texts (B, T), the same for all variants."""
 
-    def __init__(self, setting: Setting, preset: str, context: int, batch: int) -> None:
+    def __init__(
+        self, setting: Setting, preset: str, context: int, batch: int, dtype: torch.dtype
+    ) -> None:
         config = PRESETS[preset]
         self.config = replace(config, block_size=max(config.block_size, LEAST_POSITIONS))
-        self.setting, self.context, self.batch = setting, context, batch
+        self.setting, self.context, self.batch, self.dtype = setting, context, batch, dtype
 
     @functools.cached_property
     def model(self) -> GPT:
         with self.setting.device:
-            return GPT(self.config).to(self.setting.dtype).eval().requires_grad_(False)
+            return GPT(self.config).to(self.dtype).eval().requires_grad_(False)
 
     @functools.cached_property
     def idx(self) -> Tensor:
@@ -69,13 +81,25 @@ class _Problem:
         logits = plain.next_logits(self.idx)
         return logits, plain.double().next_logits(self.idx)
 
-    def judge(self, work: Work) -> float:
-        """The error of the logits as a share of its budget; WrongResult if it is above 1."""
+    def judge(self, work: Work, *, peer: bool = False) -> float:
+        """The error of the logits as a share of its budget; WrongResult if it is above 1.
+
+        llama.cpp may also lose a rounding of fp16, in which it has GELU as a table.
+        """
         logits = cast(Tensor, work.run(*work.prepare()))
-        return error_share(judge("the logits", logits, *self._expected))
+        found = judge("the logits", logits, *self._expected)
+        rounding = torch.finfo(torch.float16).eps * found.size
+        return error_share(found, max(found.allowed, rounding) if peer else None)
 
     def variant(self, build: Callable[[], Work]) -> Variant:
         return Variant(build.__name__, build, ours=True, check=lambda: self.judge(build()))
+
+    def peer(self) -> Variant:
+        if skip := missing("llama_cpp", "llama-cpp"):
+            return Variant("llama.cpp", self.llama_cpp, skip=skip)
+        return Variant(
+            "llama.cpp", self.llama_cpp, check=lambda: self.judge(self.llama_cpp(), peer=True)
+        )
 
     def cached(self) -> Work:
         """The newest token, with a cache that holds those before it."""
@@ -93,15 +117,33 @@ class _Problem:
         """All tokens."""
         return Work(lambda: self.model.next_logits(self.idx))
 
+    def llama_cpp(self) -> Work:
+        """The newest token, by llama.cpp."""
+        peer, before = LlamaCpp(self.model), self.context - 1
+        peer.read(self.idx[:, :-1])
 
-def _case(setting: Setting, preset: str, *, context: int, batch: int) -> Case:
+        def forget() -> tuple[()]:
+            peer.forget_after(before)
+            return ()
+
+        return Work(lambda: peer.read(self.idx[:, -1:]), forget)
+
+
+def _case(
+    setting: Setting, preset: str, *, context: int, batch: int, dtype: torch.dtype | None = None
+) -> Case:
+    dtype = dtype or setting.dtype
+
     def variants() -> Sequence[Variant]:
-        problem = _Problem(setting, preset, context, batch)
-        return [problem.variant(problem.cached), problem.variant(problem.uncached)]
+        problem = _Problem(setting, preset, context, batch, dtype)
+        ours = [problem.variant(problem.cached), problem.variant(problem.uncached)]
+        peers = [problem.peer()] if (preset, setting.on_gpu) == ("gpt2", False) else []
+        return [*ours, *peers]
 
+    name = str(dtype).removeprefix("torch.")
     return Case(
         "generate",
-        {"model": preset, "context": context, "B": batch, "dtype": setting.dtype_name},
+        {"model": preset, "context": context, "B": batch, "dtype": name},
         variants,
         {"tokens_per_s": batch},
         clock="wall",

@@ -31,7 +31,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     N, K = weight.shape
     one_row = x.device.type == "cpu" and x.numel() == K and x.dtype == weight.dtype == torch.float32
-    if not one_row or N % BLOCKS or torch.is_grad_enabled():
+    gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+    if not one_row or N % BLOCKS or gradient:
         return F.linear(x, weight, bias)
     blocks = weight.unflatten(0, (BLOCKS, -1))
     # A transposed row: for a column of other strides MKL takes another way, which is slow.
