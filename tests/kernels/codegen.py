@@ -17,12 +17,14 @@ import importlib
 import json
 import os
 import re
+import struct
 import subprocess
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +169,7 @@ def _main() -> None:
     triton.runtime.driver.set_active(driver)
     run = JITFunction.run
     compiled: list[Any] = []
+    examined: dict[Any, Code] = {}
 
     def warm_up(kernel: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         assert kwargs.get("enable_fp_fusion") or not kernel.fn.__module__.startswith("kernels.")
@@ -181,21 +184,52 @@ def _main() -> None:
         report: Any
         try:
             getattr(importlib.import_module(module), name)(*args)
+            new = [kernel for kernel in dict.fromkeys(compiled) if kernel not in examined]
             examine = _examine_nvidia if driver.target.startswith("sm_") else _examine_amd
-            report = [asdict(examine(kernel, driver.target)) for kernel in compiled]
+            examined |= zip(new, examine(new, driver.target), strict=True)
+            report = [asdict(examined[kernel]) for kernel in compiled]
         except Exception:
             report = traceback.format_exc()
         print(json.dumps(report), file=reports, flush=True)
 
 
-@functools.cache
-def _examine_nvidia(kernel: Any, target: str) -> Code:
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as cubin:
-        cubin.write(kernel.asm["cubin"])
-        cubin.flush()
-        command = [tool, "-res-usage", "-sass", cubin.name]
+def _examine_nvidia(kernels: list[Any], target: str) -> list[Code]:
+    """Disassemble all kernels at once, as the tool takes longer to begin than for a kernel."""
+    if not kernels:
+        return []
+    texts, registers = zip(*(_machine_code(k.asm["cubin"]) for k in kernels), strict=True)
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    arch = target.replace("sm_", "SM") + "a" * (target in ("sm_90", "sm_100", "sm_120"))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(b"".join(texts))
+        file.flush()
+        command = [tool, "--binary", arch, file.name]
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    lines = (line for line in sass.splitlines() if line.lstrip().startswith("/*"))
+    parts = ["\n".join(islice(lines, len(text) // 16)) for text in texts]
+    return [
+        _examine_sass(kernel, target, number, part)
+        for kernel, number, part in zip(kernels, registers, parts, strict=True)
+    ]
+
+
+def _machine_code(cubin: bytes) -> tuple[bytes, int]:
+    """The code of the one kernel of an ELF file, and the registers that a thread of it has."""
+    (place,) = struct.unpack_from("<Q", cubin, 40)
+    size, count, names = struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<2I4Q", cubin, place + i * size) for i in range(count)]
+
+    def section(name: bytes) -> bytes:
+        at = sections[names][4]
+        (found,) = (s for s in sections if cubin.startswith(name, at + s[0]))
+        return cubin[found[4] : found[4] + found[5]]
+
+    # EIATTR_REGCOUNT: its mark, 8 bytes, of which 4 for the kernel.
+    (registers,) = re.findall(rb"\x04\x2f\x08\0.{4}(.{4})", section(b".nv.info\0"), re.DOTALL)
+    return section(b".text."), int.from_bytes(registers, "little")
+
+
+def _examine_sass(kernel: Any, target: str, registers: int, sass: str) -> Code:
     wide = len(re.findall(r"\b(?:LDG|LDGSTS)\.E\.[\w.]*128|UTMALDG|UBLKCP", sass))
     lines = re.findall(r"^\s*/\*([0-9a-f]{4,})\*/\s+(.*?);", sass, re.MULTILINE)
     code = [(int(address, 16), line) for address, line in lines if not line.startswith("NOP")]
@@ -204,7 +238,7 @@ def _examine_nvidia(kernel: Any, target: str) -> Code:
         target=target,
         key=kernel.hash,
         warps=kernel.metadata.num_warps,
-        registers=int(re.findall(r"REG:(\d+)", sass)[-1]),
+        registers=registers,
         spills=len(re.findall(r"\b(?:STL|LDL)\b", sass)),
         shared=kernel.metadata.shared,
         matrix={
@@ -257,8 +291,11 @@ def _loops(code: list[tuple[int, str]]) -> tuple[Loop, ...]:
     )
 
 
-@functools.cache
-def _examine_amd(kernel: Any, target: str) -> Code:
+def _examine_amd(kernels: list[Any], target: str) -> list[Code]:
+    return [_examine_assembly(kernel, target) for kernel in kernels]
+
+
+def _examine_assembly(kernel: Any, target: str) -> Code:
     assembly = kernel.asm["amdgcn"]
     loads = re.findall(r"\b(?:global|buffer)_load_(\w+)", assembly)
 
