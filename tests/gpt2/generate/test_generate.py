@@ -217,6 +217,15 @@ def test_a_token_costs_the_model_one_position_and_the_prompt_one_pass(passes):
     assert passes == [5, 6, 7, 8, 5, 6, 7, 8]
 
 
+def test_a_long_prompt_is_read_in_pieces_and_continued_as_if_read_at_once(passes, monkeypatch):
+    model, prompt = _model(), torch.tensor([[1, 2, 3, 4, 5]])
+    whole = generate(model, prompt, 3, temperature=0)
+    passes.clear()
+    monkeypatch.setattr("gpt2.generate.decoding.PIECE", 2)
+    assert torch.equal(generate(model, prompt, 3, temperature=0), whole)
+    assert passes == [2, 2, 1, 1, 1]
+
+
 def test_generation_ends_at_the_stop_token_and_fills_rows_that_ended_first():
     model, prompts = _model(), torch.tensor([[1], [2], [3]])
     free = generate(model, prompts, 15, temperature=0)
