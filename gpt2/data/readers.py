@@ -49,6 +49,11 @@ _OTHERS = {
     b"PAR1": "a Parquet file: name it .parquet",
     b"ARROW1": "an Arrow file: name it .arrow",
 }
+# Which of four bytes are NUL in text of these encodings, with little beyond ASCII or much.
+_NUL_BYTES = {
+    (1, 3): "UTF-16LE", (0, 2): "UTF-16BE",
+    (1, 2, 3): "UTF-32LE", (2, 3): "UTF-32LE", (0, 1, 2): "UTF-32BE", (0, 1): "UTF-32BE",
+}  # fmt: skip
 
 
 def _open_zstd(file: IO[bytes]) -> Any:
@@ -59,12 +64,13 @@ def _open_zstd(file: IO[bytes]) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, "r"), "zstd"))
 
 
-# By suffix: the name, the first bytes, and a function that unpacks an open file.
-PACKINGS: dict[str, tuple[str, bytes, Callable[[IO[bytes]], Any]]] = {
-    ".gz": ("gzip", b"\x1f\x8b", lambda file: gzip.GzipFile(fileobj=file)),
-    ".bz2": ("bzip2", b"BZh", bz2.BZ2File),
-    ".xz": ("xz", b"\xfd7zXZ\0", lzma.LZMAFile),
-    ".zst": ("zstd", b"\x28\xb5\x2f\xfd", _open_zstd),
+# By suffix: the name, the first bytes, and a function that unpacks an open file. A file of pzstd
+# begins with a frame that is skipped.
+PACKINGS: dict[str, tuple[str, tuple[bytes, ...], Callable[[IO[bytes]], Any]]] = {
+    ".gz": ("gzip", (b"\x1f\x8b",), lambda file: gzip.GzipFile(fileobj=file)),
+    ".bz2": ("bzip2", (b"BZh",), bz2.BZ2File),
+    ".xz": ("xz", (b"\xfd7zXZ\0",), lzma.LZMAFile),
+    ".zst": ("zstd", (b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"), _open_zstd),
 }
 
 
@@ -181,6 +187,7 @@ def _unpacked(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
             if packing is None:
                 packing = next((p for p in PACKINGS.values() if head.startswith(p[1])), None)
             elif not head.startswith(packing[1]):
+                refuse_others(path, head)
                 raise ValueError(
                     f"{path} is no {packing[0]} file, although its name says so: name it for what "
                     "it is, or fetch it again"
@@ -202,19 +209,30 @@ def _unpacked(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
 def _encoding(path: Path, file: Any) -> str:
     """Tell the encoding of a text by its first bytes, UTF-8 without a mark; refuse what is none."""
     head = file.peek(1 << 12)
-    _refuse_others(path, head)
+    refuse_others(path, head)
+    if any(head.startswith(packing[1]) for packing in PACKINGS.values()):
+        raise ValueError(f"{path} is packed twice: unpack it once")
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
     text = head.decode(encoding, errors="ignore")
     if text.count("\0") * 8 > len(text):
         raise ValueError(
-            f"{path} is no text: more than one in eight of its first characters is NUL (U+0000), "
-            "as in UTF-16 that is read, or was converted, as something else. If the file is "
-            "UTF-16: iconv -f UTF-16LE -t UTF-8"
+            f"{path} is no text: more than one in eight of its first characters is NUL (U+0000)"
+            f"{_unmarked(head)}"
         )
     return encoding
 
 
-def _refuse_others(path: Path, head: bytes) -> None:
+def _unmarked(content: bytes) -> str:
+    """What to do with bytes among which are NULs, by the places where most of them are."""
+    counts = [content[place::4].count(0) for place in range(4)]
+    places = tuple(place for place in range(4) if 2 * counts[place] > max(counts))
+    if name := _NUL_BYTES.get(places):
+        return f", as in {name} without a byte order mark. If it is that: iconv -f {name} -t UTF-8"
+    return ", as in binary files"
+
+
+def refuse_others(path: Path, head: bytes) -> None:
+    """Raise a ValueError if a file that begins so is of a well-known kind that holds no text."""
     for first, kind in _OTHERS.items():
         if head.startswith(first):
             raise ValueError(f"{path} is no text but {kind}")
@@ -313,8 +331,8 @@ def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> I
     kind = "Parquet" if is_parquet else "Arrow"
     with open(path, "rb") as stored:
         head = stored.read(1 << 7)
-    if not head.startswith((b"PAR1", b"ARROW1")):
-        _refuse_others(path, head)
+    if not head.startswith(b"PAR1" if is_parquet else b"ARROW1"):
+        refuse_others(path, head)
     try:
         with ExitStack() as stack:
             if is_parquet:
@@ -402,10 +420,7 @@ def _undecodable(path: Path, where: str, encoding: str, error: UnicodeDecodeErro
     if encoding != "utf-8":
         return ValueError(f"{what}: {error.reason}. The file is damaged, or cut off: copy it anew")
     if b"\0" in error.object:
-        return ValueError(
-            f"{what}: {error.reason}. It has NUL bytes, as binary files and UTF-16 have. If it is "
-            "UTF-16: iconv -f UTF-16LE -t UTF-8"
-        )
+        return ValueError(f"{what}: {error.reason}. It has NUL bytes{_unmarked(error.object)}")
     return ValueError(
         f"{what}: {error.reason}. Convert the file from what it was written in, for example with: "
         "iconv -f WINDOWS-1252 -t UTF-8"

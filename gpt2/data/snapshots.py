@@ -8,6 +8,7 @@ Source: https://huggingface.co/docs/hub/datasets-manual-configuration
 """
 
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,7 @@ class Configuration:
     """A configuration of a data set: the patterns of the files of each split."""
 
     name: str
-    splits: Mapping[str, tuple[str, ...]]
+    splits: Mapping[str | None, tuple[str, ...]]  # None: as the files are named
     default: bool
 
 
@@ -73,7 +74,8 @@ def hub_splits(
     """
     configurations = read_card(root)
     if configurations:
-        return _of_configuration(root, _choose(root, configurations, files), files, left_out, notes)
+        chosen = _choose(root, configurations, files)
+        return _of_configuration(root, chosen, files, left_out, notes, named_split)
     shards = [path for path in files if _split_of_shard(path)]
     if any(path.parent == root / "data" for path in shards):
         notes.append("a snapshot of the hub: its data set is the files of data/")
@@ -144,15 +146,15 @@ def read_card(root: Path) -> list[Configuration]:
 def _configuration(entry: Mapping[str, Any]) -> Configuration:
     files = entry.get("data_files")
     if files is None:
-        files = [{"split": "train", "path": f"{entry['data_dir']}/**"}]
-    if isinstance(files, dict):
+        files = [{"split": None, "path": f"{entry.get('data_dir') or '.'}/**"}]
+    elif isinstance(files, dict):
         files = [{"split": split, "path": path} for split, path in files.items()]
     elif isinstance(files, str) or all(isinstance(one, str) for one in files):
         files = [{"split": "train", "path": files}]
     splits = {}
     for one in files:
         paths = [one["path"]] if isinstance(one["path"], str) else one["path"]
-        splits[str(one["split"])] = tuple(map(str, paths))
+        splits[one["split"] and str(one["split"])] = tuple(map(str, paths))
     name = str(entry["config_name"])
     return Configuration(name, splits, bool(entry.get("default")) or name == "default")
 
@@ -176,25 +178,28 @@ def _choose(
     default = [one for one in configurations if one.default]
     if len(configurations) == 1 or len(default) == 1:
         return (default or [*configurations])[0]
-    folders = {}
+    found = []
     for one in configurations:
-        own = [
-            path for patterns in one.splits.values() for path in _matching(root, patterns, files)
-        ]
-        if own:
-            folders[one.name] = own[0].parent
-    if len(folders) == 1:  # what was fetched of the repository
-        return next(one for one in configurations if one.name in folders)
-    raise _several(root, folders)
+        patterns = [pattern for own in one.splits.values() for pattern in own]
+        if own := _matching(root, patterns, files):
+            found.append((one.name, root / patterns[0], own))
+    folders = [own[0].parent for _, _, own in found]
+    places = {
+        name: own[0] if len(own) == 1 else pattern if folders.count(folder) > 1 else folder
+        for (name, pattern, own), folder in zip(found, folders, strict=True)
+    }
+    if len(places) == 1:  # what was fetched of the repository
+        return next(one for one in configurations if one.name in places)
+    raise _several(root, places)
 
 
-def _several(root: Path, folders: Mapping[str, Path]) -> ValueError:
+def _several(root: Path, places: Mapping[str, Path]) -> ValueError:
     choices = "; ".join(
-        f"--data {path if path != root else repr(f'{root}/*')} ({name})"
-        for name, path in list(folders.items())[:8]
+        f"--data {shlex.quote(str(path if path != root else root / '*'))} ({name})"
+        for name, path in list(places.items())[:8]
     )
     return ValueError(
-        f"--data {root} holds {len(folders)} data sets, or configurations of one, which may have "
+        f"--data {root} holds {len(places)} data sets, or configurations of one, which may have "
         f"the same texts. Choose one: {choices}; or all by a pattern: --data '{root}/**/*'"
     )
 
@@ -205,22 +210,29 @@ def _of_configuration(
     files: Sequence[Path],
     left_out: list[LeftOut],
     notes: list[str],
+    named_split: Callable[[Path], str | None],
 ) -> dict[str, list[Path]]:
     splits: dict[str, list[Path]] = {}
     for name, patterns in chosen.splits.items():
-        own = _matching(root, patterns, files)
-        split = _OURS.get(name)
-        if split is None:
-            left_out += [(path, f"of the split {name}") for path in own]
-        else:
-            splits.setdefault(split, []).extend(own)
+        for path in _matching(root, patterns, files):
+            by_name = named_split(path.relative_to(root)) or "train"
+            split = by_name if name is None else _OURS.get(name)
+            if split is None:
+                left_out.append((path, f"of the split {name}"))
+            else:
+                splits.setdefault(split, []).append(path)
     named = {path for own in splits.values() for path in own} | {path for path, _ in left_out}
     reason = f"not of the configuration {chosen.name}"
     left_out += [(path, reason) for path in files if path not in named]
-    if not any(splits.values()):
+    if not splits:
+        others = [path for path, why in left_out if why.startswith("of the split ")]
+        problem = (
+            f"has no split train, valid or test: give files by a pattern, such as {others[0]}"
+            if others
+            else "has no file here that can be read: fetch it, or give other files by a pattern"
+        )
         raise ValueError(
-            f"--data {root}: of the configuration {chosen.name}, which its README.md names, no "
-            "file that can be read is there: fetch it, or give other files by a pattern"
+            f"--data {root}: the configuration {chosen.name}, which its README.md names, {problem}"
         )
     notes.append(f"a snapshot of the hub: its configuration {chosen.name}, as README.md names it")
-    return {split: splits[split] for split in SPLITS if splits.get(split)}
+    return {split: splits[split] for split in SPLITS if split in splits}

@@ -32,7 +32,8 @@ BUILT_IN = ("python-docs", *HUB_DATASETS)
 
 _LAYOUT = "2"  # part of the fingerprint: change it when files are cut into documents otherwise
 _SPLIT_WORD = re.compile(
-    r"(?<![a-z])(?:(train|training)|(valid|validation|val|dev)|(test))(?![a-z])"
+    r"(?<![a-z])(?:(train|training)|(valid|validation|val|dev)|(test|testing|eval|evaluation))"
+    r"(?![a-z])"
 )
 _ABOUT_THE_DATA = {"readme", "license", "licence", "notice", "copying", "changelog"}
 _OF_DATASETS = {"dataset_dict.json", "dataset_info.json", "dataset_infos.json", "state.json"}

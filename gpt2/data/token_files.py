@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from gpt2.common.files import read_bytes
 from gpt2.common.json_files import read_json_object
 from gpt2.config import TokenType
+from gpt2.data.readers import refuse_others
 from gpt2.data.shards import HEADER_BYTES, MAGIC, read_header
 
 LLM_C_BYTES = 1024  # of the header
@@ -84,6 +85,7 @@ def map_ids(
         head = file.read(LLM_C_BYTES)
     found = _find_layout(path, head, size)
     if found is None:
+        refuse_others(path, head)
         found = _without_header(path, size, token_type)
     elif token_type and found.dtype != np.dtype(token_type):
         raise ValueError(

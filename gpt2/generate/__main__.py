@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import torch
 from tyro.conf import Positional, UseAppendAction
 
-from gpt2.data.readers import read_blocks
+from gpt2.data.readers import file_format, read_blocks, read_texts
 from gpt2.generate.decoding import check_prompts, continuations, stream_tokens, until
 from gpt2.generate.interactive import Settings, Strategy, converse
 from gpt2.generate.sampling import Sampling
@@ -40,7 +40,8 @@ class Arguments:
     """Text to continue; may be given several times. None, an empty one or <|endoftext|>: a new
     document."""
     prompt_file: str | None = None
-    """File with a prompt on each line; blank lines are left out."""
+    """File with a prompt on each line, or a table (.jsonl, .csv, .parquet) with a prompt in the
+    field "text" of each row; blank ones are left out."""
     interactive: bool = False
     """Write with the model in turns: it goes on from what you type, and keeps keys and values
     between turns. /temperature 0.7 and the like change a setting, /help lists them; Ctrl-C stops an
@@ -103,8 +104,13 @@ def _read_prompts(arguments: Arguments) -> list[str]:
         return list(arguments.prompt) or [""]
     if arguments.prompt:
         raise ValueError("--prompt and --prompt-file both give prompts: use one of them")
-    text = "".join(block for block, _ in read_blocks(Path(arguments.prompt_file)))
-    prompts = [line for line in text.replace("\r", "\n").split("\n") if line.strip()]
+    path = Path(arguments.prompt_file)
+    if file_format(path) in (None, "text"):
+        text = "".join(block for block, _ in read_blocks(path))
+        prompts = text.replace("\r", "\n").split("\n")
+    else:
+        prompts = [text.replace("\r\n", "\n") for text, _ in read_texts(path)]
+    prompts = [prompt for prompt in prompts if prompt.strip()]
     if not prompts:
         raise ValueError(f"{arguments.prompt_file} holds no prompt: write one on each line")
     return prompts

@@ -7,6 +7,7 @@ differ from those of its own library.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -163,7 +164,9 @@ def _read_tokenizer_json(path: Path) -> Vocabulary:
         special_tokens = {
             token["content"]: token["id"] for token in tokenizer.get("added_tokens") or []
         }
-        ids = tokenizer["model"]["vocab"] | special_tokens
+        vocab = tokenizer["model"]["vocab"]
+        fresh = itertools.count(len(vocab))
+        assigned = {t: vocab[t] if t in vocab else next(fresh) for t in special_tokens}
         merges = [
             pair.partition(" ")[::2] if isinstance(pair, str) else (pair[0], pair[1])
             for pair in tokenizer["model"]["merges"]
@@ -172,7 +175,9 @@ def _read_tokenizer_json(path: Path) -> Vocabulary:
         raise _refusal(path, f"it is not a tokenizer.json ({error!r:.200})") from error
     if objection:
         raise _refusal(path, objection)
-    return _check(path, ids, merges, special_tokens)
+    if assigned != special_tokens:  # of those in the file it takes no notice
+        raise _refusal(path, "its library gives other ids to its added tokens")
+    return _check(path, vocab | special_tokens, merges, special_tokens)
 
 
 def _objection(tokenizer: dict[str, Any]) -> str | None:

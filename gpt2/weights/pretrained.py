@@ -166,7 +166,7 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
     try:
         tokenizer = Tokenizer.load(changes["tokenizer"])
     except ValueError as error:
-        raise ValueError(f"{error}. Or {remedy}") from error
+        raise ValueError(f"{str(error).rstrip('.')}. Or {remedy}") from error
     own = fit_vocabulary(found, tokenizer, f"the tokenizer {changes['tokenizer']}", remedy)
     default = TrainConfig()
     for name, has in vars(own).items():

@@ -26,9 +26,14 @@ _BUILDING = {
     "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "LIST", "EMPTY_LIST", "DICT", "EMPTY_DICT", "EMPTY_SET",
     "NEWOBJ", "BUILD", "APPEND", "APPENDS", "SETITEM", "SETITEMS",
 }  # fmt: skip
+_PROTOCOL = 3  # the highest that torch.load(weights_only=True) knows; torch.save writes 2
 _PICKLES = 5  # in a file of PyTorch before 1.6: three about the format, the content, the keys
 LOADABLE = "only weights in float32, float16, bfloat16 or float64 can be loaded"
 _COPY_ANEW = "copy or download it anew (a text file of some 130 bytes is git-lfs's place-holder)"
+
+
+class _NoTensors(ValueError):
+    """A pickle that is not read, and what to do."""
 
 
 def has_weights(folder: Path, names: tuple[str, ...] = SAFETENSORS + PICKLES) -> bool:
@@ -99,10 +104,12 @@ def _read_pickle(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
     try:
         _check_pickles(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except _NoTensors as error:
+        raise ValueError(f"{path}: {error}, or take a .safetensors file") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path} is damaged, or holds more than tensors, which is never run "
-            f"({_first_line(error)}): {_COPY_ANEW}, or take a .safetensors file"
+            f"({_reason(error)}): {_COPY_ANEW}, or take a .safetensors file"
         ) from error
     # Bytes that are no pickle make the reader fail in many ways.
     except Exception as error:
@@ -121,8 +128,9 @@ def _read_pickle(path: Path) -> Iterator[tuple[Path, str, Tensor]]:
         yield path, str(name), tensor
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+def _reason(error: Exception) -> str:
+    """What PyTorch's unpickler says at the end of its advice, or all of another message."""
+    return str(error).rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0][:200]
 
 
 def _check_pickles(path: Path) -> None:
@@ -149,8 +157,16 @@ def _check_pickle(file: IO[bytes]) -> None:
     built: set[int | None] = set()
     last = ""
     for instruction, argument, _ in pickletools.genops(file):
+        if instruction.name == "PROTO" and int(argument or 0) > _PROTOCOL:
+            raise _NoTensors(
+                f"its pickle is of protocol {argument}, and only {_PROTOCOL} and below are read "
+                "without running code in them: save it again without pickle_protocol"
+            )
         if instruction.name.endswith("PUT") and last in _BUILDING:
             built.add(argument)
         if instruction.name.endswith("GET") and argument in built:
-            raise ValueError("it refers twice to a list, tuple or dictionary: no named tensors")
+            raise _NoTensors(
+                "it refers twice to a list, tuple or dictionary, as named tensors never do: save "
+                "model.state_dict()"
+            )
         last = instruction.name

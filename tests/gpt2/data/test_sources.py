@@ -148,6 +148,8 @@ def test_kinds_of_files_give_the_same_documents(tmp_path):
         ("b.md", marked),
         ("c.tokens.gz", text),
         ("c.txt.zst", pa.compress(text.encode(), codec="zstd", asbytes=True)),
+        # As pzstd writes it, after a frame to be skipped.
+        ("d.txt.zst", b"\x50\x2a\x4d\x18\4\0\0\0size" + pa.compress(text.encode(), "zstd", True)),
         ("c.txt.bz2", bz2.compress(text.encode())),
         ("c.txt.xz", lzma.compress(text.encode())),
         ("unnamed-gzip.txt", gzip.compress(text.encode())),
@@ -183,7 +185,10 @@ def test_a_line_end_cut_by_the_reading_is_one(tmp_path, packed):
 @pytest.mark.parametrize(
     ("written", "message", "read"),
     [
-        ("utf-16-le", r"UTF-16.*(iconv -f UTF-16LE -t UTF-8)", True),
+        ("utf-16-le", r"NUL .*(iconv -f UTF-16LE -t UTF-8)", True),
+        ("utf-16-be", r"NUL .*(iconv -f UTF-16BE -t UTF-8)", True),
+        ("utf-32-le", r"NUL .*(iconv -f UTF-32LE -t UTF-8)", True),
+        ("utf-32-be", r"NUL .*(iconv -f UTF-32BE -t UTF-8)", True),
         ("cp1252", r"is not UTF-8: byte 13 .*(iconv -f WINDOWS-1252 -t UTF-8)", True),
         ("gb18030", r"is not UTF-8: byte 13 .*for example with: (iconv -f WIN\S+ -t UTF-8)", False),
     ],
@@ -212,7 +217,12 @@ def test_the_remedy_for_another_encoding_works(tmp_path, written, message, read,
         (b"PAR1\x15\0", "no text but a Parquet file: name it .parquet"),
         (b"ARROW1\0\0", "no text but an Arrow file: name it .arrow"),
         (b"On\0c\0e\0 ", "one in eight of its first characters is NUL"),
-        (b"\x7fELF\x02\xff" + b"a" * 99 + b"\0", "has NUL bytes, as binary files and UTF-16 have"),
+        (b"\x7fELF\x02\xff" + b"a" * 99 + b"\0", "has NUL bytes, as in binary files"),
+        (
+            bytes(999),
+            r"one in eight of its first characters is NUL \(U\+0000\), as in binary files",
+        ),
+        (gzip.compress(gzip.compress(b"text")), "is packed twice: unpack it once"),
         ("caf\u00e9".encode("utf-16")[:-1], "is not UTF-16: byte 8 .* damaged, or cut off"),
     ],
 )
@@ -224,7 +234,7 @@ def test_what_is_no_text_is_called_what_it_is(tmp_path, content, message):
 
 def test_a_place_holder_for_a_table_is_called_so(tmp_path):
     pytest.importorskip("pyarrow")
-    for name in ("a.parquet", "a.arrow", "a.jsonl", "a.csv"):
+    for name in ("a.parquet", "a.arrow", "a.jsonl", "a.csv", "a.jsonl.xz"):
         with pytest.raises(ValueError, match="git-lfs's place-holder: fetch it, with git lfs pull"):
             list(
                 read_pieces(write(tmp_path / name, "version https://git-lfs.github.com/spec/v1\n"))
@@ -324,6 +334,23 @@ def test_parquet_faults_are_named(tmp_path, monkeypatch):
             list(read_pieces(path))
 
 
+def test_a_table_named_for_another_is_called_what_it_is(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+    from pyarrow.feather import write_feather
+
+    table = pa.table({"text": ["a text"]})
+    for write_table, wrong, right in (
+        (pq.write_table, ".arrow", ".parquet"),
+        (write_feather, ".parquet", ".arrow"),
+    ):
+        path = tmp_path / f"a{wrong}"
+        write_table(table, path)
+        with pytest.raises(ValueError, match=rf"{right[1:].title()} file: name it \{right}"):
+            list(read_pieces(path))
+        assert joined(read_pieces(path.rename(tmp_path / f"b{right}"))) == ["a text"]
+
+
 # What --data names
 
 
@@ -358,6 +385,7 @@ def test_nothing_to_read_is_said_clearly(tmp_path, opened, data, message):
         (["train/a.txt", "train/b.txt", "dev/a.txt"], "train train valid"),
         (["validation-00000-of-00001.txt", "train-00000-of-00002.txt"], "valid train"),
         (["contest.txt", "retrain.txt", "latest-tests.txt"], "train train train"),
+        (["a.txt", "testing.txt", "eval/b.txt", "evaluation.txt"], "train test test test"),
         (["a.txt", "b.md", "a.test.txt"], "train train test"),
         (["test.txt"], "test"),
         (["train.txt", "extra.txt"], "train -"),
@@ -439,7 +467,11 @@ TWO = [
             card("- config_name: default\n  data_files: raw/*\n", TWO[1]),
             {"train": ["raw", "raw v"]},
         ),
-        (card("- config_name: x\n  data_dir: raw\n"), {"train": ["raw", "raw v"]}),
+        (card("- config_name: x\n  data_dir: raw\n"), {"train": ["raw"], "valid": ["raw v"]}),
+        (
+            card("- config_name: x\n"),
+            {"train": ["cooked", "raw"], "valid": ["raw v"], "test": ["cooked t"]},
+        ),
         (card("- config_name: x\n  data_files: '**/train-*'\n"), {"train": ["cooked", "raw"]}),
         (card(TWO[0]).replace("\n", "\r\n"), {"train": ["raw"], "valid": ["raw v"]}),
     ],
@@ -483,6 +515,31 @@ def test_folders_that_each_have_splits_are_a_question(tmp_path, opened, files, c
     found = re.findall(r"--data (\S+) \((\w+)\)", str(error.value))
     assert [name for _, name in found] == choices
     assert all(len(texts_of(opened(remedy.strip("'")))["train"]) == 1 for remedy, _ in found)
+
+
+def test_configurations_in_one_folder_are_told_apart(tmp_path, opened):
+    pytest.importorskip("yaml")
+    names = ("a-1", "a-2", "b-1", "b-2", "c")
+    for name in names:
+        write(tmp_path / f"set/{name}.txt", name)
+    one = "- config_name: {0}\n  data_files: {0}*.txt\n"
+    write(tmp_path / "set/README.md", card(*map(one.format, "abc")))
+    with pytest.raises(ValueError, match="holds 3 data sets, or configurations of one") as error:
+        opened(str(tmp_path / "set"))
+    remedies = re.findall(r"--data (\S+) \((\w)\)", str(error.value))
+    found = [texts_of(opened(remedy.strip("'"))) for remedy, _ in remedies]
+    assert found == [{"train": ["a-1", "a-2"]}, {"train": ["b-1", "b-2"]}, {"train": ["c"]}]
+
+
+def test_splits_of_other_names_are_not_said_to_be_missing(tmp_path, opened):
+    pytest.importorskip("yaml")
+    write_rows(tmp_path / "set/data", train_sft=["a chat"], test_sft=["another"])
+    one = "- config_name: x\n  data_files:\n  - split: train_sft\n    path: data/train_sft-*\n"
+    write(tmp_path / "set/README.md", card(one))
+    message = r"the configuration x, .* has no split train, valid or test: .*, such as (\S+)$"
+    with pytest.raises(ValueError, match=message) as error:
+        opened(str(tmp_path / "set"))
+    assert texts_of(opened(str(error.value).split()[-1])) == {"train": ["a chat"]}
 
 
 @pytest.mark.parametrize("wrong", ["- 5\n", "- config_name: [\n", "- data_files: x\n"])

@@ -229,6 +229,9 @@ def test_what_a_file_does_not_say_is_asked_for_and_a_wrong_answer_found(opened, 
     with pytest.raises(ValueError, match=r"train\.bin has no header .*--token-type uint16 \(as"):
         opened(folder)
     ids = np.fromfile(folder / "train.bin", dtype="<u2")
+    (folder / "train.bin").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:5\n")
+    with pytest.raises(ValueError, match=r"train\.bin is .* git-lfs's place-holder: fetch it"):
+        opened(folder, token_type="uint16")
     for odd, problem in ((1, "bytes, which is no whole number of uint32 ids"), (0, "holds, as ui")):
         ids[: len(ids) // 2 * 2 - odd].tofile(folder / "train.bin")
         with pytest.raises(ValueError, match=rf"train\.bin .*{problem}.* \(--token-type\)"):

@@ -325,6 +325,16 @@ def test_prompts_are_the_lines_of_a_file_however_it_was_saved(tmp_path, encoding
     assert found == prompts
 
 
+def test_prompts_are_the_texts_of_a_table(tmp_path):
+    (tmp_path / "a.jsonl").write_text(
+        '{"text": "the cat\\r\\nsat"}\n{"text": null}\n{"text": "a dog"}\n'
+    )
+    (tmp_path / "a.csv").write_text('text,n\n"the cat\nsat",1\n" ",2\na dog,3\n')
+    for name in ("a.jsonl", "a.csv"):
+        found = _read_prompts(Arguments("run", prompt_file=str(tmp_path / name)))
+        assert found == ["the cat\nsat", "a dog"]
+
+
 def test_no_prompt_begins_a_document(capsys, run):
     begun = _output(capsys, run)
     assert begun == _output(capsys, run, prompt=("",)) != "\n"

@@ -214,6 +214,8 @@ ADDING = {
         (_set("model", "type", to="Unigram"), "its model is 'Unigram'"),
         (_set("model", "dropout", to=0.1), r"dropout=0\.1"),
         (_set("added_tokens", to=[]), "not among its special tokens"),
+        (lambda t: t["model"]["vocab"].pop("<|endoftext|>"), "its library gives other ids"),
+        (_set("added_tokens", 0, "id", to=1024), "its library gives other ids to its added tokens"),
         (_set("added_tokens", 0, "lstrip", to=True), "added token '<|endoftext|>' has lstrip"),
         (_set("added_tokens", 0, "single_word", to=True), "has single_word"),
         (

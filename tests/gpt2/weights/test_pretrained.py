@@ -308,10 +308,10 @@ def test_what_gpt2s_options_leave_out_is_gpt2(model, folder):
     assert_same(load_pretrained(folder), model)
 
 
-def write_bin(content: object) -> Callable[[Path], None]:
+def write_bin(content: object, **options: int) -> Callable[[Path], None]:
     def write(folder: Path) -> None:
         (folder / "model.safetensors").unlink()
-        torch.save(content, folder / "pytorch_model.bin")
+        torch.save(content, folder / "pytorch_model.bin", **options)
 
     return write
 
@@ -365,6 +365,11 @@ def write_index(*files: str) -> Callable[[Path], None]:
         (lambda f: (f / "model.safetensors").unlink(), "holds no weights: expected one of model"),
         (cut_bin, r"pytorch_model\.bin cannot be read as a PyTorch file"),
         (write_bin({"wte.weight": Path()}), r"pytorch_model\.bin .* holds more than tensors"),
+        (
+            write_bin({"wte.weight": torch.ones(2)}, pickle_protocol=4),
+            "is of protocol 4, and only 3",
+        ),
+        (write_bin(torch.nn.Linear(2, 2)), "more than tensors, .* global: GLOBAL torch.nn.modules"),
         (write_bin({"model": {}, "step": 3}), "'model' is a dict, not a tensor"),
         (write_bin([torch.zeros(1)]), r"pytorch_model\.bin holds a list, not named tensors"),
         (write_index("model-00001-of-00002.safetensors"), r"model-00001.* is missing; .* names 1"),
