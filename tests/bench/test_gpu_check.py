@@ -1,5 +1,6 @@
 """bench.gpu_check: a part that fails or hangs keeps no other from running, and all is reported."""
 
+import contextlib
 import json
 import runpy
 import signal
@@ -26,8 +27,14 @@ child.wait()
 
 
 def _runs(file: Path) -> bool:
-    child = int(file.read_text())
-    return psutil.pid_exists(child) and psutil.Process(child).status() != psutil.STATUS_ZOMBIE
+    with contextlib.suppress(psutil.NoSuchProcess):
+        child = psutil.Process(int(file.read_text()))
+        for _ in range(100):  # what was killed takes a moment to end
+            if child.status() == psutil.STATUS_ZOMBIE:
+                return False
+            time.sleep(0.05)
+        return True
+    return False
 
 
 def test_a_part_that_fails_or_hangs_keeps_no_other_from_running(tmp_path, monkeypatch, capsys):
