@@ -207,6 +207,7 @@ def _examine_nvidia(kernels: list[Any], target: str) -> list[Code]:
         sass = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = (line for line in sass.splitlines() if line.lstrip().startswith("/*"))
     parts = ["\n".join(islice(lines, len(text) // 16)) for text in texts]
+    assert next(lines, None) is None, "an instruction has 16 bytes and a line"
     return [
         _examine_sass(kernel, target, number, part)
         for kernel, number, part in zip(kernels, registers, parts, strict=True)
