@@ -168,7 +168,7 @@ def _numpy(path: Path) -> _Layout:
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
             f"{path} holds {array.dtype} of shape {array.shape}, not one row of integers: write "
-            "the ids with numpy.save(path, ids.reshape(-1))"
+            "the ids with numpy.save(path, ids.reshape(-1).astype('uint32'))"
         )
     return _Layout(array.dtype, array.offset, len(array))
 

@@ -3,6 +3,8 @@
 import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import tracemalloc
 from collections.abc import Sequence
@@ -91,6 +93,18 @@ def test_the_second_run_reads_nothing_but_the_shards(tmp_path, corpus, monkeypat
     assert any("reused" in note for note in second.notes)
     os.utime(corpus, ns=(1, 1))
     assert prepare(str(corpus), **options).folder == first.folder
+
+
+def test_a_tokenizer_of_another_text_is_not_taken_for_the_own_one(corpus, tokenizer_file, options):
+    own = options | {"tokenizer": None, "vocab_size": 300}
+    first = prepare(str(corpus), **own)
+    (kept,) = options["cache_dir"].glob("tokenizers/*/tokenizer.json")
+    shutil.copy(tokenizer_file, kept)
+    with pytest.raises(ValueError, match=r"is not the tokenizer that was .*Or choose one") as error:
+        prepare(str(corpus), **own)
+    (folder,) = re.findall(r"Delete the folder (\S+) and run again", str(error.value))
+    shutil.rmtree(folder)
+    assert prepare(str(corpus), **own).tokenizer.hash == first.tokenizer.hash
 
 
 def test_another_text_or_tokenizer_is_prepared_anew(corpus, tokenizer_file, options):

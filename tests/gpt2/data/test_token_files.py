@@ -350,6 +350,21 @@ def test_a_bad_file_is_named_with_what_was_found_and_what_to_do(
     assert str(folder) in str(caught.value)
 
 
+@pytest.mark.parametrize("change", [lambda i: i.reshape(1, -1), lambda i: i.astype("f4")])
+def test_ids_in_another_array_are_read_once_they_are_saved_as_the_refusal_says(
+    opened, written, change
+):
+    folder = written(numpy_file)
+    path = folder / NPY
+    right = opened(folder).splits["train"].n_bytes
+    np.save(path, change(np.load(path)))
+    with pytest.raises(ValueError, match="not one row of integers: write the ids with") as error:
+        opened(folder)
+    command = str(error.value).partition("write the ids with ")[2]
+    exec(command, {"numpy": np, "path": path, "ids": np.load(path)})
+    assert opened(folder).splits["train"].n_bytes == right
+
+
 def test_other_containers_of_one_set_are_a_question(opened, written):
     folder = written(nanogpt)
     shutil.copy(folder / "train.bin", folder / "train.npy")

@@ -238,6 +238,10 @@ ADDING = {
         ),
         (_set("model", "vocab", "Ġt", to=5), "its ids are not 0 to 1023"),
         (lambda t: t["model"]["vocab"].pop("!"), "its ids are not 0 to 1022"),
+        (
+            lambda t: t["model"]["vocab"].update({"!!!!!": t["model"]["vocab"].pop("!")}),
+            "has no token for byte 33",
+        ),
         (lambda t: t["model"]["merges"].reverse(), "in the order of ids"),
         (lambda t: t["model"]["merges"].pop(), "not one for each longer token"),
         (_set("model", "merges", 0, to=["€", "a"]), "none of byte-level BPE"),

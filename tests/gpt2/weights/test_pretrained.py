@@ -373,6 +373,13 @@ def write_index(*files: str) -> Callable[[Path], None]:
         (write_bin({"model": {}, "step": 3}), "'model' is a dict, not a tensor"),
         (write_bin([torch.zeros(1)]), r"pytorch_model\.bin holds a list, not named tensors"),
         (write_index("model-00001-of-00002.safetensors"), r"model-00001.* is missing; .* names 1"),
+        (
+            lambda f: [
+                write_index()(f),
+                (f / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
+            ],
+            r"index\.json is not an index of shards: copy or download it anew",
+        ),
         (write_index("../x.safetensors"), "names '../x.safetensors', which is no file beside"),
         (lambda f: (f / "config.json").write_text("{"), r"config\.json cannot be read"),
         (lambda f: (f / "config.json").write_text("[]"), "holds a JSON list, not an object"),
