@@ -1,7 +1,7 @@
 """What to expect of `python train.py`: minutes, loss and perplexity by preset and machine.
 
     python -m bench.expected --out bench/results/<device>/expected/<date>-<commit>.json
-    python -m bench.expected --out FILE --run "--preset gpt2 --data openwebtext"
+    python -m bench.expected --out FILE --run "train.py --preset gpt2 --data openwebtext"
 
 Each run is the command as anyone gives it, in a process and a folder of its own; its minutes are
 those of the whole command, preparation of the text, scoring and samples included. A run on
@@ -29,7 +29,9 @@ from gpt2.common.files import write_json
 from gpt2.common.json_files import read_json_object
 from gpt2.config import PRESETS, Settings, TrainConfig, settle
 
-RUNS = ("", "--optimizer adamw", "--attn triton --kernels triton")
+RUNS = (
+    "train.py", "train.py --optimizer adamw", "train.py --attn triton --kernels triton",
+)  # fmt: skip
 CARDS = ("T4", "RTX 4090", "A100", "H100")
 
 
@@ -40,22 +42,22 @@ class Arguments:
     out: Path
     """The .json file to write, or to go on with."""
     run: tuple[str, ...] = RUNS
-    """Options of train.py, one string for each run."""
+    """Commands, without the python before them."""
 
 
 def main(arguments: Arguments) -> None:
     runs: list[dict[str, Any]] = []
     if arguments.out.exists():
         runs = json.loads(arguments.out.read_text(encoding="utf-8"))
-    for options in arguments.run:
-        if all(run["options"] != _shown(options) for run in runs):
-            runs.append(_train(options))
+    for command in arguments.run:
+        if all(run["command"] != _shown(command) for run in runs):
+            runs.append(_train(command))
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             write_json(arguments.out, runs)
     print("\n".join(measured(runs)))
 
 
-def _train(options: str) -> dict[str, Any]:
+def _train(command: str) -> dict[str, Any]:
     """Run the command.
 
     Raises:
@@ -64,12 +66,11 @@ def _train(options: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "run"
         places = ["--out", str(out), "--cache-dir", folder]
-        command = [sys.executable, "train.py", *options.split(), *places]
         start = time.perf_counter()
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run([sys.executable, *command.split(), *places], cwd=ROOT, check=True)
         minutes = (time.perf_counter() - start) / 60
         result = read_json_object(out / "result.json")
-        row = {"options": _shown(options), "minutes": round(minutes, 2)}
+        row = {"command": _shown(command), "minutes": round(minutes, 2)}
         row |= {key: result[key] for key in ("machine", "data", "val_loss", "test", "finished")}
         if "wikitext" in result["data"]["name"]:
             scoring = [sys.executable, "-m", "gpt2.evaluate", str(out), "--task", "wikitext"]
@@ -79,9 +80,9 @@ def _train(options: str) -> dict[str, Any]:
         return row
 
 
-def _shown(options: str) -> str:
-    """The options, with a folder of text by its name alone."""
-    return " ".join(Path(word).name if "/" in word else word for word in options.split())
+def _shown(command: str) -> str:
+    """The command, with a folder of text by its name alone."""
+    return " ".join(Path(word).name if "/" in word else word for word in command.split())
 
 
 def measured(runs: list[dict[str, Any]]) -> list[str]:
@@ -95,7 +96,7 @@ def measured(runs: list[dict[str, Any]]) -> list[str]:
         machine, test = run["machine"], run["test"]
         word = f"{run['per_word']['word_perplexity']:,.1f}" if "per_word" in run else ""
         lines.append(
-            f"| `python train.py {run['options']}".rstrip() + f"` | {machine['device']}, "
+            f"| `{run['command']}` | {machine['device']}, "
             f"{machine['dtype']} | {run['minutes']:.1f} | {run['val_loss']:.3f} "
             f"| {test['perplexity']:,.1f} | {test['bits_per_byte']:.3f} | {word} |"
         )

@@ -27,15 +27,16 @@ def test_runs_are_kept_and_not_repeated_and_their_table_names_the_text_alone(
         return type("Done", (), {"stdout": b'{"word_perplexity": 2345.67}'})
 
     monkeypatch.setattr(expected.subprocess, "run", run)
+    command = "train.py --data /some/where/wikitext-2 --steps 3"
     out = tmp_path / "new" / "expected.json"
     for _ in range(2):
-        expected.main(expected.Arguments(out, ("--data /some/where/wikitext-2 --steps 3",)))
+        expected.main(expected.Arguments(out, (command,)))
     assert len(commands) == 2
     assert "/some/where/wikitext-2" in commands[0]
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 6
     cells = [cell.strip() for cell in lines[-1].split("|")]
-    assert cells[1:3] == ["`python train.py --data wikitext-2 --steps 3`", "a CPU, float32"]
+    assert cells[1:3] == ["`train.py --data wikitext-2 --steps 3`", "a CPU, float32"]
     assert cells[4:-1] == ["4.500", "91.3", "1.870", "2,345.7"]
 
 
