@@ -23,7 +23,9 @@ from gpt2.tokenizer import Tokenizer
 
 # Bytes of text in a shard: some 30 million tokens, held in memory until it is written.
 SHARD_BYTES = 1 << 27
-_TRAINING_CHARS = 1 << 28  # text that a new tokenizer learns from, at most
+# Text that a new tokenizer learns from, at most. Till it is encoded it is in memory, as numbers of
+# words: about a byte a character.
+_TRAINING_CHARS = 1 << 28
 _ORIGIN = "origin.json"  # beside a tokenizer trained here: names its text
 
 

@@ -7,6 +7,7 @@ import glob
 import hashlib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -41,6 +42,7 @@ _KINDS = (
     f"Usable are {', '.join(FORMATS)}; all but .parquet and .arrow also as {', '.join(PACKINGS)}; "
     f"and files of token ids, {', '.join(TOKEN_FORMATS)}."
 )
+_ONE_OF = re.compile(r"(.*)-\d{5}-of-(\d{5})(.*)")
 _NAMED = 8  # files that were left out, by name
 
 
@@ -199,6 +201,7 @@ def _local_source(
         if re.search("[\ud800-\udfff]", str(path.resolve())):
             raise ValueError(f"--data: the file name {str(path)!a} is not UTF-8: rename it")
     left_out += [(path, "the same text in another form") for path in _drop_other_forms(chosen)]
+    notes = [*notes, *_missing(chosen)]
 
     hashes = _hash_files([path for paths in chosen.values() for path in paths], cache_dir)
     for split, paths in chosen.items():
@@ -226,6 +229,17 @@ def _local_source(
         details={"kind": "tokens" if tokens else "files", "files": listing},
         token_files=chosen if tokens else {},
     )
+
+
+def _missing(chosen: dict[str, list[Path]]) -> list[str]:
+    """Say of which files, numbered as x-00000-of-00005, only some are here."""
+    matches = [_ONE_OF.fullmatch(str(path)) for paths in chosen.values() for path in paths]
+    sets = Counter(match.group(1, 2, 3) for match in matches if match)
+    return [
+        f"of the {int(total):,} files {Path(stem).name}-*-of-{total}{rest}, {here:,} are here"
+        for (stem, total, rest), here in sets.items()
+        if here < int(total)
+    ]
 
 
 def _in_words(left_out: list[LeftOut]) -> str:

@@ -420,6 +420,15 @@ def test_what_is_not_read_is_said_with_the_reason(tmp_path, opened):
     assert note == "left out: b.html (of no kind that is read)"
 
 
+def test_files_that_are_not_here_are_said(tmp_path, opened):
+    for split, numbers in (("train", (0, 2)), ("test", (0, 1))):
+        for number in numbers:
+            name = f"set/{split}-{number:05d}-of-0000{3 if split == 'train' else 2}.txt"
+            write(tmp_path / name, f"{split} {number}")
+    notes = opened(str(tmp_path / "set")).notes
+    assert notes[1:] == ("of the 3 files train-*-of-00003.txt, 2 are here",)
+
+
 def write_rows(folder: Path, **splits: list[str]) -> None:
     """Parquet files as the hub names them."""
     pa = pytest.importorskip("pyarrow")
