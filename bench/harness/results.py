@@ -33,6 +33,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "bench/results"
 PACKAGES = (
     "triton", "flash_attn", "liger_kernel", "transformers", "tokenizers", "tiktoken",
+    "llama_cpp_python",
 )  # fmt: skip
 DIGITS = 5  # of a float in a file; more would be noise, in the figures and in version control
 
