@@ -9,7 +9,7 @@ one means that the model expects the text, not that the text is good.
 Diversity and repetition are measured on words (gpt2/compare_decoding/text_metrics.py), distinct-n
 over the same number of n-grams in every row, as it falls with length.
 
-Written to RUN/decoding (or --out): decoding.json with all figures and texts, decoding.md, and
+Written to RUN/decoding, or --out: decoding.json with all figures and texts, decoding.md, and
 decoding.png and .svg.
 """
 
@@ -171,7 +171,8 @@ class Arguments:
     copy_tokens: int = 100_000_000
     """Look for copied words in so much of the training text, from its beginning; 0: not at all."""
     out: str | None = None
-    """Folder to write to. None: `decoding` in the model's folder."""
+    """Folder to write to. None: `decoding` in the model's folder; for demo and models of the hub
+    runs/NAME-decoding."""
     seed: int = 1337
     """Seed of the samples, the same for each strategy."""
     batch_size: int = 50
@@ -187,9 +188,9 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     max_tokens = _check(arguments, run.model.config.block_size)
-    if arguments.out is None and run.folder != Path(arguments.run):
-        raise ValueError(f"{run.name} has no folder of yours to write to: choose one with --out")
-    out = Path(arguments.out or run.folder / "decoding")
+    name = Path(run.name).name
+    own = run.folder == Path(arguments.run)  # not `demo`, nor a model of the hub
+    out = Path(arguments.out or (run.folder / "decoding" if own else f"runs/{name}-decoding"))
     prepared = prepare(
         **run.choose_data(arguments.data, arguments.token_type),
         tokenizer=str(run.folder),
@@ -215,7 +216,7 @@ def main(arguments: Arguments) -> None:
     measures = measure(rows, eot_id=run.tokenizer.eot_id, copies=copies)
     findings = analyse(rows, measures)
     about = {
-        "run": Path(run.name).name,
+        "run": name,
         "step": run.step,
         "data": prepared.name,
         "split": arguments.split,
