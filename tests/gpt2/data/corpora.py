@@ -1,11 +1,14 @@
-"""Small corpora, and a preparation that is killed at its n-th file, for the tests of both."""
+"""Small corpora, files and documents, and a preparation that is killed at its n-th file."""
 
+import gzip
 import signal
 import subprocess
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpt2.data.documents import Piece, Source
 from gpt2.data.prepare import finish, prepare, write_share
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
@@ -107,3 +110,25 @@ class Place:
 
     def times(self) -> dict[str, int]:
         return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}
+
+
+def joined(pieces: Iterator[Piece]) -> list[str]:
+    """The documents that pieces make up."""
+    texts = [""]
+    for piece in pieces:
+        texts[-1] += piece.text
+        if piece.last:
+            texts.append("")
+    assert texts.pop() == "", "the last document has no end"
+    return texts
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(data, mtime=0) if path.suffix == ".gz" else data)
+    return path
+
+
+def texts_of(source: Source) -> dict[str, list[str]]:
+    return {split: joined(read()) for split, read in source.splits.items()}
