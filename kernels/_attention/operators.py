@@ -68,9 +68,9 @@ def _narrow(window: int | None, k: Tensor) -> int | None:
     return window if window is not None and window < k.shape[1] else None
 
 
-def _tiles(q: Tensor, documents: Tensor | None, dropout_p: float) -> Tiles:
+def _tiles(q: Tensor, documents: Tensor | None, window: int | None, dropout_p: float) -> Tiles:
     problem = architecture(q.device), q.shape[-1], q.shape[1], q.element_size()
-    return choose_tiles(*problem, documents is not None, dropout_p > 0)
+    return choose_tiles(*problem, documents is not None, window is not None, dropout_p > 0)
 
 
 def _allocate_outputs(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,7 +87,7 @@ def attention_fwd(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     o, lse, row_max = _allocate_outputs(q, need_max)
     window, shift = _narrow(window, k), k.shape[1] - q.shape[1]
-    tile = _tiles(q, documents, dropout_p).fwd
+    tile = _tiles(q, documents, window, dropout_p).fwd
     if q.numel() > 0:
         with on_device_of(q):
             attention_fwd_kernel[_grid(q, tile.block_m)](
@@ -110,7 +110,7 @@ def _launch_bwd(
     if do.stride(3) != 1 or do.stride(1) >= MAX_TIME_STRIDE:
         do = do.contiguous()
     window = _narrow(window, k)
-    tiles = _tiles(q, documents, dropout_p)
+    tiles = _tiles(q, documents, window, dropout_p)
     strides = (*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3])
     scalars = (*_sizes(q), scale, window or 0, dropout_p)
     delta = torch.empty_like(lse)

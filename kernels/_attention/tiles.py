@@ -120,8 +120,27 @@ DOCUMENTS = Tiles(Tile(32, 16, 2, 2), Tile(32, 16, 2, 2), Tile(16, 32, 2, 2))
 DOCUMENTS_SM_90 = Tiles(Tile(32, 16, 2, 1), Tile(32, 16, 2, 2), Tile(16, 32, 2, 1))
 DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 8, 2))
 
-# The numbers of dropout are live with a tile. Where the backward would spill: its tiles with it.
-DROPOUT = {("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 128, 8, 2)}}
+# A window's edge and the numbers of dropout are live with a tile. Where its row would spill then:
+# the tiles with either, and those with dropout.
+WINDOW: dict[tuple[str, int], dict[str, Tile]] = {
+    ("sm_80", 128): {"fwd": Tile(128, 32, 8, 2)},
+    ("sm_90", 128): {
+        "fwd": Tile(64, 64, 8, 2), "dq": Tile(64, 32, 8, 2), "dkv": Tile(16, 32, 8, 2),
+    },
+    ("sm_100", 64): {"dq": Tile(64, 64, 8, 2), "dkv": Tile(64, 64, 8, 2)},
+    ("sm_120", 64): {"dq": Tile(64, 32, 8, 2), "dkv": Tile(32, 64, 8, 2)},
+    ("sm_120", 128): {
+        "fwd": Tile(64, 32, 8, 2), "dq": Tile(64, 64, 8, 2), "dkv": Tile(32, 64, 8, 2),
+    },
+}  # fmt: skip
+DROPOUT = WINDOW | {
+    ("sm_80", 64): {
+        "fwd": Tile(128, 32, 8, 2), "dq": Tile(128, 32, 8, 2), "dkv": Tile(32, 64, 8, 2),
+    },
+    ("sm_86", 64): {"dq": Tile(128, 32, 8, 2), "dkv": Tile(32, 64, 8, 1)},
+    ("sm_86", 128): {"fwd": Tile(64, 32, 8, 2), "dq": Tile(64, 32, 8, 2)},
+    ("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 128, 8, 2)},
+}  # fmt: skip
 
 # Head widths up to which the tensor memory accelerator adds whole tiles of dq: one instruction for
 # a branch and an atomic addition of each lane for every four elements. Wider, and on sm_90 in the
@@ -149,7 +168,7 @@ def adds_whole_tiles(
 @cache
 def choose_tiles(
     architecture: str, head_width: int, length: int, itemsize: int,
-    documents: bool = False, dropout: bool = False,
+    documents: bool = False, window: bool = False, dropout: bool = False,
 ) -> Tiles:  # fmt: skip
     """Look up the tiles for D = head_width, T = length and elements of itemsize bytes.
 
@@ -164,4 +183,5 @@ def choose_tiles(
     name = "other" if itemsize == 4 else rows_of(architecture)
     row = name, min(width for row, width in TABLE if row == name and width >= head_width)
     tiles = Tiles(*[Tile(*tile) for tile in TABLE[row][-1 if length > SHORT else 0]])
-    return tiles._replace(**DROPOUT.get(row, {})) if dropout else tiles
+    others = DROPOUT if dropout else WINDOW if window else {}
+    return tiles._replace(**others.get(row, {}))
