@@ -76,7 +76,7 @@ def _train(command: str) -> dict[str, Any]:
             scoring = [sys.executable, "-m", "gpt2.evaluate", str(out), "--task", "wikitext"]
             scoring += ["--json", "--cache-dir", folder]
             scored = subprocess.run(scoring, cwd=ROOT, check=True, capture_output=True)
-            row["per_word"] = json.loads(scored.stdout)
+            row["word_perplexity"] = json.loads(scored.stdout)["word_perplexity"]
         return row
 
 
@@ -94,7 +94,7 @@ def measured(runs: list[dict[str, Any]]) -> list[str]:
     ]
     for run in runs:
         machine, test = run["machine"], run["test"]
-        word = f"{run['per_word']['word_perplexity']:,.1f}" if "per_word" in run else ""
+        word = f"{run['word_perplexity']:,.1f}" if "word_perplexity" in run else ""
         lines.append(
             f"| `{run['command']}` | {machine['device']}, "
             f"{machine['dtype']} | {run['minutes']:.1f} | {run['val_loss']:.3f} "
@@ -113,24 +113,23 @@ def computed() -> list[str]:
         settings = settle(TrainConfig(preset=name))
         assert settings.steps is not None
         tokens = settings.steps * settings.sequences_per_step * settings.seq_len
-        cells = [_least_hours(settings, card) for card in CARDS]
+        cells = [_least_time(settings, card) for card in CARDS]
         lines.append(f"| `{name}` | {tokens / 1e6:,.0f} M | {' | '.join(cells)} |")
     return lines
 
 
-def _least_hours(settings: Settings, card: str) -> str:
+def _least_time(settings: Settings, card: str) -> str:
     """The time as text, unless a micro-batch of the preset does not fit the device."""
     dtype: Literal["bf16", "fp16"] = "bf16" if DEVICES[card].bf16 else "fp16"
     step = Step(
         PRESETS[settings.preset], settings.batch_size, settings.seq_len, dtype,
         settings.grad_accum, settings.optimizer,
     )  # fmt: skip
-    estimate = Estimate(step, card)
-    if estimate.largest_batch() < settings.batch_size:
+    estimate = Estimate(step, card).result()
+    if estimate["largest_batch"] < settings.batch_size:
         return "does not fit"
-    costs = step.costs()
     assert settings.steps is not None
-    hours = settings.steps * sum(estimate.seconds(cost) for cost in costs) / 3600
+    hours = settings.steps * estimate["seconds"] / 3600
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.2g} min"
 
 
