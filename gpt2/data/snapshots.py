@@ -215,8 +215,11 @@ def _of_configuration(
     splits: dict[str, list[Path]] = {}
     for name, patterns in chosen.splits.items():
         for path in _matching(root, patterns, files):
-            by_name = named_split(path.relative_to(root)) or "train"
-            split = by_name if name is None else _OURS.get(name)
+            split = (
+                _OURS.get(name)
+                if name is not None
+                else named_split(path.relative_to(root)) or "train"
+            )
             if split is None:
                 left_out.append((path, f"of the split {name}"))
             else:
