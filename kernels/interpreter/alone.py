@@ -1,49 +1,44 @@
 """Triton's own interpreter, one program after another, held to the tensors of a launch.
 
-It works on addresses, and by itself would read and write any memory of the process.
+It works on addresses, and by itself would read and write any memory of the process. Here the upper
+bits of an address, which no memory has, are the number of the argument that it was made from.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import triton.language as tl
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder
+from triton.runtime import interpreter as triton_interpreter
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 from kernels.interpreter.memory import OutOfBounds, row_of
 from kernels.interpreter.values import Unsupported
 
-
-class _Argument(NamedTuple):
-    name: str
-    first: int
-    """Address of the first byte."""
-    end: int
-    """Address after the last."""
-
+_ADDRESS = (1 << 48) - 1
+"""The bits of an address; above them stands the argument's number, 0 if there is none."""
 
 _run = InterpretedFunction.run
-_arguments: list[_Argument] | None = None
-"""Of the launch that runs; None once it makes pointers from integers, which may lead anywhere."""
+_rows: dict[str, Tensor] = {}
+"""The arguments of the launch that runs."""
 
 
 def run_alone(kernel: Any, arguments: dict[str, Any], args: Any, grid: Any, kwargs: Any) -> None:
     """Run all programs of a grid; if one fails, the tensors are what they were before."""
-    global _arguments
-    rows = {name: row_of(x) for name, x in _tensors("", arguments)}
+    global _rows
+    _rows = {name: row_of(x) for name, x in _tensors("", arguments)}
     # As arrays, since what a kernel allocates by PyTorch is measured in this interpreter.
-    contents = [row.view(torch.uint8).numpy() for row in rows.values()]
+    contents = [row.view(torch.uint8).numpy() for row in _rows.values()]
     before = [(content, content.copy()) for content in contents]
-    _arguments = [
-        _Argument(name, row.data_ptr(), row.data_ptr() + row.nbytes) for name, row in rows.items()
-    ]
     try:
         _run(kernel, *args, grid=grid, warmup=False, **kwargs)
     except BaseException:
         for content, values in before:
             content[:] = values
         raise
+    finally:
+        _rows = {}
 
 
 def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
@@ -62,25 +57,39 @@ def _tensors(name: str, value: Any) -> Iterator[tuple[str, Tensor]]:
         yield name, value
 
 
-def _check(action: str, pointers: Any, mask: Any) -> None:
-    """Raise OutOfBounds unless all elements lie in arguments of the launch."""
-    if _arguments is None:
-        return
-    places = pointers.data.astype("int64")
-    if mask is not None:
-        places = places[mask.data.astype(bool) | (places != places)]
+def _convert(arg: Any) -> Any:
+    """An argument as a value of the language; the address of a tensor with the tensor's number."""
+    value = _convert_plainly(arg)
+    if hasattr(arg, "data_ptr"):
+        rows = [row for row in _rows.values() if row.data_ptr() == arg.data_ptr()]
+        longest = max(rows, key=lambda row: row.nbytes)
+        number = next(i for i, row in enumerate(_rows.values(), 1) if row is longest)
+        value.handle.data |= number * (_ADDRESS + 1)
+    return value
+
+
+_convert_plainly = triton_interpreter._implicit_cvt
+
+
+def _addresses(action: str, pointers: Any, mask: Any) -> Any:
+    """The memory that pointers lead to.
+
+    Raises:
+        OutOfBounds: an element that is not masked lies outside the argument it was made from.
+    """
     size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
-    inside = places != places
-    for argument in _arguments:
-        inside = inside | (places >= argument.first) & (places + size <= argument.end)
-    if not inside.all():
-        place = int(places[~inside][0])
-        near = min(_arguments, key=lambda x: max(x.first - place, place - x.end))
-        raise OutOfBounds(
-            f"{action} outside all tensors, nearest {near.name}: byte {place - near.first} of "
-            f"{near.end - near.first}",
-            0,
-        )
+    places = pointers.data & _ADDRESS
+    numbers = pointers.data >> 48
+    for number, (name, row) in enumerate(_rows.items(), 1):
+        element = (places.astype("int64") - row.data_ptr()) // size
+        outside = (numbers == number) & ((element < 0) | (element >= row.nbytes // size))
+        if mask is not None:
+            outside &= mask.data.astype(bool)
+        if outside.any():
+            raise OutOfBounds(
+                f"{action} outside {name}: element {element[outside][0]} of {row.nbytes // size}", 0
+            )
+    return TensorHandle(places, pointers.dtype)
 
 
 def _checked(name: str, action: str, pointers: int, mask: int | None) -> Callable[..., Any]:
@@ -88,16 +97,15 @@ def _checked(name: str, action: str, pointers: int, mask: int | None) -> Callabl
     original = getattr(InterpreterBuilder, name)
 
     def method(*args: Any, **kwargs: Any) -> Any:
-        _check(action, args[pointers], None if mask is None else args[mask])
-        return original(*args, **kwargs)
+        places = _addresses(action, args[pointers], None if mask is None else args[mask])
+        return original(*args[:pointers], places, *args[pointers + 1 :], **kwargs)
 
     return method
 
 
-def _to_pointer(builder: Any, *args: Any) -> Any:
-    global _arguments
-    _arguments = None
-    return builder.create_bitcast(*args)
+def _to_int(builder: Any, pointers: Any, dtype: Any) -> Any:
+    places = TensorHandle(pointers.data & _ADDRESS, pointers.dtype)
+    return builder.create_bitcast(places, dtype)
 
 
 _dot = InterpreterBuilder.create_dot
@@ -109,12 +117,18 @@ def _checked_dot(builder: Any, a: Any, b: Any, *options: Any) -> Any:
     return _dot(builder, a, b, *options)
 
 
-METHODS = {
-    "create_masked_load": _checked("create_masked_load", "load", 1, 2),
-    "create_masked_store": _checked("create_masked_store", "store", 1, 3),
-    "create_atomic_rmw": _checked("create_atomic_rmw", "update", 2, 4),
-    "create_atomic_cas": _checked("create_atomic_cas", "update", 1, None),
-    "create_int_to_ptr": _to_pointer,
-    "create_dot": _checked_dot,
-}
-"""What Triton's builder does while `run_alone` may be called."""
+CHANGES: list[tuple[Any, str, Any]] = [
+    (triton_interpreter, "_implicit_cvt", _convert),
+    *(
+        (InterpreterBuilder, name, method)
+        for name, method in {
+            "create_masked_load": _checked("create_masked_load", "load", 1, 2),
+            "create_masked_store": _checked("create_masked_store", "store", 1, 3),
+            "create_atomic_rmw": _checked("create_atomic_rmw", "update", 2, 4),
+            "create_atomic_cas": _checked("create_atomic_cas", "update", 1, None),
+            "create_ptr_to_int": _to_int,
+            "create_dot": _checked_dot,
+        }.items()
+    ),
+]
+"""Owner, name and value of what Triton's interpreter has otherwise while `run_alone` is called."""

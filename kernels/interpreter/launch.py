@@ -12,11 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 from triton.runtime.errors import InterpreterError
-from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, interpreter_builder
+from triton.runtime.interpreter import InterpretedFunction, interpreter_builder
 from triton.runtime.jit import mangle_type
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from kernels.interpreter.alone import METHODS, run_alone
+from kernels.interpreter.alone import CHANGES, run_alone
 from kernels.interpreter.builder import LARGEST_VALUE, Diverged, TooLarge
 from kernels.interpreter.language import (
     BUILDER,
@@ -193,9 +193,9 @@ def _run_one_by_one(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: An
 def batched(active: bool = True) -> Iterator[None]:
     """Run the kernels launched in this block in groups; with False, by Triton's interpreter.
 
-    Triton's works on addresses: an access outside all tensors of a launch is seen there too, unless
-    the kernel makes pointers from integers; one in another tensor of the launch is not. `tl.dot` of
-    bfloat16 is an InterpreterError in it, as the numbers would be wrong.
+    An access outside the tensor that its pointer was made from is seen in Triton's too; a pointer
+    that the kernel makes from an integer is not held to a tensor there. `tl.dot` of bfloat16 is an
+    InterpreterError in it, as the numbers would be wrong.
 
     Raises:
         RuntimeError: Triton was imported without TRITON_INTERPRET=1 and has compiled kernels only.
@@ -204,10 +204,8 @@ def batched(active: bool = True) -> Iterator[None]:
         raise RuntimeError(
             "kernels are compiled in this process: set TRITON_INTERPRET=1 before Triton is imported"
         )
-    changes: list[tuple[Any, str, Any]] = [(InterpretedFunction, "run", _run)]
-    if not active:
-        changes = [(InterpreterBuilder, name, new) for name, new in METHODS.items()]
-        changes.append((InterpretedFunction, "run", _run_one_by_one))
+    run = _run if active else _run_one_by_one
+    changes = [(InterpretedFunction, "run", run), *([] if active else CHANGES)]
     with ExitStack() as stack:
         for owner, name, new in changes:
             stack.callback(setattr, owner, name, getattr(owner, name))

@@ -345,21 +345,15 @@ def test_the_state_of_pytorch_does_not_reach_the_kernel(mode):
     torch.testing.assert_close(c, expected)
 
 
-@pytest.mark.parametrize(
-    ("together", "loaded", "stored"),
-    [
-        (True, "load outside x_ptr: element 12 of 10", "store outside out_ptr: element 3 of 3"),
-        (
-            False,
-            "load outside all tensors, nearest x_ptr: byte 48 of 40",
-            "store outside all tensors, nearest out_ptr: byte 12 of 12",
-        ),
-    ],
-)
-def test_an_access_outside_names_kernel_line_and_program(together, loaded, stored):
-    """And leaves no trace."""
-    for size, step, line, message in ((4, 4, 2, loaded), (3, 1, 1, stored)):
-        x, out = torch.randn(10), torch.zeros(size)
+@pytest.mark.parametrize("together", [True, False])
+def test_an_access_outside_names_kernel_line_and_program(together):
+    """Also where another tensor of the launch lies; and leaves no trace."""
+    memory = torch.cat([torch.zeros(3), torch.randn(10), torch.zeros(4)])
+    x = memory[3:13]
+    for out, step, line, message in (
+        (memory[13:], 4, 2, "load outside x_ptr: element 12 of 10"),
+        (memory[:3], 1, 1, "store outside out_ptr: element 3 of 3"),
+    ):
         line += inspect.getsourcelines(outside_kernel.fn)[1] + 2
         with batched(together), pytest.raises(InterpreterError) as caught:
             outside_kernel[(4,)](x, out, step)
@@ -372,7 +366,7 @@ def test_an_access_outside_names_kernel_line_and_program(together, loaded, store
 @pytest.mark.parametrize("kernel", [atomic_outside_kernel, exchange_outside_kernel])
 def test_an_update_outside_is_seen_by_tritons_interpreter_too(kernel):
     counts = torch.zeros(6, dtype=torch.int32)
-    with batched(False), pytest.raises(InterpreterError, match="update outside all tensors"):
+    with batched(False), pytest.raises(InterpreterError, match="update outside"):
         kernel[(2,)](counts[:3])
     assert not counts.any()
 
