@@ -23,6 +23,7 @@ from typing import cast
 
 import torch
 
+from bench.harness import markdown
 from bench.harness.results import ROOT, commit, device_name, versions
 from bench.harness.training_steps import Problem, Recipe, Step
 from gpt2.common.files import write_json
@@ -84,7 +85,7 @@ def main(arguments: Arguments) -> None:
 def table(rates: Rates) -> str:
     """Markdown: a line per task and load, a column per way; medians and ratios to the first way."""
     ways = list(rates[TASKS[0]]["idle"])
-    lines = [["tokens/s", *ways], ["---", *["---:"] * len(ways)]]
+    lines = []
     for task, loads in rates.items():
         for load, found in loads.items():
             first, *others = found.values()
@@ -93,7 +94,7 @@ def table(rates: Rates) -> str:
                 ratio = statistics.median(t / f for t, f in zip(turns, first, strict=True))
                 cells.append(f"{statistics.median(turns):,.0f} (x {ratio:.2f})")
             lines.append([f"{task}, {load}", *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(markdown.table(["tokens/s", *ways], lines))
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bench.estimate.roofline import Estimate, Step
+from bench.harness import markdown
 from bench.harness.results import FOLDER, ROOT
 from gpt2.common.cli import run_tool
 from gpt2.common.devices import DEVICES
@@ -87,35 +88,32 @@ def _shown(command: str) -> str:
 
 def measured(runs: list[dict[str, Any]]) -> list[str]:
     """A Markdown table of runs."""
-    lines = [
-        "| run | machine | minutes | validation loss | test perplexity "
-        "| bits per byte | perplexity per word |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
-    ]
+    head = [
+        "run", "machine", "minutes", "validation loss", "test perplexity", "bits per byte",
+        "perplexity per word",
+    ]  # fmt: skip
+    lines = []
     for run in runs:
         machine, test = run["machine"], run["test"]
         word = f"{run['word_perplexity']:,.1f}" if "word_perplexity" in run else ""
-        lines.append(
-            f"| `{run['command']}` | {machine['device']}, "
-            f"{machine['dtype']} | {run['minutes']:.1f} | {run['val_loss']:.3f} "
-            f"| {test['perplexity']:,.1f} | {test['bits_per_byte']:.3f} | {word} |"
-        )
-    return lines
+        lines.append([
+            f"`{run['command']}`", f"{machine['device']}, {machine['dtype']}",
+            f"{run['minutes']:.1f}", f"{run['val_loss']:.3f}", f"{test['perplexity']:,.1f}",
+            f"{test['bits_per_byte']:.3f}", word,
+        ])  # fmt: skip
+    return markdown.table(head, lines, texts=2)
 
 
 def computed() -> list[str]:
     """A Markdown table of the least time of the larger presets' default runs on GPUs."""
-    lines = [
-        f"| preset | tokens | {' | '.join(CARDS)} |",
-        "| --- | ---: |" + " ---: |" * len(CARDS),
-    ]
+    lines = []
     for name in list(PRESETS)[1:]:  # a step of the demo is as short as its launches
         settings = settle(TrainConfig(preset=name))
         assert settings.steps is not None
         tokens = settings.steps * settings.sequences_per_step * settings.seq_len
         cells = [_least_time(settings, card) for card in CARDS]
-        lines.append(f"| `{name}` | {tokens / 1e6:,.0f} M | {' | '.join(cells)} |")
-    return lines
+        lines.append([f"`{name}`", f"{tokens / 1e6:,.0f} M", *cells])
+    return markdown.table(["preset", "tokens", *CARDS], lines)
 
 
 def _least_time(settings: Settings, card: str) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from bench.harness import markdown
 from bench.harness.resident_memory import resident_memory
 from bench.harness.results import commit, device_name, versions
 from bench.harness.training_steps import Problem, Recipe, Step
@@ -69,16 +70,14 @@ def main(arguments: Arguments) -> None:
 
 def table(results: Mapping[str, Any]) -> str:
     """Markdown: a line for each choice of kernels."""
-    lines = [
-        ["demo, 16 x 128, fp32", "Triton's", "ours", "faster", "memory, beside `--attn naive`"],
-        ["---", *["---:"] * 4],
-    ]
+    head = ["demo, 16 x 128, fp32", "Triton's", "ours", "faster", "memory, beside `--attn naive`"]
+    lines = []
     for row in results["rows"]:
         triton, ours = (statistics.median(row["seconds"][name]) for name in ("triton", "ours"))
         more = (row["memory_bytes"] - results["naive_memory_bytes"]) / 2**30
         cells = [f"{triton:.1f} s", f"{ours:.2f} s", f"x {triton / ours:.1f}", f"{more:+.2f} GiB"]
         lines.append([f"`{row['options']}`", *cells])
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return "\n".join(markdown.table(head, lines))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 from bench import expected
 from bench.estimate import accounting
+from bench.harness import markdown
 from bench.harness.results import FOLDER, ROOT, ResultRow, in_order, newest, read_results, timed
 from bench.plot.__main__ import draw
 from bench.plot.style import label
@@ -83,7 +84,7 @@ def ladder(results: Found) -> list[str]:
     head = [title, "tokens/s", "gain", "peak memory"]
     if not any(line[-1] for line in lines):  # not measured, as on a CPU
         head, lines = head[:-1], [line[:-1] for line in lines]
-    return _table(head, lines)
+    return markdown.table(head, lines) if lines else []
 
 
 def largest_batch(results: Found) -> list[str]:
@@ -266,15 +267,7 @@ def _pivot(
             for column in columns
         ]
         cells.append([line, *(cell(some) if some else "" for some in chosen)])
-    return _table([corner, *columns], cells)
-
-
-def _table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown; the first column is text, the others are figures."""
-    if not lines:
-        return []
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)]
+    return markdown.table([corner, *columns], cells) if cells else []
 
 
 def _variant(row: ResultRow) -> str:

@@ -8,6 +8,7 @@ each reads its inputs from memory and writes its outputs there.
 
 from bench.estimate.__main__ import Arguments, plan
 from bench.estimate.roofline import Estimate
+from bench.harness import markdown
 
 STEPS: dict[str, dict[str, str]] = {
     "PyTorch's kernels, attention as masked matrix products": {"attn": "naive"},
@@ -22,13 +23,13 @@ STEPS: dict[str, dict[str, str]] = {
 
 def table() -> list[str]:
     """The table in Markdown."""
-    lines = ["| one step | GB moved | peak memory, GiB |", "| --- | ---: | ---: |"]
+    lines = []
     for name, choice in STEPS.items():
         arguments = Arguments(preset="gpt2", batch_size=16, dtype="bf16", **choice)  # type: ignore[arg-type]
         result = Estimate(*plan(arguments)).result()
         moved = sum(part["bytes"] for part in result["parts"]) / 1e9
-        lines.append(f"| {name} | {moved:.1f} | {result['memory']['peak'] / 2**30:.2f} |")
-    return lines
+        lines.append([name, f"{moved:.1f}", f"{result['memory']['peak'] / 2**30:.2f}"])
+    return markdown.table(["one step", "GB moved", "peak memory, GiB"], lines)
 
 
 if __name__ == "__main__":
