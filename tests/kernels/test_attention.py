@@ -6,11 +6,9 @@ that is tested.
 
 import math
 import unittest.mock
-from collections.abc import Callable
 from contextlib import contextmanager
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -20,70 +18,16 @@ from triton.backends.compiler import GPUTarget
 
 import kernels._attention.operators
 from kernels._attention.operators import dropout_mask
-from kernels._attention.tiles import Tile, Tiles
 from kernels._common import launch
 from kernels._common.launch import INTERPRETED
 from kernels.attention import attention, attention_qkvpacked, attention_reference
 from kernels.documents import document_bounds
 from kernels.testing import compare
-from tests.kernels.fused import DTYPES, MARKS, check_compiles, check_double_use, randn
+from tests.kernels.attention import bounds, check, qkv, reference, use_tiles
+from tests.kernels.fused import DTYPES, MARKS
 from tests.kernels.work_counts import count_work
 
 pytestmark = MARKS
-
-
-def use_tiles(monkeypatch: pytest.MonkeyPatch, block_m: int, block_n: int) -> None:
-    tile = Tile(block_m, block_n, 4, 2)
-    monkeypatch.setattr(
-        kernels._attention.operators, "choose_tiles", lambda *_: Tiles(tile, tile, tile)
-    )
-
-
-def bounds(batch: int, length: int, begins: list[int], device) -> Tensor:
-    """Documents that begin at these positions; in each further row one later."""
-    first = torch.zeros(batch, length, dtype=torch.bool, device=device)
-    for row in range(batch):
-        first[row, [begin + row for begin in begins if begin + row < length]] = True
-    return document_bounds(first)
-
-
-def qkv(shape, dtype, device, grad=True):
-    return {
-        name: randn(*shape, dtype=dtype, device=device).requires_grad_(grad)
-        for name in ("q", "k", "v")
-    }
-
-
-def reference(q: Tensor, k: Tensor, v: Tensor, **options: Any) -> Tensor:
-    return attention_reference(q, k, v, **options)[0]
-
-
-def check(inputs, *, deterministic, do=None, keep=None, dropout_seed=None, **options):
-    """Compare `attention` with its reference on these inputs and options.
-
-    The kernels form dS = P * (dP - delta) from two float32 sums, which are equal where a row sees
-    one key; PyTorch's softmax backward subtracts in another order. P = exp(S - L), where the
-    backward computes S again as k q^T: whether its sums come out as those of q k^T, to the bit,
-    depends on the machine's matrix product, so P has one rounding more at the size of S than
-    PyTorch's, which keeps its P.
-    """
-    do = torch.randn_like(inputs["q"]) if do is None else do
-    q, k, v = (x.detach().double() for x in inputs.values())
-    scale = q.shape[-1] ** -0.5 if options.get("scale") is None else options["scale"]
-    largest_logit = float(scale * torch.einsum("bihd,bjhd->bhij", q, k).abs().max())
-    ds = 2 * (1 + largest_logit) * torch.einsum("bihd,bjhd->bhij", do.double(), v).abs().max()
-    ds *= scale / (1 - options.get("dropout_p", 0.0))
-    return compare(
-        partial(attention, deterministic=deterministic, dropout_seed=dropout_seed, **options),
-        partial(reference, keep=keep, **options),
-        inputs,
-        upstream=[do],
-        cancelled={
-            "dq": float(ds * k.abs().max()),
-            "dk": float(ds * q.abs().max()),
-            "dv": largest_logit * float(do.abs().max()),
-        },
-    )
 
 
 SHAPES = [  # (B, T, H, D): T below, at and above the tiles; widths that are no power of two
@@ -325,90 +269,6 @@ def test_scale(scale, deterministic, device):
     check(inputs, deterministic=deterministic, scale=scale)
 
 
-Make = Callable[..., Tensor]
-
-
-def _packed(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    return list(make(b, t, 3, h, d).unbind(2))
-
-
-def _heads_first(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    return [make(b, h, t, d).transpose(1, 2) for _ in range(3)]
-
-
-def _time_first(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    return [make(t, b, h, d).transpose(0, 1) for _ in range(3)]
-
-
-def _in_nan(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    """Slices along every axis of a tensor that is NaN elsewhere, at an odd address."""
-    views = []
-    for _ in range(3):
-        room = make(b + 1, t + 5, h + 2, d + 7) * math.nan
-        view = room[1:, 2 : t + 2, 1 : h + 1, 3 : d + 3]
-        view.copy_(make(b, t, h, d))
-        views.append(view)
-    return views
-
-
-def _broadcast(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    """One batch and one head of keys and values for all."""
-    q = make(b, t, h, d)
-    k, v = (make(1, t, 1, d).expand(b, t, h, d) for _ in range(2))
-    return [q, k, v]
-
-
-def _mixed(make: Make, b: int, t: int, h: int, d: int) -> list[Tensor]:
-    """Another layout for each."""
-    layouts = (_packed, _heads_first, _time_first)
-    return [layout(make, b, t, h, d)[0] for layout in layouts]
-
-
-LAYOUTS = [_packed, _heads_first, _time_first, _in_nan, _broadcast, _mixed]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=lambda layout: layout.__name__[1:])
-@pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 20), (DTYPES[-1], 32)])
-def test_reads_any_layout_in_place(layout, dtype, width, deterministic, device):
-    tensors = layout(partial(randn, dtype=dtype, device=device), 2, 20, 2, width)
-    inputs = {name: x.requires_grad_() for name, x in zip("qkv", tensors, strict=True)}
-    check(inputs, deterministic=deterministic)
-
-
-@pytest.mark.parametrize("layout", ["sum", "heads first", "sliced", "every second"])
-def test_takes_any_upstream_gradient(layout, deterministic, device):
-    b, t, h, d = shape = (2, 20, 2, 16)
-    dense = torch.randn(b, h, t + 2, 2 * d, device=device).transpose(1, 2)
-    upstream = {
-        "sum": torch.ones((), device=device).expand(shape),
-        "heads first": dense.transpose(1, 2)[:, :, :t, :d].contiguous().transpose(1, 2),
-        "sliced": dense[:, 1 : t + 1, :, 5 : d + 5],
-        "every second": dense[:, :t, :, ::2],
-    }[layout]
-    check(qkv(shape, torch.float32, device), deterministic=deterministic, do=upstream)
-
-
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", [(2, 20, 3, 2, 32), (1, 130, 3, 1, 48)], ids=str)
-def test_packed_matches_reference(shape, dtype, deterministic, device):
-    compare(
-        partial(attention_qkvpacked, deterministic=deterministic),
-        lambda qkv: reference(*qkv.unbind(2)),
-        {"qkv": randn(*shape, dtype=dtype, device=device).requires_grad_()},
-    )
-
-
-def test_packed_reads_a_slice_of_a_wider_projection(device):
-    wide = torch.full((2, 30, 3, 4, 40), math.nan, device=device)
-    part = wide[:, :, :, 1:3, 8:24]
-    part.copy_(torch.randn(2, 30, 3, 2, 16, device=device))
-    compare(
-        partial(attention_qkvpacked, window=7, scale=0.3),
-        lambda qkv: reference(*qkv.unbind(2), window=7, scale=0.3),
-        {"qkv": part.requires_grad_()},
-    )
-
-
 # ---- inputs that break attention kernels
 
 
@@ -503,152 +363,3 @@ def test_dropout_follows_the_manual_seed(device):
     torch.manual_seed(1)
     assert torch.equal(attention(**inputs, dropout_p=0.5), first)
     assert not torch.equal(first, second)
-
-
-# ---- autograd, operators, compilation
-
-
-@pytest.mark.parametrize("trained", ["q", "k", "v", "qk", "qv", "kv"])
-def test_frozen_inputs_get_no_gradient(trained, deterministic, device):
-    inputs = qkv((1, 20, 1, 16), torch.float32, device, grad=False)
-    inputs = {name: x.requires_grad_(name in trained) for name, x in inputs.items()}
-    report = check(inputs, deterministic=deterministic)
-    assert set(report) == {"out", *(f"d{name}" for name in trained)}
-
-
-def test_the_graph_of_the_one_pass_backward_can_be_used_twice(device):
-    inputs = qkv((2, 20, 1, 16), torch.float32, device)
-    check_double_use(partial(attention, deterministic=False), inputs)
-
-
-@pytest.mark.parametrize("shape", [(0, 8, 2, 16), (2, 8, 0, 16), (2, 0, 2, 16)], ids=str)
-def test_empty_input_gives_empty_output_and_gradients(shape, deterministic, device):
-    function = partial(attention, deterministic=deterministic)
-    compare(function, reference, qkv(shape, torch.float32, device))
-
-
-@pytest.mark.parametrize(
-    "options", [{}, {"window": 5, "dropout_p": 0.1}], ids=["plain", "window and dropout"]
-)
-def test_compiles_without_a_graph_break(options, device):
-    def model(qkv: Tensor) -> Tensor:
-        q, k, v = (2 * qkv).unbind(2)
-        return attention(q, k, v, **options) + attention_qkvpacked(2 * qkv, **options)
-
-    check_compiles(model, [randn(1, 8, 3, 1, 16, device=device).requires_grad_()])
-
-
-@pytest.mark.parametrize("seeded", [False, True])
-def test_operators_pass_opcheck(seeded, device):
-    ops = torch.ops.gpt2_triton
-    q, k, v = (torch.randn(1, 8, 1, 16, device=device) for _ in range(3))
-    seed = torch.tensor([1], device=device) if seeded else None
-    documents = bounds(1, 8, [0, 3], device) if seeded else None
-    options = (documents, 0.25, 7, 0.1 if seeded else 0.0, False)
-    for need_max in (False, True):
-        torch.library.opcheck(ops.attention_fwd.default, (q, k, v, seed, *options, need_max))
-    o, lse, _ = ops.attention_fwd(q, k, v, seed, *options, False)
-    for need_dq, need_dkv in ((True, True), (True, False)) if seeded else ((False, True),):
-        torch.library.opcheck(
-            ops.attention_bwd.default, (o, q, k, v, o, lse, seed, *options, True, need_dq, need_dkv)
-        )
-    packed = torch.stack([q, k, v], 2)
-    torch.library.opcheck(
-        ops.attention_qkvpacked_bwd.default, (o, packed, o, lse, seed, *options, True)
-    )
-
-
-def test_the_global_switch_selects_the_deterministic_backward(device, monkeypatch):
-    chosen = []
-    launch = kernels._attention.operators._launch_bwd
-
-    def record(*args: Any) -> None:
-        chosen.append(args[-1])
-        launch(*args)
-
-    monkeypatch.setattr(kernels._attention.operators, "_launch_bwd", record)
-    for switch in (True, False):
-        torch.use_deterministic_algorithms(switch, warn_only=True)
-        attention(**qkv((1, 8, 1, 16), torch.float32, device)).sum().backward()
-    assert chosen == [True, False]
-
-
-# ---- what is refused
-
-
-def _on(device: torch.device, *shape: int, **kwargs: Any) -> Tensor:
-    return torch.zeros(shape, device=device, **kwargs)
-
-
-@pytest.mark.parametrize(
-    ("message", "make"),
-    [
-        (r"\(B, T, H, D\), got shape \(2, 8, 16\)", lambda d: (_on(d, 2, 8, 16),) * 3),
-        (
-            r"\(1, 8, 2, 16\) for q, \(1, 8, 1, 16\) for k",
-            lambda d: (_on(d, 1, 8, 2, 16), _on(d, 1, 8, 1, 16), _on(d, 1, 8, 2, 16)),
-        ),
-        (
-            r"k and v may have more positions\), got .* \(1, 7, 1, 16\) for k",
-            lambda d: (_on(d, 1, 8, 1, 16), *(_on(d, 1, 7, 1, 16),) * 2),
-        ),
-        ("one shape", lambda d: (*(_on(d, 1, 8, 1, 16),) * 2, _on(d, 1, 9, 1, 16))),
-        ("1..256, got 257", lambda d: (_on(d, 1, 8, 1, 257),) * 3),
-        ("1..256, got 0", lambda d: (_on(d, 1, 8, 1, 0),) * 3),
-        ("last stride of q must be 1, got 2", lambda d: (_on(d, 1, 8, 1, 32)[..., ::2],) * 3),
-        (
-            "time stride of q must be below",
-            lambda d: (_on(d, 1, 1, 1, 16).as_strided((1, 1, 1, 16), (1, 2**24, 1, 1)),) * 3,
-        ),
-        ("float64", lambda d: (_on(d, 1, 8, 1, 16, dtype=torch.float64),) * 3),
-        (
-            "share device and dtype",
-            lambda d: (_on(d, 1, 8, 1, 16), _on(d, 1, 8, 1, 16).half(), _on(d, 1, 8, 1, 16)),
-        ),
-    ],
-)
-def test_refuses_tensors_that_it_cannot_take(message, make, device):
-    with pytest.raises(ValueError, match=message):
-        attention(*make(device))
-
-
-def test_fewer_queries_than_keys_have_no_backward_and_no_documents(device):
-    k = torch.zeros(1, 8, 1, 16, device=device, requires_grad=True)
-    q = k[:, 3:]
-    with pytest.raises(ValueError, match=r"as many queries as keys, got 5 and 8; use torch.no_gr"):
-        attention(q, k, k)
-    with torch.no_grad():
-        assert attention(q, k, k).shape == (1, 5, 1, 16)
-        with pytest.raises(ValueError, match="documents need as many queries as keys"):
-            attention(q, k, k, documents=bounds(1, 8, [2], device))
-
-
-@pytest.mark.parametrize(
-    ("message", "options"),
-    [
-        ("window must be at least 1.*got 0", {"window": 0}),
-        ("scale must be positive, got -1", {"scale": -1.0}),
-        ("scale must be positive, got nan", {"scale": math.nan}),
-        (r"dropout_p must be in \[0, 1\), got 1", {"dropout_p": 1.0}),
-        (
-            "dropout_seed must be an int64 tensor of one element on .*, got 5",
-            {"dropout_p": 0.1, "dropout_seed": 5},
-        ),
-        (
-            r"got tensor\(\[\], dtype=torch.int64\)",
-            {"dropout_p": 0.1, "dropout_seed": torch.zeros(0, dtype=torch.int64)},
-        ),
-        (r"got tensor\(\[0.\]\)", {"dropout_p": 0.1, "dropout_seed": torch.zeros(1)}),
-    ],
-)
-def test_refuses_options_out_of_range(message, options, device):
-    packed = torch.zeros(1, 8, 3, 1, 16, device=device)
-    with pytest.raises(ValueError, match=message):
-        attention(*packed.unbind(2), **options)
-    with pytest.raises(ValueError, match=message):
-        attention_qkvpacked(packed, **options)
-
-
-def test_packed_refuses_what_is_not_packed(device):
-    with pytest.raises(ValueError, match=r"\(B, T, 3, H, D\), got shape \(1, 8, 2, 1, 16\)"):
-        attention_qkvpacked(torch.zeros(1, 8, 2, 1, 16, device=device))

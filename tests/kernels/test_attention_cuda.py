@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from kernels.attention import attention, attention_qkvpacked
-from tests.kernels.fused import capture
-from tests.kernels.test_attention import DTYPES, check, qkv
+from tests.kernels.attention import check, qkv
+from tests.kernels.fused import DTYPES, capture
 
 pytestmark = pytest.mark.usefixtures("nan_in_empty")
 

@@ -9,6 +9,7 @@ import kernels._attention.kernels
 import kernels._attention.operators
 import kernels.attention
 from tests.kernels import test_attention as checks
+from tests.kernels import test_attention_layouts as layouts
 from tests.kernels.fused import MARKS
 from tests.kernels.mutations import Cases, Mutation, each_fault, expect_caught
 
@@ -44,7 +45,7 @@ DROPOUT = (checks.test_dropout_matches_reference_with_the_mask_read_out,)
 
 def layout(function: Any) -> tuple[Any, dict[str, Any]]:
     arguments = {"dtype": torch.float32, "layout": function, "width": 20}
-    return checks.test_reads_any_layout_in_place, arguments | ONE_PASS
+    return layouts.test_reads_any_layout_in_place, arguments | ONE_PASS
 
 
 KERNELS = [
@@ -167,16 +168,16 @@ KERNELS = [
     ),
     Mutation(
         "one row past the end is read",
-        "mask=_inside(start, T, D,", "mask=_inside(start, T + 1, D,", *layout(checks._in_nan),
+        "mask=_inside(start, T, D,", "mask=_inside(start, T + 1, D,", *layout(layouts._in_nan),
     ),
     Mutation(
         "one column past the head width is read",
-        "mask=_inside(start, T, D,", "mask=_inside(start, T, D + 1,", *layout(checks._packed),
+        "mask=_inside(start, T, D,", "mask=_inside(start, T, D + 1,", *layout(layouts._packed),
     ),
     Mutation(
         "values are read with the strides of keys",
         "v_ptr + b * stride_vb + h * stride_vh, n, stride_vt",
-        "v_ptr + b * stride_kb + h * stride_kh, n, stride_kt", *layout(checks._mixed),
+        "v_ptr + b * stride_kb + h * stride_kh, n, stride_kt", *layout(layouts._mixed),
     ),
     Mutation(
         "a group of heads computes its first one only",
@@ -203,13 +204,13 @@ OPERATORS = [
     Mutation(
         "the packed gradient has dk and dv in each other's place",
         "dq, dk, dv = dqkv.unbind(2)", "dq, dv, dk = dqkv.unbind(2)",
-        checks.test_packed_matches_reference, PACKED | ONE_PASS,
+        layouts.test_packed_matches_reference, PACKED | ONE_PASS,
     ),
     Mutation(
         "the gradient's layout is not looked at",
         "*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *do.stride()[:3]",
         "*q.stride()[:3], *k.stride()[:3], *v.stride()[:3], *o.stride()[:3]",
-        checks.test_takes_any_upstream_gradient, {"layout": "sliced"} | ONE_PASS,
+        layouts.test_takes_any_upstream_gradient, {"layout": "sliced"} | ONE_PASS,
     ),
 ]  # fmt: skip
 
@@ -217,7 +218,7 @@ FUNCTIONS = [
     Mutation(
         "the window is lost on the way to the backward",
         "ctx.settings = settings", "ctx.settings = settings._replace(window=None)",
-        checks.test_packed_reads_a_slice_of_a_wider_projection, count=2,
+        layouts.test_packed_reads_a_slice_of_a_wider_projection, count=2,
     )
 ]  # fmt: skip
 
@@ -225,7 +226,7 @@ FUNCTIONS = [
 CASES: Cases = [
     (kernels._attention.kernels, [kernels._attention.operators], KERNELS),
     (kernels._attention.operators, [kernels.attention], OPERATORS),
-    (kernels.attention, [checks], FUNCTIONS),
+    (kernels.attention, [layouts], FUNCTIONS),
 ]
 
 

@@ -22,8 +22,8 @@ from kernels.swiglu import swiglu, swiglu_packed
 from kernels.testing import Function, quantities
 from tests.campaigns.stress.campaign import OPERATORS
 from tests.campaigns.stress.memory import Memory
+from tests.kernels.attention import check, qkv
 from tests.kernels.fused import CUDA, check_compiles, check_double_use, randn
-from tests.kernels.test_attention import check, qkv
 
 # The interpreter is deterministic: there, what counts is memory that is read before it is written.
 REPETITIONS = 100 if CUDA else 6
