@@ -2,14 +2,14 @@
 
     python -m gpt2.data.datatrove --data corpus --tokenizer t --tasks 64 --executor slurm
 
-Each task makes every n-th shard of the prepared folder and reads past the text of the others:
-which split a document belongs to is known only after reading everything before it, and reading is
-cheap beside tokenising. When all are done a last task puts them together as
-`gpt2.data.prepare` would: it verifies each shard, makes what is missing, and writes the manifest.
-The folder is byte for byte that of gpt2.data.prepare, and is opened under the same name.
+Each task encodes a share of the text, which is all that it reads (gpt2/data/shares.py). When all
+are done a last task puts them together: it checks each share, makes what is missing, and writes
+shards and manifest. The folder is byte for byte that of gpt2.data.prepare, and is opened under the
+same name.
 
-The machines must see one folder of text and one cache folder. A task that failed is made again by
-the same command, which leaves out what is done; datatrove's logs lie beside the shards.
+The machines must see one folder of text and one cache folder, which till the end needs room for
+the ids twice. A task that failed is made again by the same command, which leaves out what is done;
+datatrove's logs lie beside the shards.
 
 Source: https://github.com/huggingface/datatrove
 """
@@ -25,7 +25,7 @@ from typing import Any, Literal
 
 from gpt2.common.cpu import available_cores
 from gpt2.data.job import SHARD_BYTES, Job
-from gpt2.data.prepare import finish, write_share
+from gpt2.data.shares import finish, write_share
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,7 +96,7 @@ def main(arguments: Arguments, *, shard_bytes: int = SHARD_BYTES) -> None:
         logging_dir=str(logs / f"{arguments.tasks}-tasks"),
     )
     last = execute(
-        [partial(finish, place, options)],
+        [partial(finish, place, options, arguments.tasks)],
         tasks=1,
         logging_dir=str(logs / f"{arguments.tasks}-tasks-finish"),
         depends=shares,

@@ -13,6 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
 from gpt2.tokenizer.pretokens import cut, in_batches
 
@@ -35,7 +39,32 @@ class Piece(NamedTuple):
 
     text: str
     last: bool  # the document ends with this piece
-    consumed: int  # bytes read from the source since the last piece, for the progress bar
+    consumed: int  # bytes read from the source since the last piece
+
+    @property
+    def chars(self) -> int:
+        return len(self.text)
+
+    @property
+    def n_bytes(self) -> int:
+        """The length of the text in UTF-8."""
+        return len(self.text.encode("utf-8"))
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPiece:
+    """A piece that was encoded before; its text is decoded where it is asked for."""
+
+    ids: NDArray[np.unsignedinteger]
+    last: bool
+    chars: int
+    n_bytes: int
+    tokenizer: Tokenizer  # that wrote the ids
+    consumed: int = 0
+
+    @property
+    def text(self) -> str:
+        return self.tokenizer.decode(self.ids)
 
 
 @dataclass(frozen=True)
@@ -44,8 +73,9 @@ class Source:
 
     name: str  # short, usable in a file name
     fingerprint: str  # hex digits that change when the text, its order or its splits change
-    # For each split the source names ("train" for text without a name), a function that reads it.
-    splits: Mapping[str, Callable[[], Iterator[Piece]]]
+    # For each split the source names ("train" for text without a name), a function that reads it;
+    # called with `share`, from 0, and `of`, one of so many parts that together make it up.
+    splits: Mapping[str, Callable[..., Iterator[Piece | EncodedPiece]]]
     sizes: Mapping[str, int] = field(default_factory=dict)  # bytes that reading consumes, if known
     holdout: int = 20  # one document in this many is enough, if `sizes` does not say more
     notes: tuple[str, ...] = ()  # lines to tell the user
@@ -65,7 +95,7 @@ def document_pieces(text: str, consumed: int = 0) -> Iterator[Piece]:
     yield Piece(rest, True, consumed)
 
 
-def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
+def row_pieces(rows: Iterable[tuple[str, int]], *, wikitext: bool | None = None) -> Iterator[Piece]:
     """Cut the texts of a table's rows into documents and pieces, as running text is.
 
     A row is a document, or several with `<|endoftext|>` between them. Rows that begin as WikiText
@@ -74,11 +104,14 @@ def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
     Args:
         rows: in order, each text with the number of bytes read for it. A row of white space is no
             document; in WikiText it is a blank line.
+        wikitext: whether the table is WikiText; None: as these rows tell.
     """
     rows = iter(rows)
-    first = list(itertools.islice(rows, _OPENING_ROWS))
-    rows = itertools.chain(first, rows)
-    if _is_wikitext([text for text, _ in first]):
+    if wikitext is None:
+        first = list(itertools.islice(rows, _OPENING_ROWS))
+        rows = itertools.chain(first, rows)
+        wikitext = is_wikitext(first)
+    if wikitext:
         lines = ((_line(text), consumed) for text, consumed in rows)
         batches = in_batches(lines, PIECE_CHARS, lambda line: len(line[0]))
         blocks = (("".join(t for t, _ in batch), sum(n for _, n in batch)) for batch in batches)
@@ -92,10 +125,10 @@ def row_pieces(rows: Iterable[tuple[str, int]]) -> Iterator[Piece]:
             yield from document_pieces(text, consumed)
 
 
-def _is_wikitext(rows: Sequence[str]) -> bool:
+def is_wikitext(rows: Iterable[tuple[str, int]]) -> bool:
     """Tell whether the first rows of a table are lines of WikiText, each with a space at both ends
     and blank ones between them; a file may begin within an article."""
-    lines = [_line(text) for text in rows]
+    lines = [_line(text) for text, _ in itertools.islice(rows, _OPENING_ROWS)]
     filled = [line for line in lines if line.strip()]
     titled = _FIRST_ARTICLE.match("".join(lines)) is not None
     spaced = all(_WIKITEXT_LINE.fullmatch(line) for line in filled)

@@ -1,16 +1,17 @@
 """Data sets on the Hugging Face hub, streamed through the library `datasets` (the extra `hub`)."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from gpt2.common.files import write_json
 from gpt2.common.json_files import from_json, read_json_object
-from gpt2.data.documents import Piece, Source, row_pieces
+from gpt2.data.documents import Piece, Source, is_wikitext, row_pieces
 
 _ADVICE = "Or give a local file or folder instead: --data path/to/{}.txt (or .jsonl, .parquet)"
 _PATIENCE = 3.0  # seconds for the hub to answer; `datasets` itself would retry for 23
@@ -75,21 +76,32 @@ def hub_source(name: str, *, cache_dir: Path) -> Source:
     )
 
 
-def _read(name: str, revision: str, split: str) -> Iterator[Piece]:
+def _read(name: str, revision: str, split: str, share: int = 0, of: int = 1) -> Iterator[Piece]:
+    """Read a split, or of `of` shares one, which has whole files; WikiText is all in the first."""
     dataset = HUB_DATASETS[name]
     load_dataset = _import_datasets(name).load_dataset
     _ask_revision(name)  # else a missing network is told late, by `datasets`
     where = {"split": dataset.splits[split], "revision": revision}
     try:
         rows = load_dataset(dataset.repository, dataset.config, **where, streaming=True)
-        texts = (row["text"] or "" for row in rows)
-        yield from row_pieces((text, len(text.encode("utf-8"))) for text in texts)
+        wikitext = is_wikitext(_texts(rows))
+        if of == 1 or (wikitext and share == 0):
+            files = [rows]
+        else:
+            n = 0 if wikitext else rows.num_shards
+            files = [rows.shard(n, i) for i in range(n * share // of, n * (share + 1) // of)]
+        yield from row_pieces(chain.from_iterable(map(_texts, files)), wikitext=wikitext)
     # Any of several libraries may fail here; whichever it is, the advice is the same.
     except Exception as error:
         raise ValueError(
             f"--data {name}: reading {dataset.repository} from the hub failed: {error}. "
             "Run the same command again: finished shards are kept."
         ) from error
+
+
+def _texts(rows: Iterable[Any]) -> Iterator[tuple[str, int]]:
+    texts = (row["text"] or "" for row in rows)
+    return ((text, len(text.encode("utf-8"))) for text in texts)
 
 
 def _import_datasets(name: str) -> Any:

@@ -9,11 +9,8 @@ Source and tokenizer fix every byte, so work that was interrupted or done twice 
 and so does that of many machines (gpt2/data/datatrove.py).
 """
 
-import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2.common.files import remove_leftovers
 from gpt2.config import TokenType
@@ -63,6 +60,11 @@ def prepare(
             `ShardError`, prepared data is damaged. Each says where and what to do.
     """
     job = Job(data, tokenizer, vocab_size, cache_dir, progress, shard_bytes, token_type)
+    return prepare_job(job, verify=verify)
+
+
+def prepare_job(job: Job, *, verify: bool | None) -> Prepared:
+    """Do what `prepare` does for a job that is begun."""
     found = job.find()
     if found is None:
         with job.lock():
@@ -71,26 +73,6 @@ def prepare(
     else:
         job.notes.append(f"reused {found[1]}")
     return _open(job, *found, verify=verify)
-
-
-def write_share(place: str, options: Mapping[str, Any], _: object, share: int, of: int) -> None:
-    """Write every `of`-th shard, as a task of `gpt2.data.datatrove` in some process.
-
-    Args:
-        place: the folder that relative paths begin from.
-        options: of `Job`; its tokenizer is given.
-        share: of the shares, counted from 0.
-    """
-    os.chdir(place)
-    job = Job(**options)
-    plan, tokenizer, folder = job.begin()
-    write_splits(job, plan, tokenizer, folder, share, of)
-
-
-def finish(place: str, options: Mapping[str, Any], *_: object) -> None:
-    """Put the shares together, as the last task: `prepare` makes what is missing."""
-    os.chdir(place)
-    prepare(**options, verify=True)
 
 
 def _build(job: Job) -> tuple[Tokenizer, Path]:

@@ -36,8 +36,10 @@ def python_docs() -> Source:
     listing = [(path.relative_to(root).as_posix(), path.stat().st_size) for path in paths]
     identity = f"python-docs {_LAYOUT} {version} {listing}"
 
-    def read() -> Iterator[Piece]:
-        for text in _documents(root, paths):
+    def read(share: int = 0, of: int = 1) -> Iterator[Piece]:
+        documents = _documents(root, paths)
+        n = len(documents)
+        for text in documents[n * share // of : n * (share + 1) // of]:
             yield from document_pieces(text, len(text.encode("utf-8")))
 
     return Source(

@@ -12,14 +12,15 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, groupby
+from math import inf
 from pathlib import Path
 from typing import IO, Any
 
 from gpt2.common.json_files import parse_json
-from gpt2.data.documents import PIECE_CHARS, Piece, row_pieces, text_pieces
+from gpt2.data.documents import PIECE_CHARS, Piece, is_wikitext, row_pieces, text_pieces
 
 FORMATS = {
     **dict.fromkeys((".txt", ".text", ".md", ".tokens", ".raw"), "text"),
@@ -32,6 +33,8 @@ FORMATS = {
 TOKEN_FORMATS = {".bin": "bin", ".npy": "npy", ".ds": "ds"}  # see `gpt2.data.token_files`
 _PACKED_BY_THEMSELVES = ("parquet", "arrow")
 Record = tuple[dict[str, Any], str, int]  # a row, its place in words, stored bytes read for it
+Span = tuple[float, float]  # what begins from the one stored byte of a file to before the other
+_WHOLE: Span = (0, inf)
 LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
 _PAGE_BYTES = 1 << 26  # unpacked without a check of the ratio
 _BOM = "\ufeff"
@@ -92,19 +95,44 @@ def file_format(path: Path) -> str | None:
     return None if packed and kind in _PACKED_BY_THEMSELVES else kind
 
 
-def read_pieces(*paths: Path) -> Iterator[Piece]:
+def read_pieces(*paths: Path, share: int = 0, of: int = 1) -> Iterator[Piece]:
     """Read the documents of files in order, in pieces, with bounded memory.
 
     Tables that follow one another are one table, as an article of WikiText may span two. `consumed`
     counts bytes of a file as stored, so compressed ones of a packed file. A ValueError if a file is
     not of its format names the place in it.
+
+    Of `of` shares, counted from 0, each has equally many stored bytes. Files of others are not
+    read, nor are row groups of Parquet and batches of Arrow; of a stream, such as JSON lines, what
+    comes before is passed by.
     """
+    total = sum(path.stat().st_size for path in paths)
+    start, stop = total * share // of, total * (share + 1) // of
     for is_text, group in groupby(paths, lambda path: file_format(path) == "text"):
-        if is_text:
-            for path in group:
-                yield from text_pieces(read_blocks(path))
-        else:
-            yield from row_pieces(chain.from_iterable(map(read_texts, group)))
+        files = list(group)
+        wikitext = not is_text and is_wikitext(chain.from_iterable(map(read_texts, files)))
+        for part in [files] if wikitext else [[path] for path in files]:
+            size = sum(path.stat().st_size for path in part)
+            if start < size and stop > 0:
+                span = (start, stop if stop < size else inf)
+                if is_text:
+                    yield from _within(text_pieces(read_blocks(part[0])), span)
+                elif wikitext:
+                    rows = chain.from_iterable(map(read_texts, part))
+                    yield from _within(row_pieces(rows, wikitext=True), span)
+                else:
+                    yield from row_pieces(read_texts(part[0], span), wikitext=False)
+            start, stop = start - size, stop - size
+
+
+def _within(pieces: Iterator[Piece], span: Span) -> Iterator[Piece]:
+    place = 0
+    for piece in pieces:
+        if place >= span[1]:
+            return
+        if place >= span[0]:
+            yield piece
+        place += piece.consumed
 
 
 def read_blocks(path: Path) -> Iterator[tuple[str, int]]:
@@ -135,28 +163,31 @@ def read_blocks(path: Path) -> Iterator[tuple[str, int]]:
             read = stored.tell()
 
 
-def read_records(path: Path, columns: list[str] | None = None) -> Iterator[Record]:
+def read_records(
+    path: Path, columns: list[str] | None = None, span: Span = _WHOLE
+) -> Iterator[Record]:
     """Read the rows of a table; blank lines are none.
 
     Args:
         path: CSV, Parquet or Arrow by its name, else JSON lines.
         columns: read no others, where they can be left out; each must be there once.
+        span: leave out the rows that begin elsewhere.
 
     Raises:
         ValueError: the file is not of its format; names the line or row.
     """
     kind = file_format(path)
     if kind in ("csv", "tsv"):
-        yield from _csv_records(path, "," if kind == "csv" else "\t", columns or [])
+        yield from _csv_records(path, "," if kind == "csv" else "\t", columns or [], span)
     elif kind in _PACKED_BY_THEMSELVES:
-        yield from _arrow_records(path, kind == "parquet", columns)
+        yield from _arrow_records(path, kind == "parquet", columns, span)
     else:
-        yield from _json_records(path)
+        yield from _json_records(path, span)
 
 
-def read_texts(path: Path) -> Iterator[tuple[str, int]]:
+def read_texts(path: Path, span: Span = _WHOLE) -> Iterator[tuple[str, int]]:
     """Read the field "text" of the rows of a table, empty where it is null, as `read_records`."""
-    for row, place, consumed in read_records(path, ["text"]):
+    for row, place, consumed in read_records(path, ["text"], span):
         text = row.get("text", 0)
         if text is not None and not isinstance(text, str):
             found = "is no string" if "text" in row else "is missing"
@@ -261,9 +292,15 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes, int]]:
             read = stored.tell()
 
 
-def _json_records(path: Path) -> Iterator[Record]:
-    consumed = 0
+def _json_records(path: Path, span: Span) -> Iterator[Record]:
+    start, stop = span
+    begin = end = consumed = 0
     for number, line, size in _lines(path):
+        begin, end = end, end + size
+        if begin >= stop:
+            return
+        if begin < start:
+            continue
         consumed += size
         where = f"{path}, line {number:,}"
         try:
@@ -281,8 +318,8 @@ def _json_records(path: Path) -> Iterator[Record]:
             consumed = 0
 
 
-def _csv_records(path: Path, delimiter: str, columns: list[str]) -> Iterator[Record]:
-    consumed = 0
+def _csv_records(path: Path, delimiter: str, columns: list[str], span: Span) -> Iterator[Record]:
+    begin = consumed = 0
 
     def lines() -> Iterator[str]:
         nonlocal consumed
@@ -304,8 +341,11 @@ def _csv_records(path: Path, delimiter: str, columns: list[str]) -> Iterator[Rec
             elif row:  # else a blank line
                 if len(row) != len(names):
                     raise ValueError(f"{len(row)} fields, and the header has {len(names)}")
-                yield dict(zip(names, row, strict=True)), f"line {rows.line_num:,}", consumed
-                consumed = 0
+                if begin >= span[1]:
+                    return
+                if begin >= span[0]:
+                    yield dict(zip(names, row, strict=True)), f"line {rows.line_num:,}", consumed
+                begin, consumed = begin + consumed, 0
     except (csv.Error, ValueError) as error:
         if str(error).startswith(str(path)):
             raise
@@ -320,7 +360,9 @@ def _check_columns(path: Path, names: list[str], columns: list[str]) -> None:
             raise ValueError(f'{path}: {number} "{column}". Columns: {found}.')
 
 
-def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> Iterator[Record]:
+def _arrow_records(
+    path: Path, is_parquet: bool, columns: list[str] | None, span: Span
+) -> Iterator[Record]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -339,31 +381,32 @@ def _arrow_records(path: Path, is_parquet: bool, columns: list[str] | None) -> I
                 file = stack.enter_context(pq.ParquetFile(path))
                 _check_text_columns(path, file.schema_arrow, columns)
                 _check_packing(path, file.metadata)
-                per_row = path.stat().st_size / max(file.metadata.num_rows, 1)
-                # Few rows at a time: one long text can be packed as that of many rows.
-                batches = file.iter_batches(batch_size=4, columns=columns)
+                groups = _parquet_groups(file, path.stat().st_size, columns)
             else:
                 file = stack.enter_context(_open_arrow(path))
                 _check_text_columns(path, file.schema, columns)
-                batches, per_row = _arrow_batches(file), 0.0
-            seen = 0
-            for batch in batches:
-                batch.validate(full=True)  # an Arrow file's offsets are not checked when it is read
-                names = columns or batch.schema.names
-                values = [batch.column(name) for name in names]
-                if not is_parquet:
-                    per_row = batch.nbytes / max(len(batch), 1)
-                for scalars in zip(*values, strict=True):
-                    row = {n: value.as_py() for n, value in zip(names, scalars, strict=True)}
+                groups = _arrow_groups(file)
+            seen, end = 0, 0.0
+            for n_rows, per_row, batches in groups:
+                begin, end = end, end + n_rows * per_row
+                if end < span[0]:
+                    seen += n_rows
+                    continue
+                rows = chain.from_iterable(_rows(batch, columns) for batch in batches)
+                for number, row in enumerate(rows):
+                    place, after = begin + number * per_row, begin + (number + 1) * per_row
+                    seen += 1
+                    if place >= span[1]:
+                        return
+                    if place < span[0]:
+                        continue
                     for column in columns or []:
                         if row[column] and len(row[column]) > LINE_BYTES:
                             raise ValueError(
-                                f"{path}, row {seen + 1:,}: longer than {LINE_BYTES:,} characters, "
+                                f"{path}, row {seen:,}: longer than {LINE_BYTES:,} characters, "
                                 "which is more than is read at once. Cut the document."
                             )
-                    consumed = int((seen + 1) * per_row) - int(seen * per_row)
-                    seen += 1
-                    yield row, f"row {seen:,}", consumed
+                    yield row, f"row {seen:,}", int(after) - int(place)
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read as {kind}: {error!s:.500}") from error
 
@@ -378,11 +421,29 @@ def _open_arrow(path: Path) -> Any:
     return pa.ipc.open_stream(stored)
 
 
-def _arrow_batches(file: Any) -> Iterator[Any]:
-    if hasattr(file, "num_record_batches"):
-        yield from map(file.get_batch, range(file.num_record_batches))
-    else:
-        yield from file
+def _parquet_groups(
+    file: Any, size: int, columns: list[str] | None
+) -> Iterator[tuple[int, float, Iterable[Any]]]:
+    """Of each row group the number of rows, stored bytes a row, and its batches, not yet read."""
+    for group in range(file.num_row_groups):
+        # Few rows at a time: one long text can be packed as that of many rows.
+        batches = file.iter_batches(batch_size=4, row_groups=[group], columns=columns)
+        n_rows = file.metadata.row_group(group).num_rows
+        yield n_rows, size / file.metadata.num_rows, batches
+
+
+def _rows(batch: Any, columns: list[str] | None) -> Iterator[dict[str, Any]]:
+    batch.validate(full=True)  # an Arrow file's offsets are not checked when it is read
+    names = columns or batch.schema.names
+    for scalars in zip(*(batch.column(name) for name in names), strict=True):
+        yield {name: value.as_py() for name, value in zip(names, scalars, strict=True)}
+
+
+def _arrow_groups(file: Any) -> Iterator[tuple[int, float, Iterable[Any]]]:
+    """Of each batch, mapped into memory, what `_parquet_groups` has of a row group."""
+    seekable = hasattr(file, "num_record_batches")
+    for batch in map(file.get_batch, range(file.num_record_batches)) if seekable else file:
+        yield len(batch), batch.nbytes / max(len(batch), 1), [batch]
 
 
 def _check_text_columns(path: Path, schema: Any, columns: list[str] | None) -> None:

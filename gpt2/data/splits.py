@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gpt2.data.documents import SPLITS, Piece, Source
+from gpt2.data.documents import SPLITS, EncodedPiece, Piece, Source
 
 HOLDOUT = 20  # one document in this many, or this fraction of the text
 HELD_OUT_BYTES = 10_000_000  # of the stored text: enough for a split held out of a large source
@@ -37,7 +37,7 @@ def plan_splits(source: Source) -> SplitPlan:
     documents = characters = 0
     for piece in source.splits["train"]():
         documents += piece.last
-        characters += len(piece.text)
+        characters += piece.chars
         if documents >= every:
             each = "each one" if len(taken) > 1 else "one"
             note = f"{' and '.join(taken)}: {each} in {every:,} documents of the training text"
@@ -51,7 +51,7 @@ def plan_splits(source: Source) -> SplitPlan:
 
 def split_pieces(
     source: Source, plan: SplitPlan, *, only: str | None = None
-) -> Iterator[tuple[str, Piece]]:
+) -> Iterator[tuple[str, Piece | EncodedPiece]]:
     """All pieces of a source, each with its split, in an order that never changes.
 
     `only` reads one of the source's own splits; its "train" includes the splits taken from it.
@@ -67,7 +67,9 @@ def split_pieces(
             yield from _by_position(read(), plan)
 
 
-def _by_document(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str, Piece]]:
+def _by_document(
+    pieces: Iterator[Piece | EncodedPiece], plan: SplitPlan
+) -> Iterator[tuple[str, Piece | EncodedPiece]]:
     document = 0
     slots = _slots(0, plan)
     for piece in pieces:
@@ -87,19 +89,22 @@ def _slots(group: int, plan: SplitPlan) -> dict[int, str]:
     return dict(zip(places, plan.taken, strict=False))
 
 
-def _by_position(pieces: Iterator[Piece], plan: SplitPlan) -> Iterator[tuple[str, Piece]]:
+def _by_position(
+    pieces: Iterator[Piece | EncodedPiece], plan: SplitPlan
+) -> Iterator[tuple[str, Piece | EncodedPiece]]:
     splits = ["train", *plan.taken]
     starts = list(plan.starts)
     position = 0
-    for text, last, consumed in pieces:
-        while starts and position + len(text) > starts[0]:
+    for piece in pieces:
+        while starts and position + piece.chars > starts[0]:
+            text = piece.text
             cut = _paragraph_start(text, max(starts[0] - position, 0))
-            yield splits[0], Piece(text[:cut], True, consumed)
-            text, consumed, position = text[cut:], 0, position + cut
+            yield splits[0], Piece(text[:cut], True, piece.consumed)
+            piece, position = Piece(text[cut:], piece.last, 0), position + cut
             del splits[0], starts[0]
-        if text:
-            yield splits[0], Piece(text, last, consumed)
-            position += len(text)
+        if piece.chars:
+            yield splits[0], piece
+            position += piece.chars
 
 
 def _paragraph_start(text: str, start: int) -> int:

@@ -1,13 +1,11 @@
-"""Turn a source's text into shards of token ids: one pass, bounded memory, resumable, divisible.
+"""Turn a source's text into shards of token ids: one pass, bounded memory, resumable.
 
 The pieces of a split go into its shards in the order of the source; a shard is full with
 `shard_bytes` of text. So the text alone decides where shards begin and end, and each shard can be
-made without the others. A shard that exists already, or that is of another share, is read past,
-which costs no tokenising. A run that was killed, or n processes that share the shards, end with
-the very files that one undisturbed process writes.
+made without the others. A shard that exists already is read past, which costs no tokenising. A
+run that was killed ends with the very files that one undisturbed run writes.
 """
 
-import itertools
 import time
 from collections import deque
 from collections.abc import Iterable
@@ -19,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpt2.common.progress import progress_bar
-from gpt2.data.documents import Piece
+from gpt2.data.documents import EncodedPiece, Piece
 from gpt2.data.job import Job
 from gpt2.data.shards import (
     NO_TEXT,
@@ -42,16 +40,14 @@ _BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every c
 class SplitShards:
     """The shards of a split, after a pass over its text."""
 
-    made: list[ShardInfo]  # in order; of a share only its own
+    made: list[ShardInfo]  # in order
     counts: Counts  # of the whole split
 
 
 def write_splits(
-    job: Job, plan: SplitPlan, tokenizer: Tokenizer, folder: Path, share: int = 0, of: int = 1
+    job: Job, plan: SplitPlan, tokenizer: Tokenizer, folder: Path
 ) -> dict[str, SplitShards]:
     """Write shards in `folder`: SPLIT-00000.bin, SPLIT-00001.bin, ... of each split.
-
-    Of `of` shares, counted from 0, each is every `of`-th shard.
 
     Whole shards that exist already are kept. For each split, memory holds one batch of text and
     the ids of the shard in progress.
@@ -60,15 +56,14 @@ def write_splits(
         ValueError: a split gets no text; or, as `ShardError`, an existing shard holds other text
             than belongs in it.
     """
-    source, order = job.source, itertools.count()
+    source = job.source
     start = time.perf_counter()
     splits = {split: SplitShards([], NO_TEXT) for split in (*source.splits, *plan.taken)}
     unfinished: dict[str, _Shard] = {}
 
     def close(split: str) -> None:
         shard, done = unfinished.pop(split), splits[split]
-        if info := shard.close():
-            done.made.append(info)
+        done.made.append(shard.close())
         done.counts += shard.counts
 
     total = sum(source.sizes.values()) or None
@@ -85,8 +80,12 @@ def write_splits(
         for split, piece in split_pieces(source, plan):
             if split not in unfinished:
                 path = folder / shard_name(split, splits[split].counts.shards)
-                unfinished[split] = _Shard(path, tokenizer, worker, ours=next(order) % of == share)
-            unfinished[split].add(piece, next(job.encoded, None) if split == "train" else None)
+                unfinished[split] = _Shard(path, tokenizer, worker)
+            if isinstance(piece, EncodedPiece):
+                ids: NDArray[np.integer] | None = piece.ids
+            else:
+                ids = next(job.encoded, None) if split == "train" else None
+            unfinished[split].add(piece, ids)
             if unfinished[split].counts.text_bytes >= job.shard_bytes:
                 close(split)
             bar.update(piece.consumed)
@@ -108,26 +107,28 @@ class _Shard:
     """A shard while its pieces pass: always counted, and tokenised where it is to be written, by
     the worker, while the next pieces are read."""
 
-    def __init__(self, path: Path, tokenizer: Tokenizer, worker: Executor, *, ours: bool) -> None:
+    def __init__(self, path: Path, tokenizer: Tokenizer, worker: Executor) -> None:
         self.counts = Counts(1, 0, 0, 0)
         self._path, self._tokenizer, self._worker = path, tokenizer, worker
-        self._kept = _whole_shard(path, tokenizer) if ours else None
-        self._wanted = ours and self._kept is None
-        self._batch: list[Piece] = []
+        self._kept = _whole_shard(path, tokenizer)
+        self._batch: list[Piece | EncodedPiece] = []
         self._batch_chars = 0
         self._ids: list[NDArray[np.unsignedinteger]] = []
         self._at_work: deque[Future[list[NDArray[np.unsignedinteger]]]] = deque()
 
-    def add(self, piece: Piece, ids: NDArray[np.integer] | None = None) -> None:
-        """Add a piece, whose ids may be known already if those of all before it are."""
-        self.counts += Counts(0, 1, int(piece.last), len(piece.text.encode("utf-8")))
-        if self._wanted and ids is not None:
+    def add(self, piece: Piece | EncodedPiece, ids: NDArray[np.integer] | None) -> None:
+        """Add a piece, and its ids if they are known already."""
+        self.counts += Counts(0, 1, int(piece.last), piece.n_bytes)
+        if self._kept:
+            return
+        if ids is not None:
+            self._finish()
             self._ids += self._as_stored([piece], [ids])
-        elif self._wanted:
-            self._batch.append(piece)
-            self._batch_chars += len(piece.text)
-            if self._batch_chars >= _BATCH_CHARS:
-                self._encode_batch()
+            return
+        self._batch.append(piece)
+        self._batch_chars += piece.chars
+        if self._batch_chars >= _BATCH_CHARS:
+            self._encode_batch()
 
     def _encode_batch(self) -> None:
         self._collect(1)
@@ -139,12 +140,18 @@ class _Shard:
         while len(self._at_work) > left:
             self._ids += self._at_work.popleft().result()
 
-    def _encode(self, batch: list[Piece]) -> list[NDArray[np.unsignedinteger]]:
+    def _finish(self) -> None:
+        """Take the ids of all pieces so far."""
+        if self._batch:
+            self._encode_batch()
+        self._collect(0)
+
+    def _encode(self, batch: list[Piece | EncodedPiece]) -> list[NDArray[np.unsignedinteger]]:
         encoded = self._tokenizer.encode_documents([piece.text for piece in batch])
         return self._as_stored(batch, encoded)
 
     def _as_stored(
-        self, batch: list[Piece], encoded: Iterable[NDArray[np.integer]]
+        self, batch: list[Piece | EncodedPiece], encoded: Iterable[NDArray[np.integer]]
     ) -> list[NDArray[np.unsignedinteger]]:
         dtype = id_dtype(self._tokenizer.vocab_size)
         end = np.array([self._tokenizer.eot_id], dtype=dtype)
@@ -155,25 +162,24 @@ class _Shard:
                 found.append(end)
         return found
 
-    def close(self) -> ShardInfo | None:
-        """Write the shard if it is wanted. Returns None if it is of another share."""
-        if self._wanted:
-            self._encode_batch()
-            self._collect(0)
-            return write_shard(
-                self._path,
-                np.concatenate(self._ids),
-                vocab_size=self._tokenizer.vocab_size,
-                tokenizer_hash=self._tokenizer.hash,
-                counts=self.counts,
-            )
+    def close(self) -> ShardInfo:
+        """Write the shard, if it is not there."""
         if self._kept and self._kept.counts != self.counts:
             raise shard_error(
                 self._path,
                 "of an interrupted preparation holds other text than belongs in it: another "
                 "version of this program cut the text otherwise",
             )
-        return self._kept
+        if self._kept:
+            return self._kept
+        self._finish()
+        return write_shard(
+            self._path,
+            np.concatenate(self._ids),
+            vocab_size=self._tokenizer.vocab_size,
+            tokenizer_hash=self._tokenizer.hash,
+            counts=self.counts,
+        )
 
 
 def _whole_shard(path: Path, tokenizer: Tokenizer) -> ShardInfo | None:

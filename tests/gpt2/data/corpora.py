@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.data.documents import Piece, Source
-from gpt2.data.prepare import finish, prepare, write_share
+from gpt2.data.prepare import prepare
+from gpt2.data.shares import finish, write_share
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.bpe import END_OF_TEXT
 from tests.gpt2.stand_ins import start_python
@@ -18,7 +19,8 @@ _KILLED = """
 import os, signal, sys
 from pathlib import Path
 import gpt2.common.files
-from gpt2.data.prepare import prepare, write_share
+from gpt2.data.prepare import prepare
+from gpt2.data.shares import write_share
 
 what, at, data, tokenizer, cache_dir, shard_bytes = sys.argv[1], int(sys.argv[2]), *sys.argv[3:]
 def killing(call):
@@ -85,8 +87,8 @@ class Place:
     def share(self, number: int, of: int) -> None:
         write_share(".", {"data": str(self.data), **self.options}, None, number, of)
 
-    def finish(self) -> dict[str, bytes]:
-        finish(".", {"data": str(self.data), **self.options})
+    def finish(self, of: int) -> dict[str, bytes]:
+        finish(".", {"data": str(self.data), **self.options}, of)
         return all_files(self.folder)
 
     def prepare(self) -> dict[str, bytes]:
@@ -109,7 +111,9 @@ class Place:
         assert process.returncode == -signal.SIGKILL, errors
 
     def times(self) -> dict[str, int]:
-        return {path.name: path.stat().st_mtime_ns for path in self.folder.glob("*.bin")}
+        """When each shard and share was written."""
+        paths = [*self.folder.glob("*.bin"), *self.folder.glob("*/*.npz")]
+        return {path.name: path.stat().st_mtime_ns for path in paths}
 
 
 def joined(pieces: Iterator[Piece]) -> list[str]:

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -10,10 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.data import datatrove, documents
+from gpt2.data import datatrove, documents, readers, shares
 from gpt2.data.datatrove import Arguments, main
 from gpt2.data.prepare import prepare
-from gpt2.data.shards import HEADER_BYTES, ShardError
 from tests.gpt2.data.corpora import SHARD_BYTES, Place, all_files, flip, stories, write_stories
 
 
@@ -48,45 +48,49 @@ def place(tmp_path, tokenizer_file):
 
 @pytest.mark.parametrize(
     ("write", "of"), [(by_document, 3), (by_position, 2), (by_position, 7), (by_name, 3)]
-)  # 7: some have no shard to make
+)  # 7: some cut by position are within a piece
 def test_shares_together_are_byte_for_byte_what_one_process_makes(
     tmp_path, tokenizer_file, monkeypatch, write, of
 ):
+    """And the text is not read again when they are put together."""
     if write is by_position:  # of several pieces
         monkeypatch.setattr(documents, "PIECE_CHARS", 1 << 12)
+        monkeypatch.setattr(readers, "PIECE_CHARS", 1 << 12)
     (tmp_path / "text").mkdir()
     size = 20_000 if write is by_position else SHARD_BYTES
     place = Place(write(tmp_path / "text"), tokenizer_file, tmp_path / "cache", size)
-    made = []
+    alone = place.alone()
+    assert len(alone) > 4
     for number in reversed(range(of)):
-        before = place.times() if made else {}
         place.share(number, of)
-        assert before.items() <= place.times().items()
-        made.append(len(place.times()) - len(before))
-    assert max(made) - min(made) <= 1  # each does its share
-    kept = place.times()
-    assert place.finish() == place.alone()
-    assert place.times() == kept
-    assert len(kept) == sum(made) > 3
+    assert len(place.times()) == of
+    for path in place.data.iterdir():
+        stat = path.stat()
+        path.write_bytes(b"\xff" * stat.st_size)
+        os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert place.finish(of) == alone
+    assert not list(place.folder.glob("*/*.npz"))
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
-def test_killed_and_damaged_shares_lose_no_shard(place):
-    place.kill(0, 4)
-    assert list(place.folder.glob(".*.tmp"))  # the shard at work
-    kept = place.times()
-    assert len(kept) == 3
+def test_killed_and_damaged_shares_are_made_again_and_the_others_kept(place, monkeypatch):
+    place.kill(0, 1)
+    assert list(place.folder.glob("*/.*.tmp"))  # the share at work
+    assert not place.times()
     place.share(1, 2)
-    damaged = min(place.times().keys() - kept.keys())
-    flip(place.folder / damaged, HEADER_BYTES + 7)
-    assert place.finish() == place.alone()
-    assert kept.items() < place.times().items()
-
-
-def test_shards_that_were_cut_otherwise_are_refused(place):
-    replace(place, shard_bytes=700).share(0, 2)
-    with pytest.raises(ShardError, match=r"train-00000\.bin .* holds other text .*Delete the fold"):
-        place.finish()
+    assert place.finish(2) == place.alone()
+    shutil.rmtree(place.folder)
+    for share in range(3):
+        place.share(share, 3)
+    kept = place.times()
+    (damaged,) = place.folder.glob("*/00001.npz")
+    flip(damaged, damaged.stat().st_size // 2)
+    made = []
+    write = shares._write
+    monkeypatch.setattr(shares, "_write", lambda *given: (made.append(given[-2]), write(*given)))
+    assert len(kept) == 3
+    assert place.finish(3) == place.alone()
+    assert made == [1]
 
 
 def test_a_task_of_the_local_executor_that_failed_is_made_again(place, monkeypatch, capsys):
@@ -108,11 +112,10 @@ def test_a_task_of_the_local_executor_that_failed_is_made_again(place, monkeypat
         main(asked, shard_bytes=SHARD_BYTES)
     (tokenizer,) = Path("cache/tokenizers").glob("*/tokenizer.json")
     trained = replace(place, tokenizer=tokenizer.resolve())
-    kept = trained.times()
+    assert trained.times().keys() == {"00000.npz"}
     main(asked, shard_bytes=SHARD_BYTES)
     said = capsys.readouterr().out
     assert "3 tasks and the last one are done: " in said
-    assert kept.items() < trained.times().items()
     assert all_files(trained.folder) == trained.alone()
     main(asked, shard_bytes=SHARD_BYTES)
     assert "is finished: there is nothing left to do" in capsys.readouterr().out

@@ -7,9 +7,11 @@ import io
 import json
 import lzma
 import os
+import random
 import re
 import subprocess
 import sys
+from itertools import chain
 
 import pytest
 
@@ -69,6 +71,73 @@ def test_kinds_of_files_give_the_same_documents(tmp_path):
         write(tmp_path / name, content)
     for path in tmp_path.iterdir():
         assert joined(read_pieces(path)) == stories, path
+
+
+def test_shares_make_up_the_whole(tmp_path):
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    rows = [f"{random.Random(i).random()} {i} \u00e9\n" * (i % 9 + 1) for i in range(3000)]
+    lines = "".join(json.dumps({"text": row}) + "\n" for row in rows)
+    separated = io.StringIO(newline="")
+    csv.writer(separated).writerows([["text"], *([row] for row in rows)])
+    table = pa.table({"text": rows})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    for name, write_arrow in {"a": pa.ipc.new_stream, "b": pa.ipc.new_file}.items():
+        with write_arrow(str(tmp_path / f"{name}.arrow"), table.schema) as file:
+            file.write_table(table, max_chunksize=100)
+    wiki = [json.dumps({"text": line}) + "\n" for line in ("", " = A = ", "", " It . ") * 2000]
+    for name, content in [
+        ("a.txt", END.join(rows)),
+        ("b.txt", "".join(rows)),
+        ("c.txt.gz", END.join(rows)),
+        ("d.txt.zst", pa.compress("".join(rows).encode(), "zstd", True)),
+        ("a.jsonl", lines),
+        ("b.jsonl.gz", lines),
+        ("c.jsonl", lines.encode("utf-16")),
+        ("a.csv", separated.getvalue()),
+        ("a.jsonl.bz2", bz2.compress(lines.encode())),
+        ("wiki-1.jsonl", "".join(wiki[:3001])),
+        ("wiki-2.jsonl", "".join(wiki[3001:])),
+    ]:
+        write(tmp_path / name, content)
+    files = sorted(tmp_path.iterdir())
+    for paths in [*([path] for path in files), files[-2:], files]:
+        whole = [(piece.text, piece.last) for piece in read_pieces(*paths)]
+        for of in (2, 3, 50):
+            shares = [list(read_pieces(*paths, share=share, of=of)) for share in range(of)]
+            assert [(piece.text, piece.last) for piece in chain(*shares)] == whole, (paths, of)
+            if of == 3 and paths[0].name in ("a.jsonl", "b.arrow", "a.parquet"):
+                assert all(800 < len(share) < 1200 for share in shares), paths
+
+
+def test_a_share_reads_nothing_of_the_others(tmp_path):
+    """Of five files those of others hold what would be refused, as do row groups of Parquet."""
+    pa = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as pq
+
+    for name in ("a.txt", "a.jsonl"):
+        rows = [f"Story {i}." for i in range(10, 60)]
+        text = [r + "\n" if name == "a.txt" else json.dumps({"text": r}) + "\n" for r in rows]
+        parts = ["".join(text[i : i + 10]) for i in range(0, 50, 10)]
+        paths = [write(tmp_path / f"{i}-{name}", part) for i, part in enumerate(parts)]
+        for path in (*paths[1:3], paths[4]):
+            write(path, b"\xff" * path.stat().st_size)
+        found = "".join(joined(read_pieces(*paths, share=3, of=5)))
+        assert found.replace("\n", "") == "".join(rows[30:40])
+        with pytest.raises(ValueError, match=f"2-{name}"):
+            list(read_pieces(*paths, share=2, of=5))
+    path = tmp_path / "a.parquet"
+    texts = [f"{i} {os.urandom(500).hex()}" for i in range(500)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=100, compression="none")
+    column = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    content = bytearray(path.read_bytes())
+    first, size = column.dictionary_page_offset, column.total_compressed_size
+    content[first : first + size] = bytes(size)
+    path.write_bytes(content)
+    assert joined(read_pieces(path, share=4, of=5)) == texts[400:]
+    with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet"):
+        list(read_pieces(path, share=2, of=5))
 
 
 @pytest.mark.usefixtures("small_pieces")
