@@ -24,6 +24,7 @@ _OURS = {
     **dict.fromkeys(("validation", "valid", "val", "dev"), "valid"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
+_MEND = "mend it, or give the files by a pattern, such as --data 'folder/*.parquet'"
 
 
 @dataclass(frozen=True)
@@ -138,8 +139,7 @@ def read_card(root: Path) -> list[Configuration]:
         return [_configuration(entry) for entry in entries]
     except (yaml.YAMLError, LookupError, TypeError, AttributeError) as error:
         raise ValueError(
-            f"{card} names configurations that cannot be read ({error!r:.200}): mend it, or give "
-            "the files by a pattern, such as --data 'folder/*.parquet'"
+            f"{card} names configurations that cannot be read ({error!r:.200}): {_MEND}"
         ) from error
 
 
@@ -168,7 +168,9 @@ def _matching(root: Path, patterns: Sequence[str], files: Sequence[Path]) -> lis
         try:
             found |= set(root.glob(plain.lstrip("/")))
         except (ValueError, NotImplementedError) as error:
-            raise ValueError(f"{root}/README.md: no pattern of files: {pattern!r:.100}") from error
+            raise ValueError(
+                f"{root}/README.md: {pattern!r:.100} is no pattern of files: {_MEND}"
+            ) from error
     return [path for path in files if path in found]
 
 

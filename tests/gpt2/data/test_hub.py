@@ -1,5 +1,6 @@
 """gpt2.data.hub: the data sets that have names, from a stand-in of the hub."""
 
+import gzip
 import importlib.util
 import io
 import json
@@ -7,7 +8,9 @@ import socket
 import sys
 import time
 import types
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from gpt2.data.documents import SPLITS
@@ -38,9 +41,14 @@ def wikitext_rows(articles: range) -> list[str]:
 PREPARE = """
 import sys
 from gpt2.data.prepare import Arguments, Path, main
+from gpt2.data.sources import open_source
 
 for name in sys.argv[2:]:
     main(Arguments(data=name, vocab_size=300, cache_dir=Path(sys.argv[1])))
+    for read in open_source(name, cache_dir=Path(sys.argv[1])).splits.values():
+        shares = [list(read(share=share, of=3)) for share in range(3)]
+        assert sum(shares, []) == list(read())
+        print(name, [len(share) for share in shares])
 """
 
 
@@ -84,6 +92,7 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
         done = run_forked("-c", PREPARE, str(tmp_path), *DOCUMENTS, **places)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"revision {COMMIT[:8]}") == 3
+    assert "tinystories [0, 250, 200]" in done.stdout
     for name, documents in DOCUMENTS.items():
         (folder,) = tmp_path.glob(f"{name}-*")
         infos = [read_header(folder / f"{split}-00000.bin") for split in SPLITS]
@@ -114,6 +123,38 @@ def test_data_sets_are_streamed_from_the_hub_and_then_need_no_network(tmp_path, 
     monkeypatch.setitem(sys.modules, "datasets", None)
     prepared = prepare("tinystories", vocab_size=300, cache_dir=tmp_path)
     assert any("reused" in note for note in prepared.notes)
+
+
+@pytest.mark.parametrize("name", ["train.jsonl.gz", "train_000000.bin"])
+def test_a_damaged_file_that_is_fetched_again_is_right(tmp_path, tokenizer_file, name):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="pip install -e '.[hub]'")
+    if name.endswith(".gz"):
+        rows = "".join(json.dumps({"text": f"Story {i}."}) + "\n" for i in range(90))
+        content = gzip.compress(rows.encode(), mtime=0)
+    else:
+        content = np.array([20240520, 1, 900], "<i4").tobytes().ljust(1024, b"\0")
+        content += np.resize(np.array([*range(30, 40), 319], "<u2"), 900).tobytes()
+    options = {"tokenizer": str(tokenizer_file), "cache_dir": tmp_path / "cache"}
+    with hub({"owner/set": {name: content}}) as (address, _):
+
+        def fetch() -> Path:
+            return Path(
+                huggingface_hub.hf_hub_download(
+                    "owner/set", name, repo_type="dataset", local_dir=tmp_path / "set",
+                    endpoint=address, force_download=True,
+                )
+            )  # fmt: skip
+
+        path = fetch()
+        right = prepare(str(path), **options)
+        path.write_bytes(content[:-9])
+        with pytest.raises(ValueError, match=rf"{name}.*[Ff]etch it again"):
+            prepare(str(path), **options)
+        assert fetch() == path
+    again = prepare(str(path), **options)
+    assert again.fingerprint == right.fingerprint
+    stream = again.splits["train"]
+    assert (stream.read(0, len(stream)) == right.splits["train"].read(0, len(stream))).all()
 
 
 def test_without_the_library_the_extra_is_named(tmp_path, monkeypatch):

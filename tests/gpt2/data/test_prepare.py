@@ -222,10 +222,28 @@ def test_a_damaged_manifest_is_named_and_leads_to_no_file_outside(done):
         path.write_text(json.dumps(content))
         with pytest.raises(ShardError, match=r"manifest\.json cannot be used \(shard name"):
             again()
-    for text in ("", "{", "[]", '{"format": 2}', '{"format": 1}'):
+    content["splits"]["train"]["shards"] = []
+    for text, problem in [
+        ("", ""),
+        ("{", ""),
+        ("[]", ""),
+        ('{"format": 2}', "format 2; this program reads 1"),
+        ('{"format": 1}', "'source'"),
+        (json.dumps(content), "a split has no shard"),
+    ]:
         path.write_text(text)
-        with pytest.raises(ShardError, match=r"manifest\.json cannot be used .*Delete the folder"):
+        with pytest.raises(
+            ShardError, match=rf"manifest\.json cannot be used \({problem}.*Delete the folder"
+        ):
             again()
+
+
+def test_a_shard_of_another_vocabulary_is_named(done):
+    """In its header, beside the right tokenizer and ids."""
+    folder, again = done
+    flip(folder / "train-00000.bin", 16)
+    with pytest.raises(ShardError, match=r"is of a vocabulary of 321 tokens, and .* has 320\. Del"):
+        again()
 
 
 # Size
