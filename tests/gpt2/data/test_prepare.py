@@ -8,6 +8,7 @@ import shutil
 import signal
 import tracemalloc
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,13 @@ def test_killed_runs_lose_no_whole_shard_and_end_with_the_same_bytes(place):
     assert place.prepare() == place.alone()
     assert place.times()[damaged] > max(kept.values())
     assert kept.items() < place.times().items()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="Windows has no SIGKILL")
+def test_shards_that_were_cut_otherwise_are_refused(place):
+    place.kill("whole", 3)
+    with pytest.raises(ShardError, match=r"train-00000\.bin .* holds other text .*Delete the fold"):
+        replace(place, shard_bytes=1400).prepare()
 
 
 def test_two_at_once_do_the_work_once(place):

@@ -68,6 +68,7 @@ def test_reads_are_copies_within_the_stream(tmp_path):
     [
         (lambda content: content[:-1], "cut short"),
         (lambda content: content + b"\0\0", "cut short"),
+        (lambda content: content[:12] + b"\4" + content[13:], "has a damaged header"),
         (lambda content: content[:100], "is not a token shard"),
         (lambda content: b"PK\3\4\0\0\0\0" + content[8:], "is not a token shard"),
         (lambda content: content[:8] + b"\2" + content[9:], "format version 2"),

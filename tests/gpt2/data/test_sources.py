@@ -104,6 +104,9 @@ def test_what_datasets_saved_to_disk_is_read_once(tmp_path, opened):
     found = texts_of(opened(str(tmp_path / "several")))
     assert (sorted(found["train"]), found["valid"]) == (sorted(rows), rows[:3])
     assert found["train"] == splits["train"]["text"]
+    (tmp_path / "one/state.json").write_text('{"_data_files": [5]}')
+    with pytest.raises(ValueError, match=r"one/state\.json is none of datasets"):
+        opened(str(tmp_path / "one"))
 
 
 def test_one_text_in_two_forms_is_a_question_for_the_user(tmp_path, opened):

@@ -365,6 +365,15 @@ def test_ids_in_another_array_are_read_once_they_are_saved_as_the_refusal_says(
     assert opened(folder).splits["train"].n_bytes == right
 
 
+def test_too_few_ids_to_hold_some_out_are_refused(opened, written):
+    folder = written(nanogpt)
+    (folder / "val.bin").unlink()
+    path = folder / "train.bin"
+    path.write_bytes(path.read_bytes()[: 39 * 2])
+    with pytest.raises(ValueError, match="too short: of 39 ids nothing can be held out"):
+        opened(folder, token_type="uint16")
+
+
 def test_other_containers_of_one_set_are_a_question(opened, written):
     folder = written(nanogpt)
     shutil.copy(folder / "train.bin", folder / "train.npy")
