@@ -66,9 +66,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     tests = []
     for case in metafunc.module.cases(setting_of(metafunc.config)):
-        mark = pytest.mark.benchmark(group=f"{case.bench} {case}", timer=_replay)
+        marks = [
+            pytest.mark.benchmark(group=f"{case.bench} {case}", timer=_replay),
+            pytest.mark.timeout(0),  # the first test of a case measures all of its variants
+        ]
         tests += [
-            pytest.param(case, variant.name, id=f"{case}-{variant.name}", marks=mark)
+            pytest.param(case, variant.name, id=f"{case}-{variant.name}", marks=marks)
             for variant in case.variants()
         ]
     metafunc.parametrize(("case", "variant"), tests)

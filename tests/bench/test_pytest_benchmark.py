@@ -45,6 +45,7 @@ def bench_toy(case, variant, measure):
 def run_bench(code: str, *words: str) -> subprocess.CompletedProcess[str]:
     common = ["-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
     common += ["--benchmark-only", "--bench-profile", "smoke"]
+    common += ["-o", "timeout=0.001"]  # of a test; a measurement takes as long as it takes
     # It must not take itself for a part of this run, which may be spread over processes.
     own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     return subprocess.run(
