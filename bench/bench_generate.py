@@ -101,17 +101,21 @@ class _Problem:
             "llama.cpp", self.llama_cpp, check=lambda: self.judge(self.llama_cpp(), peer=True)
         )
 
-    def cached(self) -> Work:
+    def cached(self, model: GPT | None = None) -> Work:
         """The newest token, with a cache that holds those before it."""
-        cache = KVCache(self.config, self.batch)
+        cache, model = KVCache(self.config, self.batch), model or self.model
         if self.context > 1:
-            self.model.hidden(self.idx[:, :-1], cache)
+            model.hidden(self.idx[:, :-1], cache)
 
         def forget() -> tuple[()]:
             cache.forget([length - (self.context - 1) for length in cache.lengths])
             return ()
 
-        return Work(lambda: self.model.next_logits(self.idx[:, -1:], cache), forget)
+        return Work(lambda: model.next_logits(self.idx[:, -1:], cache), forget)
+
+    def compiled(self) -> Work:
+        """The same, compiled."""
+        return self.cached(_compiled(self.model))
 
     def uncached(self) -> Work:
         """All tokens."""
@@ -129,6 +133,12 @@ class _Problem:
         return Work(lambda: peer.read(self.idx[:, -1:]), forget)
 
 
+def _compiled(model: GPT) -> GPT:
+    model = copy.copy(model)  # with the same weights
+    model.compile_next_token()
+    return model
+
+
 def _case(
     setting: Setting, preset: str, *, context: int, batch: int, dtype: torch.dtype | None = None
 ) -> Case:
@@ -137,8 +147,9 @@ def _case(
     def variants() -> Sequence[Variant]:
         problem = _Problem(setting, preset, context, batch, dtype)
         ours = [problem.variant(problem.cached), problem.variant(problem.uncached)]
-        peers = [problem.peer()] if (preset, setting.on_gpu) == ("gpt2", False) else []
-        return [*ours, *peers]
+        if (preset, setting.on_gpu) == ("gpt2", False):
+            return [ours[0], problem.variant(problem.compiled), ours[1], problem.peer()]
+        return ours
 
     name = str(dtype).removeprefix("torch.")
     return Case(

@@ -275,8 +275,15 @@ def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
         # PyTorch's kernel is several times slower for one query in 16 bits than in 32.
         precise = torch.promote_types(dtype, torch.float32)
         q, kv = q.to(precise), kv.to(precise)
-    k, v = (t.transpose(1, 2) for t in kv.unbind(2))
-    y = F.scaled_dot_product_attention(q.transpose(1, 2), k, v, attn_mask=mask)
+    q, k, v = (t.transpose(1, 2) for t in (q, *kv.unbind(2)))
+    if q.shape[2] == 1 and torch.compiler.is_compiling():
+        # Sums, which the compiler fuses with the conversions, that of all keys and values included.
+        scores = (q * k).sum(-1) / math.sqrt(q.shape[-1])
+        if mask is not None:
+            scores = scores.masked_fill(~mask[:, :, 0], -torch.inf)
+        y = (scores.softmax(-1)[..., None] * v).sum(2, keepdim=True)
+    else:
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return y.transpose(1, 2).to(dtype)
 
 

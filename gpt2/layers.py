@@ -28,11 +28,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     A single row costs the time in which W is read. On a CPU PyTorch leaves it to one thread of MKL,
     which reads at half the memory's speed. In a batch of products MKL gives each thread some of
     them, and reads at full speed: so W is cut into blocks of its rows, where no gradient is needed.
+    In 16 bits it has no such product; a compiled model sums in one loop over W as it is stored.
     """
     N, K = weight.shape
-    one_row = x.device.type == "cpu" and x.numel() == K and x.dtype == weight.dtype == torch.float32
+    one_row = x.device.type == "cpu" and x.numel() == K and x.dtype == weight.dtype
     gradient = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if not one_row or N % BLOCKS or gradient:
+    if one_row and torch.compiler.is_compiling() and not gradient:
+        # As a tensor in memory: fused, what computes x would be done again for every row of W.
+        x = x.as_strided(x.shape, x.stride())
+        precise = torch.promote_types(x.dtype, torch.float32)
+        y = (weight.to(precise) * x.view(K).to(precise)).sum(-1)
+        return (y if bias is None else y + bias).to(x.dtype).view(*x.shape[:-1], N)
+    if not one_row or x.dtype != torch.float32 or N % BLOCKS or gradient:
         return F.linear(x, weight, bias)
     blocks = weight.unflatten(0, (BLOCKS, -1))
     # A transposed row: for a column of other strides MKL takes another way, which is slow.

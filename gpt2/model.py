@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.attention import BACKENDS, attend_past, attend_past_triton, triton
-from gpt2.cache import Chunk, KVCache
+from gpt2.cache import Chunk, KVCache, Reserved
 from gpt2.config import GPTConfig
 from gpt2.layers import (
     GELU,
@@ -53,7 +53,7 @@ class MultiHeadAttention(nn.Module):
         self.c_proj = Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(  # (B, T, C) -> (B, T, C)
-        self, x: Tensor, chunk: Chunk | None = None, documents: Tensor | None = None
+        self, x: Tensor, chunk: Chunk | Reserved | None = None, documents: Tensor | None = None
     ) -> Tensor:
         B, T, C = x.shape
         qkv = self.c_attn(x).view(B, T, 3, self.n_head, C // self.n_head)
@@ -98,7 +98,7 @@ class TransformerLayer(nn.Module):
         self,
         x: Tensor,
         branch: Tensor | None,
-        chunk: Chunk | None = None,
+        chunk: Chunk | Reserved | None = None,
         documents: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Compute the same with each residual addition in one step with the norm after it.
@@ -113,6 +113,12 @@ class TransformerLayer(nn.Module):
         x, _ = self.ln_1.add(x, self.drop(self.attn(x, chunk, documents)), x.dtype)
         x, _ = self.ln_2.add(x, self.drop(self.mlp(x)), x.dtype)
         return x, None
+
+
+def _reserved_forward(
+    layer: TransformerLayer, x: Tensor, branch: Tensor | None, kv: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    return layer.forward_fused(x, branch, Reserved(kv, mask))
 
 
 class GPT(nn.Module):
@@ -135,6 +141,7 @@ class GPT(nn.Module):
             self.ln_f = build_norm(config)
         if not config.tie:
             self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=False)
+        self._compiled: tuple[Any, Any] = None, linear  # see `compile_next_token`
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -166,6 +173,17 @@ class GPT(nn.Module):
                 module.kernel = self.config.norm_kernel
             elif isinstance(module, GELU | SwiGLU):
                 module.kernel = self.config.mlp_kernel
+
+    def compile_next_token(self) -> None:
+        """Compute the next token of one text, on a CPU with a cache, by compiled code from now on.
+
+        That is `torch.compile` of a layer, once for all of them, and of the output head, both for
+        any length. It reads weights of 16 bits as they are stored. There is no backward.
+        """
+        self._compiled = (
+            torch.compile(_reserved_forward, fullgraph=True),
+            torch.compile(linear, fullgraph=True),
+        )
 
     def watch_logits(self) -> None:
         """Keep the largest attention logit of each head in training; by our kernel alone."""
@@ -226,9 +244,21 @@ class GPT(nn.Module):
             documents = document_bounds(idx.eq(self.config.end_of_text))
         x, branch = self.drop(self.embed(idx, chunk, documents)), None
         recompute = self.config.recompute == "block" and torch.is_grad_enabled()
+        compiled = None
+        if chunk is not None and chunk.follows and idx.numel() == 1:
+            compiled, _ = self._compiled
+        if compiled is not None and self.config.norm_position == "pre":
+            branch = torch.zeros_like(x)  # as later layers have one, so that one code is for all
         for layer in self.h:
             assert isinstance(layer, TransformerLayer)
-            if recompute:  # Chen et al. 2016, arXiv:1604.06174
+            if compiled is not None:
+                assert chunk is not None
+                kv, mask = chunk.reserve(layer.attn)
+                torch._dynamo.maybe_mark_dynamic(kv, 1)
+                if mask is not None:
+                    torch._dynamo.maybe_mark_dynamic(mask, 3)
+                x, branch = compiled(layer, x, branch, kv, mask)
+            elif recompute:  # Chen et al. 2016, arXiv:1604.06174
                 x, branch = checkpoint(
                     layer.forward_fused, x, branch, chunk, documents, use_reentrant=False
                 )
@@ -258,7 +288,8 @@ class GPT(nn.Module):
             ends = torch.tensor(lengths, device=idx.device) - 1
             last = x[torch.arange(len(x), device=idx.device), ends]
         # With the rows of the padded vocabulary the matrix divides into blocks.
-        return linear(last, self.head_weight)[:, : self.config.vocab_size]
+        product = self._compiled[1] if idx.numel() == 1 else linear
+        return product(last, self.head_weight)[:, : self.config.vocab_size]
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None

@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from tyro.conf import Positional, UseAppendAction
 
+from gpt2.common.devices import DTYPES
 from gpt2.data.readers import file_format, read_blocks, read_texts
-from gpt2.generate.decoding import check_prompts, continuations, stream_tokens, until
+from gpt2.generate.decoding import check_prompts, continuations, generate, stream_tokens, until
 from gpt2.generate.interactive import Settings, Strategy, converse
 from gpt2.generate.sampling import Sampling
 from gpt2.model import GPT
@@ -73,6 +74,11 @@ class Arguments:
     """Keep keys and values, so that a token costs one token. The text is the same without."""
     checkpoint: str = "best"
     """Of a run folder: best, last, or the number of a step."""
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Number type of weights, keys and values: bf16 takes half the memory, and is slower on a CPU
+    without --compile."""
+    compile: bool = False
+    """torch.compile the next token of one text, on a CPU; that needs a C++ compiler."""
     device: str = "auto"
     """auto, cpu, cuda, mps."""
 
@@ -87,9 +93,16 @@ def main(arguments: Arguments) -> None:
     if arguments.interactive and (arguments.samples > 1 or not arguments.cache):
         raise ValueError("--interactive continues one text by the cache: no --samples, --no-cache")
     prompts = _read_prompts(arguments)
+    if arguments.compile and (len(prompts) * arguments.samples > 1 or not arguments.cache):
+        raise ValueError(
+            "--compile is for one text and its cache: one prompt, no --samples, --no-cache"
+        )
     run = open_model(arguments.run, checkpoint=arguments.checkpoint, device=arguments.device)
     ids = [run.tokenizer.encode_prompt(prompt) for prompt in prompts]
     check_prompts(run.model, ids)
+    run.model.to(DTYPES[arguments.dtype])
+    if arguments.compile:
+        _compile(run.model)
     if arguments.interactive:
         generator = _generators(run.model, arguments.seed, [0])[0]
         converse(run, settings, generator, "".join(prompts))
@@ -97,6 +110,25 @@ def main(arguments: Arguments) -> None:
         _stream(run, sampling, prompts[0], ids[0], arguments)
     else:
         _write(run, sampling, prompts, ids, arguments)
+
+
+def _compile(model: GPT) -> None:
+    """Compile the step of one token by making one."""
+    from torch._dynamo.exc import BackendCompilerFailed  # takes seconds
+
+    device = model.wte.weight.device
+    if device.type != "cpu":
+        raise ValueError(f"--compile is for a CPU, and the model is on {device}: add --device cpu")
+    note = (
+        "torch.compile: on (it takes 10 to 30 seconds, and a few once PyTorch has kept the result)"
+    )
+    print(note, file=sys.stderr, flush=True)
+    model.compile_next_token()
+    try:
+        generate(model, torch.zeros(1, 1, dtype=torch.long), 2, temperature=0)
+    except BackendCompilerFailed as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"torch.compile failed: {reason}; leave --compile out") from error
 
 
 def _read_prompts(arguments: Arguments) -> list[str]:

@@ -1,5 +1,7 @@
 """A model that reads text in pieces, through a key-value cache, is the one that reads it whole."""
 
+import functools
+
 import pytest
 import torch
 
@@ -43,6 +45,26 @@ def test_pieces_of_documents_give_the_logits_of_the_whole_text(options, pieces):
     end = 0
     for size, logits in zip(pieces, _all_next_logits(model, idx, pieces), strict=True):
         end += size
+        torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
+
+
+@every_combination(
+    norm_position=["pre", "post"], window=[None, 6], mlp=["gelu", "swiglu"],
+    documents=[{}, {"attend": "within-documents", "end_of_text": 5, "restart_positions": True}],
+)  # fmt: skip
+def test_compiled_tokens_have_the_logits_of_the_whole_text_and_are_compiled_once(
+    options, monkeypatch
+):
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    model = loud_model(**options.pop("documents"), **options).double()
+    idx = torch.randint(0, V, (1, 17))
+    whole, _ = model(idx)
+    model.compile_next_token()
+    cache = KVCache(model.config, 1)
+    for end, piece in enumerate(idx.split([3, *[1] * 14], dim=1), 3):
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            logits = model.next_logits(piece, cache)
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=0, atol=1e-12)
 
 

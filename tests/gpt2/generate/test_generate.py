@@ -312,6 +312,20 @@ def test_no_cache_means_none(capsys, run, passes, samples):
     assert passes == [1, 2, 3]
 
 
+def test_a_compiled_text_is_the_same_text(capsys, run):
+    options = {"strategy": "greedy", "dtype": "bf16", "prompt": ("the cat",)}
+    assert _output(capsys, run, **options, compile=True) == _output(capsys, run, **options)
+
+
+def test_a_compiler_that_fails_is_named(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
+    torch.compiler.reset()
+    # monkeypatch would delete the option, which PyTorch keeps elsewhere than in __dict__.
+    no_compiler = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with no_compiler, pytest.raises(ValueError, match=r"torch.compile failed: .*leave --compile"):
+        main(Arguments(run, device="cpu", compile=True))
+
+
 @pytest.mark.parametrize(
     ("encoding", "line_end"),
     [("utf-8", "\n"), ("utf-8-sig", "\r\n"), ("utf-16", "\r\n"), ("utf-8", "\r")],
@@ -446,6 +460,8 @@ def test_ctrl_c_stops_an_answer_and_not_the_program():
         ({"prompt": ("a",), "prompt_file": "b"}, "--prompt and --prompt-file both"),
         ({"interactive": True, "samples": 2}, "--interactive continues one text"),
         ({"interactive": True, "prompt": ("a", "b")}, "--interactive continues one text"),
+        ({"compile": True, "samples": 2}, "--compile is for one text"),
+        ({"compile": True, "cache": False}, "--compile is for one text"),
         ({"prompt_file": "blank.txt"}, "blank.txt holds no prompt"),
         ({"prompt_file": "latin.txt"}, "latin.txt is not UTF-8: byte 0"),
     ],
