@@ -86,7 +86,7 @@ RANGES: Mapping[str, Range] = {
     "top_k": _count,
     "top_p": Range(0, 1, above=True),
     "min_p": Range(0, 1, above=True),
-    "repetition_penalty": Range(0, sys.float_info.max, above=True),
+    "repetition_penalty": Range(1e-30, _REAL),  # a logit divided by it is a finite float32
     "max_tokens": _count,
     "sample_tokens": _count,
     "samples": _count,

@@ -247,6 +247,11 @@ def _say_size(trainer: Trainer, shape: GPTConfig, machine: Machine) -> None:
         f"epochs, {settings.optimizer}, lr {settings.lr:g} -> {settings.min_lr:g}; run folder "
         f"{trainer.folder}"
     )
+    if settings.warmup_steps > trainer.steps - settings.extended_at:
+        say(
+            f"warning: the learning rate warms up over {settings.warmup_steps:,} steps, more than "
+            f"the run has, and never reaches {settings.lr:g}: lower --warmup-steps"
+        )
     if settings.extended_at:
         how = "stays" if settings.lr == settings.min_lr else "falls anew, by half a cosine"
         say(f"extended after step {settings.extended_at:,}: from there on the learning rate {how}")

@@ -176,6 +176,7 @@ def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typ
         said = f"kernels: norms {kernels}, MLP activation {kernels}, head and loss {kernels}"
         output = capsys.readouterr().out
         assert said in output
+        assert "more than the run has, and never reaches 0." in output
         pace = re.search(r"our kernels are interpreted .* s a step, [\d.]+ minutes for 2;", output)
         assert bool(pace) == (kernels == "triton")
         # Two micro-batches to try, one for each of the two steps, none to validate or score.

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2.common.ranges import RANGES
 from gpt2.generate.__main__ import Arguments, _read_prompts, main
 from gpt2.generate.decoding import Context, continuations, generate, stream_tokens
 from gpt2.generate.sampling import Sampling, distribution, next_token, strategy
@@ -92,8 +93,12 @@ def test_no_temperature_or_penalty_overflows(dtype):
         assert p.tolist() == [[0.5, 0.0, 0.0, 0.5]]
     assert distribution(logits, Sampling(temperature=1e308)).tolist() == [[0.25] * 4]
     seen = torch.tensor([[True, True, True, False]])
-    p = distribution(logits, Sampling(repetition_penalty=1e-4), seen)
-    assert p.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    for penalty in (1e-4, RANGES["repetition_penalty"].low):
+        p = distribution(logits, Sampling(repetition_penalty=penalty), seen)
+        assert p.tolist() == [[1.0, 0.0, 0.0, 0.0]]
+    most = Sampling(repetition_penalty=RANGES["repetition_penalty"].high)
+    p = distribution(-logits.abs(), most, torch.ones_like(seen))
+    assert p.tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
 def test_a_repetition_penalty_takes_from_tokens_seen_before_whatever_the_sign_of_their_logit():
@@ -249,7 +254,7 @@ def test_generation_ends_at_the_stop_token_and_fills_rows_that_ended_first():
         ("min-p", {"min_p": 0.0}, "min-p must be above 0 and at most 1, got 0.0"),
         ("min-p", {"min_p": float("nan")}, "got nan"),
         ("sample", {"temperature": -1.0}, r"temperature must be at least 0 \(0: greedy\), got -1"),
-        ("greedy", {"repetition_penalty": 0.0}, "repetition-penalty must be above 0"),
+        ("greedy", {"repetition_penalty": 0.0}, "repetition-penalty must be at least 1e-30"),
     ],
 )
 def test_impossible_strategies_are_refused(name, options, message):
