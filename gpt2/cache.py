@@ -15,8 +15,6 @@ Axes: B batch, T new positions, S positions held, H heads, D head width, L layer
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -130,29 +128,16 @@ class Chunk:
         return (held[:, self._seen], self._mask) if self.follows else None
 
     def reserve(self, attention: nn.Module) -> tuple[Tensor, Tensor | None]:
-        """Make place for one token, which follows others: the contents of its `Reserved`."""
+        """Make place for one token, which follows others.
+
+        Returns:
+            keys and values (B, S, 2, H, D), of which the last are to be written, and the mask, as
+            `append` gives them.
+        """
         held = self._cache.kv[attention]
         if held.shape[1] <= self.end:  # full, its strides are a special case, compiled once more
             held = self._cache.kv[attention] = _with_room(held, held, _room(self.end + 1))
         return held[:, self._seen], self._mask
-
-
-@dataclass(frozen=True)
-class Reserved:
-    """What one token sees in one layer, as tensors alone: a `Chunk` for a compiled layer.
-
-    Attributes:
-        kv: keys and values (B, S, 2, H, D); the last are those of the token, not written yet.
-        mask: (B, 1, 1, S), True where it may see a key; None if it sees all.
-    """
-
-    kv: Tensor
-    mask: Tensor | None
-    last: ClassVar = False
-
-    def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None]:
-        self.kv[:, -1:] = kv
-        return self.kv, self.mask
 
 
 def _visible(positions: Tensor, end: int, window: int | None, begins: Tensor | None) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gpt2.attention import BACKENDS, attend_past, attend_past_triton, triton
-from gpt2.cache import Chunk, KVCache, Reserved
+from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import (
     GELU,
@@ -33,6 +33,7 @@ from gpt2.layers import (
     linear,
 )
 from gpt2.loss import linear_cross_entropy
+from gpt2.next_token import CompiledNextToken, Reserved
 from kernels.documents import document_bounds
 
 
@@ -115,12 +116,6 @@ class TransformerLayer(nn.Module):
         return x, None
 
 
-def _reserved_forward(
-    layer: TransformerLayer, x: Tensor, branch: Tensor | None, kv: Tensor, mask: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    return layer.forward_fused(x, branch, Reserved(kv, mask))
-
-
 class GPT(nn.Module):
     """The whole model: `GPT(config)(idx, targets) -> (logits, loss)`."""
 
@@ -141,7 +136,7 @@ class GPT(nn.Module):
             self.ln_f = build_norm(config)
         if not config.tie:
             self.lm_head = Linear(config.n_embd, config.padded_vocab_size, bias=False)
-        self._compiled: tuple[Any, Any] = None, linear  # see `compile_next_token`
+        self._compiled: CompiledNextToken | None = None
         self.init_weights()
 
     def init_weights(self) -> None:
@@ -175,15 +170,8 @@ class GPT(nn.Module):
                 module.kernel = self.config.mlp_kernel
 
     def compile_next_token(self) -> None:
-        """Compute the next token of one text, on a CPU with a cache, by compiled code from now on.
-
-        That is `torch.compile` of a layer, once for all of them, and of the output head, both for
-        any length. It reads weights of 16 bits as they are stored. There is no backward.
-        """
-        self._compiled = (
-            torch.compile(_reserved_forward, fullgraph=True),
-            torch.compile(linear, fullgraph=True),
-        )
+        """Compile what one token passes, on a CPU with a cache, when the next one does."""
+        self._compiled = CompiledNextToken()
 
     def watch_logits(self) -> None:
         """Keep the largest attention logit of each head in training; by our kernel alone."""
@@ -244,20 +232,10 @@ class GPT(nn.Module):
             documents = document_bounds(idx.eq(self.config.end_of_text))
         x, branch = self.drop(self.embed(idx, chunk, documents)), None
         recompute = self.config.recompute == "block" and torch.is_grad_enabled()
-        compiled = None
-        if chunk is not None and chunk.follows and idx.numel() == 1:
-            compiled, _ = self._compiled
-        if compiled is not None and self.config.norm_position == "pre":
-            branch = torch.zeros_like(x)  # as later layers have one, so that one code is for all
         for layer in self.h:
             assert isinstance(layer, TransformerLayer)
-            if compiled is not None:
-                assert chunk is not None
-                kv, mask = chunk.reserve(layer.attn)
-                torch._dynamo.maybe_mark_dynamic(kv, 1)
-                if mask is not None:
-                    torch._dynamo.maybe_mark_dynamic(mask, 3)
-                x, branch = compiled(layer, x, branch, kv, mask)
+            if self._compiled and chunk and chunk.follows and idx.numel() == 1:
+                x, branch = self._compiled.layer(layer, x, branch, chunk)
             elif recompute:  # Chen et al. 2016, arXiv:1604.06174
                 x, branch = checkpoint(
                     layer.forward_fused, x, branch, chunk, documents, use_reentrant=False
@@ -288,8 +266,8 @@ class GPT(nn.Module):
             ends = torch.tensor(lengths, device=idx.device) - 1
             last = x[torch.arange(len(x), device=idx.device), ends]
         # With the rows of the padded vocabulary the matrix divides into blocks.
-        product = self._compiled[1] if idx.numel() == 1 else linear
-        return product(last, self.head_weight)[:, : self.config.vocab_size]
+        head = self._compiled.head if self._compiled and idx.numel() == 1 else linear
+        return head(last, self.head_weight)[:, : self.config.vocab_size]
 
     def forward(
         self, idx: Tensor, targets: Tensor | None = None

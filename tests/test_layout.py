@@ -16,6 +16,7 @@ ORDER = [
     ["kernels", "gpt2.common"],
     ["gpt2.config"],
     ["gpt2.tokenizer", "gpt2.cache", "gpt2.attention", "gpt2.layers", "gpt2.loss"],
+    ["gpt2.next_token"],
     ["gpt2.model", "gpt2.backends"],
     ["gpt2.data"],
     ["gpt2.runs"],
