@@ -170,7 +170,7 @@ class GPT(nn.Module):
                 module.kernel = self.config.mlp_kernel
 
     def compile_next_token(self) -> None:
-        """Compile what one token passes, on a CPU with a cache, when the next one does."""
+        """Compute the next token of one text, on a CPU with a cache, by `torch.compile`."""
         self._compiled = CompiledNextToken()
 
     def watch_logits(self) -> None:

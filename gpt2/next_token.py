@@ -25,10 +25,8 @@ class CompiledNextToken:
 
     def layer(self, layer: Any, x: Tensor, branch: Tensor | None, chunk: Chunk) -> Streams:
         """Compute `layer.forward_fused(x, branch, chunk)` for a chunk of one token."""
-        if (
-            branch is None and layer.pre_norm
-        ):  # as later layers have one, so that one code serves all
-            branch = torch.zeros_like(x)
+        if branch is None and layer.pre_norm:
+            branch = torch.zeros_like(x)  # as later layers have one, so that one code serves all
         kv, mask = chunk.reserve(layer.attn)
         torch._dynamo.maybe_mark_dynamic(kv, 1)
         if mask is not None:
