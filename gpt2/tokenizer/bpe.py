@@ -69,8 +69,8 @@ def train_bpe_and_encode(
     """Do as train_bpe does, and keep the texts, in four bytes a pre-token, to encode them too.
 
     Returns:
-        The merges, and the symbols of each text in order, numbered as above. A text of more than a
-        million characters becomes several.
+        The merges, and the symbols of each text in order, numbered as above. A text of more than
+        half a million characters becomes several.
     """
     merges, layout, lengths, batches = _train(texts, vocab_size, processes, progress, keep=True)
     return merges, _encode(batches, *_symbols_of_words(np.array(layout), lengths))

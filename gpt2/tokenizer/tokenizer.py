@@ -84,7 +84,8 @@ class Tokenizer:
         cls, texts: Iterable[str], vocab_size: int = 32_000, *, progress: bool = False
     ) -> tuple[Tokenizer, Iterator[np.ndarray]]:
         """Do as `train` does, and give the ids of each text too, in order, as `encode` does; for
-        texts of at most a million characters. It takes the time of `train` and four bytes a word.
+        texts of at most half a million characters. It takes the time of `train` and four bytes a
+        word.
         """
         merges, encoded = train_bpe_and_encode(texts, vocab_size, progress=progress)
         return cls._of_merges(merges), (symbols + 1 for symbols in encoded)

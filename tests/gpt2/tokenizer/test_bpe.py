@@ -64,6 +64,7 @@ def test_merges_are_those_of_recounting_all_pairs(documents, n_merges):
 def small_pieces(monkeypatch):
     monkeypatch.setattr(pretokens, "_BATCH_CHARS", 1 << 12)
     monkeypatch.setattr(pretokens, "_ALONE_CHARS", 1 << 14)
+    monkeypatch.setattr(pretokens, "_SLOT_BITS", 6)  # most are taken
 
 
 @pytest.mark.usefixtures("small_pieces")
@@ -126,10 +127,10 @@ def test_a_worker_that_dies_is_reported(monkeypatch, tmp_path):
         count_pretokens(["some text " * 10_000], processes=2)
 
 
-def test_a_worker_imports_neither_torch_nor_numpy():
+def test_a_worker_imports_no_torch_and_nothing_of_ours():
     code = (
         "import runpy, sys; runpy.run_path(sys.argv[1]);"
-        "assert not {'gpt2', 'torch', 'numpy', 'tqdm'} & set(sys.modules)"
+        "assert not {'gpt2', 'torch', 'tqdm'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, pretokens.__file__], check=True)
 
@@ -209,6 +210,17 @@ def test_training_and_encoding_split_as_tiktokens_gpt2_and_tokenizers(characters
 @example("a \n\n b \n ")
 def test_any_text_is_split_as_by_tokenizers(text):
     assert split(text) == _split_by_hugging_face(text)
+
+
+@given(st.lists(st.lists(texts, min_size=1, max_size=6), max_size=3))
+@example([["a'", "s\0", "", "'ll", " ", "x'v"], ["e \0\0", "\u0161\u0061 \u0161"]])
+def test_texts_in_a_batch_are_split_each_by_itself(batches):
+    numbers = pretokens._Numbers()
+    for batch in batches:
+        found, ends = numbers.of(batch)
+        words = list(numbers)
+        pieces = [[words[n] for n in found[a:b]] for a, b in itertools.pairwise([0, *ends])]
+        assert pieces == list(map(_split_by_hugging_face, batch))
 
 
 @settings(max_examples=200)
