@@ -36,10 +36,22 @@ class World:
 
 
 def world() -> World:
-    """Rank and world size as set by torchrun; a single process without it."""
-    numbers = (os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
-    rank, size, local_rank = (int(number) if number else None for number in numbers)
-    return World(rank or 0, size or 1, local_rank or 0)
+    """Rank and world size as set by torchrun; a single process without it.
+
+    Raises:
+        ValueError: they are no numbers, or there is no such rank: left over from something else.
+    """
+    defaults = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
+    found = {name: os.environ.get(name) or default for name, default in defaults.items()}
+    if not all(number.isdecimal() for number in found.values()) or not (
+        int(found["RANK"]) < int(found["WORLD_SIZE"])
+    ):
+        given = " ".join(f"{name}={number}" for name, number in found.items())
+        raise ValueError(
+            f"{given} in the environment is no place among processes: start them with torchrun, "
+            "or unset these variables"
+        )
+    return World(*map(int, found.values()))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import torch
 
 from gpt2.common import cpu, progress
 from gpt2.common.devices import device_memory
+from gpt2.common.distributed import world
 
 GIB = 1 << 30
 UNLIMITED = (1 << 63) - 4096  # what version 1 says
@@ -55,3 +56,22 @@ def test_progress_in_a_log_file_is_a_line_now_and_then(monkeypatch, capsys, seco
     assert "\r" not in said
     assert len(said.splitlines()) == lines
     assert said.endswith("step/s]\n" if lines else "")
+
+
+@pytest.mark.parametrize(
+    "left",
+    [
+        {"RANK": "1"},
+        {"RANK": "-1", "WORLD_SIZE": "1"},
+        {"RANK": "3", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"WORLD_SIZE": "0"},
+        {"LOCAL_RANK": "x"},
+    ],
+    ids=str,
+)
+def test_a_place_that_there_is_not_is_refused(monkeypatch, left):
+    """Any process but rank 0 would neither print nor write a file; the others it waits for."""
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match="in the environment is no place among processes: start"):
+        world()
