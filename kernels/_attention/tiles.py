@@ -120,14 +120,14 @@ DOCUMENTS = Tiles(Tile(32, 16, 2, 2), Tile(32, 16, 2, 2), Tile(16, 32, 2, 2))
 DOCUMENTS_SM_90 = Tiles(Tile(32, 16, 2, 1), Tile(32, 16, 2, 2), Tile(16, 32, 2, 1))
 DOCUMENTS_WIDE = Tiles(Tile(32, 16, 4, 2), Tile(32, 16, 4, 2), Tile(16, 32, 8, 2))
 
-# A window's edge and the numbers of dropout are live with a tile. Where its row would spill then:
-# the tiles with either, and those with dropout.
+# A window's edge and the numbers of dropout are live with a tile. Where its row would spill then,
+# or its products be serialised, by any Triton: the tiles with either, and those with dropout.
 WINDOW: dict[tuple[str, int], dict[str, Tile]] = {
     ("sm_80", 128): {"fwd": Tile(128, 32, 8, 2)},
     ("sm_90", 128): {
-        "fwd": Tile(64, 64, 8, 2), "dq": Tile(64, 32, 8, 2), "dkv": Tile(16, 32, 8, 2),
+        "fwd": Tile(64, 64, 8, 2), "dq": Tile(64, 32, 8, 2), "dkv": Tile(16, 64, 8, 2),
     },
-    ("sm_100", 64): {"dq": Tile(64, 64, 8, 2), "dkv": Tile(64, 64, 8, 2)},
+    ("sm_100", 64): {"dq": Tile(64, 32, 4, 1), "dkv": Tile(64, 64, 8, 2)},
     ("sm_120", 64): {"dq": Tile(64, 32, 8, 2), "dkv": Tile(32, 64, 8, 2)},
     ("sm_120", 128): {
         "fwd": Tile(64, 32, 8, 2), "dq": Tile(64, 64, 8, 2), "dkv": Tile(32, 64, 8, 2),
@@ -137,9 +137,11 @@ DROPOUT = WINDOW | {
     ("sm_80", 64): {
         "fwd": Tile(128, 32, 8, 2), "dq": Tile(128, 32, 8, 2), "dkv": Tile(32, 64, 8, 2),
     },
+    ("sm_80", 128): {"fwd": Tile(128, 32, 8, 2), "dkv": Tile(32, 64, 8, 1)},
     ("sm_86", 64): {"dq": Tile(128, 32, 8, 2), "dkv": Tile(32, 64, 8, 1)},
     ("sm_86", 128): {"fwd": Tile(64, 32, 8, 2), "dq": Tile(64, 32, 8, 2)},
-    ("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 128, 8, 2)},
+    ("sm_90", 64): {"dq": Tile(64, 32, 4, 2), "dkv": Tile(32, 64, 8, 2)},
+    ("sm_100", 128): {"dq": Tile(128, 32, 8, 2)},
 }  # fmt: skip
 
 # Head widths up to which the tensor memory accelerator adds whole tiles of dq: one instruction for
