@@ -428,7 +428,10 @@ def test_ctrl_c_stops_an_answer_and_not_the_program():
 
     ours, theirs = pty.openpty()
     words = "-m gpt2.generate demo --interactive --strategy greedy --prompt the --max-tokens 999999"
+    # In a shell's background SIGINT is ignored, here and by what is started here.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen([sys.executable, *words.split()], stdin=theirs, stdout=theirs) as process:
+        signal.signal(signal.SIGINT, before)
         os.close(theirs)
 
         def send(what: int | bytes, until: bytes) -> None:
