@@ -16,8 +16,9 @@ from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, 
 from kernels.interpreter.memory import OutOfBounds, row_of
 from kernels.interpreter.values import Unsupported
 
-_ADDRESS = (1 << 48) - 1
-"""The bits of an address; above them stands the argument's number, 0 if there is none."""
+_BITS = 48
+"""Of an address; above them stands the argument's number, 0 if there is none."""
+_ADDRESS = (1 << _BITS) - 1
 
 _run = InterpretedFunction.run
 _rows: dict[str, Tensor] = {}
@@ -61,10 +62,9 @@ def _convert(arg: Any) -> Any:
     """An argument as a value of the language; the address of a tensor with the tensor's number."""
     value = _convert_plainly(arg)
     if hasattr(arg, "data_ptr"):
-        rows = [row for row in _rows.values() if row.data_ptr() == arg.data_ptr()]
-        longest = max(rows, key=lambda row: row.nbytes)
-        number = next(i for i, row in enumerate(_rows.values(), 1) if row is longest)
-        value.handle.data |= number * (_ADDRESS + 1)
+        rows = enumerate(_rows.values(), 1)
+        here = [(row.nbytes, number) for number, row in rows if row.data_ptr() == arg.data_ptr()]
+        value.handle.data |= max(here)[1] << _BITS
     return value
 
 
@@ -79,15 +79,17 @@ def _addresses(action: str, pointers: Any, mask: Any) -> Any:
     """
     size = max(pointers.get_element_ty().primitive_bitwidth // 8, 1)
     places = pointers.data & _ADDRESS
-    numbers = pointers.data >> 48
+    numbers = pointers.data >> _BITS
     for number, (name, row) in enumerate(_rows.items(), 1):
-        element = (places.astype("int64") - row.data_ptr()) // size
-        outside = (numbers == number) & ((element < 0) | (element >= row.nbytes // size))
+        byte = places.astype("int64") - row.data_ptr()
+        outside = (numbers == number) & ((byte < 0) | (byte + size > row.nbytes))
         if mask is not None:
             outside &= mask.data.astype(bool)
         if outside.any():
             raise OutOfBounds(
-                f"{action} outside {name}: element {element[outside][0]} of {row.nbytes // size}", 0
+                f"{action} outside {name}: element {byte[outside][0] / size:.12g} of "
+                f"{row.nbytes / size:.12g}",
+                0,
             )
     return TensorHandle(places, pointers.dtype)
 

@@ -208,6 +208,11 @@ def exchange_outside_kernel(counts_ptr):
 
 
 @triton.jit
+def wider_kernel(x_ptr, out_ptr):
+    tl.store(out_ptr, tl.load((x_ptr + 3).to(tl.pointer_type(tl.int32))))
+
+
+@triton.jit
 def table_kernel(table_ptr, out_ptr):
     x_ptr = tl.load(table_ptr).to(tl.pointer_type(tl.float32))
     tl.store(out_ptr, tl.load(x_ptr))
@@ -366,9 +371,16 @@ def test_an_access_outside_names_kernel_line_and_program(together):
 @pytest.mark.parametrize("kernel", [atomic_outside_kernel, exchange_outside_kernel])
 def test_an_update_outside_is_seen_by_tritons_interpreter_too(kernel):
     counts = torch.zeros(6, dtype=torch.int32)
-    with batched(False), pytest.raises(InterpreterError, match="update outside"):
+    message = "update outside counts_ptr: element 3 of 3"
+    with batched(False), pytest.raises(InterpreterError, match=message):
         kernel[(2,)](counts[:3])
     assert not counts.any()
+
+
+def test_an_element_that_ends_outside_is_outside():
+    x, out = torch.zeros(6, dtype=torch.uint8), torch.zeros(1, dtype=torch.int32)
+    with batched(False), pytest.raises(InterpreterError, match=r"x_ptr: element 0.75 of 1.5"):
+        wider_kernel[(1,)](x, out)
 
 
 def test_pointers_from_integers_are_not_held_to_the_tensors():
