@@ -84,11 +84,14 @@ def _read(name: str, revision: str, split: str, share: int = 0, of: int = 1) -> 
     where = {"split": dataset.splits[split], "revision": revision}
     try:
         rows = load_dataset(dataset.repository, dataset.config, **where, streaming=True)
+        if of == 1:  # or the hub would be asked for the first rows twice
+            yield from row_pieces(_texts(rows))
+            return
         wikitext = is_wikitext(_texts(rows))
-        if of == 1 or (wikitext and share == 0):
-            files = [rows]
+        if wikitext:
+            files = [rows] if share == 0 else []
         else:
-            n = 0 if wikitext else rows.num_shards
+            n = rows.num_shards
             files = [rows.shard(n, i) for i in range(n * share // of, n * (share + 1) // of)]
         yield from row_pieces(chain.from_iterable(map(_texts, files)), wikitext=wikitext)
     # Any of several libraries may fail here; whichever it is, the advice is the same.

@@ -16,8 +16,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import chain, groupby
 from math import inf
+from operator import attrgetter
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from gpt2.common.json_files import parse_json
 from gpt2.data.documents import PIECE_CHARS, Piece, is_wikitext, row_pieces, text_pieces
@@ -33,11 +34,13 @@ FORMATS = {
 TOKEN_FORMATS = {".bin": "bin", ".npy": "npy", ".ds": "ds"}  # see `gpt2.data.token_files`
 _PACKED_BY_THEMSELVES = ("parquet", "arrow")
 Record = tuple[dict[str, Any], str, int]  # a row, its place in words, stored bytes read for it
+T = TypeVar("T")
 Span = tuple[float, float]  # what begins from the one stored byte of a file to before the other
 _WHOLE: Span = (0, inf)
 LINE_BYTES = 1 << 25  # the longest line of JSON; in memory its objects may take 20 times that
 _PAGE_BYTES = 1 << 26  # unpacked without a check of the ratio
 _BOM = "\ufeff"
+_consumed = attrgetter("consumed")
 # Longest first: the mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
     codecs.BOM_UTF32_LE: "utf-32",
@@ -116,23 +119,24 @@ def read_pieces(*paths: Path, share: int = 0, of: int = 1) -> Iterator[Piece]:
             if start < size and stop > 0:
                 span = (start, stop if stop < size else inf)
                 if is_text:
-                    yield from _within(text_pieces(read_blocks(part[0])), span)
+                    yield from _within(text_pieces(read_blocks(part[0])), span, _consumed)
                 elif wikitext:
                     rows = chain.from_iterable(map(read_texts, part))
-                    yield from _within(row_pieces(rows, wikitext=True), span)
+                    yield from _within(row_pieces(rows, wikitext=True), span, _consumed)
                 else:
                     yield from row_pieces(read_texts(part[0], span), wikitext=False)
             start, stop = start - size, stop - size
 
 
-def _within(pieces: Iterator[Piece], span: Span) -> Iterator[Piece]:
+def _within(items: Iterator[T], span: Span, consumed: Callable[[T], int]) -> Iterator[T]:
+    """Of things that follow one another in a file, those that begin in a span of it."""
     place = 0
-    for piece in pieces:
+    for item in items:
         if place >= span[1]:
             return
         if place >= span[0]:
-            yield piece
-        place += piece.consumed
+            yield item
+        place += consumed(item)
 
 
 def read_blocks(path: Path) -> Iterator[tuple[str, int]]:
@@ -178,7 +182,8 @@ def read_records(
     """
     kind = file_format(path)
     if kind in ("csv", "tsv"):
-        yield from _csv_records(path, "," if kind == "csv" else "\t", columns or [], span)
+        records = _csv_records(path, "," if kind == "csv" else "\t", columns or [])
+        yield from _within(records, span, lambda record: record[2])
     elif kind in _PACKED_BY_THEMSELVES:
         yield from _arrow_records(path, kind == "parquet", columns, span)
     else:
@@ -318,8 +323,8 @@ def _json_records(path: Path, span: Span) -> Iterator[Record]:
             consumed = 0
 
 
-def _csv_records(path: Path, delimiter: str, columns: list[str], span: Span) -> Iterator[Record]:
-    begin = consumed = 0
+def _csv_records(path: Path, delimiter: str, columns: list[str]) -> Iterator[Record]:
+    consumed = 0
 
     def lines() -> Iterator[str]:
         nonlocal consumed
@@ -341,11 +346,8 @@ def _csv_records(path: Path, delimiter: str, columns: list[str], span: Span) -> 
             elif row:  # else a blank line
                 if len(row) != len(names):
                     raise ValueError(f"{len(row)} fields, and the header has {len(names)}")
-                if begin >= span[1]:
-                    return
-                if begin >= span[0]:
-                    yield dict(zip(names, row, strict=True)), f"line {rows.line_num:,}", consumed
-                begin, consumed = begin + consumed, 0
+                yield dict(zip(names, row, strict=True)), f"line {rows.line_num:,}", consumed
+                consumed = 0
     except (csv.Error, ValueError) as error:
         if str(error).startswith(str(path)):
             raise

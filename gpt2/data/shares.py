@@ -24,10 +24,9 @@ from gpt2.data.documents import EncodedPiece
 from gpt2.data.job import Job
 from gpt2.data.prepare import prepare_job
 from gpt2.data.shards import id_dtype
+from gpt2.data.tokenise import BATCH_CHARS
 from gpt2.tokenizer import Tokenizer
 from gpt2.tokenizer.pretokens import in_batches
-
-_BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once, and read back at once
 
 
 def write_share(place: str, options: Mapping[str, Any], _: object, share: int, of: int) -> None:
@@ -72,7 +71,7 @@ def _write(job: Job, tokenizer: Tokenizer, path: Path, share: int, of: int) -> N
     dtype = id_dtype(tokenizer.vocab_size)
     with atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
         for split, read in job.source.splits.items():
-            batches = in_batches(read(share=share, of=of), _BATCH_CHARS, lambda piece: piece.chars)
+            batches = in_batches(read(share=share, of=of), BATCH_CHARS, lambda piece: piece.chars)
             for number, batch in enumerate(batches):
                 ids = tokenizer.encode_documents([piece.text for piece in batch])
                 rows = [

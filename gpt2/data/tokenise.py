@@ -33,7 +33,7 @@ from gpt2.data.shards import (
 from gpt2.data.splits import SplitPlan, split_pieces
 from gpt2.tokenizer import Tokenizer
 
-_BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every core
+BATCH_CHARS = 1 << 22  # text handed to the tokenizer at once: work for every core
 
 
 @dataclass
@@ -127,7 +127,7 @@ class _Shard:
             return
         self._batch.append(piece)
         self._batch_chars += piece.chars
-        if self._batch_chars >= _BATCH_CHARS:
+        if self._batch_chars >= BATCH_CHARS:
             self._encode_batch()
 
     def _encode_batch(self) -> None:
