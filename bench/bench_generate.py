@@ -3,11 +3,12 @@
     pytest bench/bench_generate.py --benchmark-only
 
 A call gives the logits of the next token of each row: with the cache from the newest token and the
-keys and values of those before it, without from all tokens of the context. Drawing a token from
-them is left out, and the same for both. Contexts longer than the preset's are given to the preset's
-shape with more positions. `tokens_per_s` is the batch over the median, by the host's clock: on a
-GPU most of so small a step is launching it. On a CPU one text is also continued by GPT-2 small, in
-fp32 and bf16, and by llama.cpp with the same weights.
+keys and values of those before it, and so for some tokens in a row, as in decoding; without from
+all tokens of the context. Drawing a token from them is left out, and the same for both. Contexts
+longer than the preset's are given to the preset's shape with more positions. `tokens_per_s` is the
+batch over the median, by the host's clock: on a GPU most of so small a step is launching it. On a
+CPU one text is also continued by GPT-2 small, in fp32 and bf16, and by llama.cpp with the same
+weights.
 
 Before it is timed, its logits are held to the error budget of `kernels.testing`: the exact logits
 are those of a float64 model that reads the whole context, the plain ones those of masked matrix
@@ -34,6 +35,9 @@ from gpt2.model import GPT
 from kernels.testing import judge
 
 LEAST_POSITIONS = 1024
+# The first token alone would be timed with the caches, and beside the threads that still wait for
+# work, of the variant before it.
+IN_A_ROW = 16
 
 
 def cases(setting: Setting) -> list[Case]:
@@ -91,14 +95,19 @@ class _Problem:
         rounding = torch.finfo(torch.float16).eps * found.size
         return error_share(found, max(found.allowed, rounding) if peer else None)
 
-    def variant(self, build: Callable[[], Work]) -> Variant:
-        return Variant(build.__name__, build, ours=True, check=lambda: self.judge(build()))
+    def variant(self, build: Callable[[], Work], calls: int = IN_A_ROW) -> Variant:
+        return Variant(
+            build.__name__, build, ours=True, check=lambda: self.judge(build()), calls=calls
+        )
 
     def peer(self) -> Variant:
         if skip := missing("llama_cpp", "llama-cpp"):
             return Variant("llama.cpp", self.llama_cpp, skip=skip)
         return Variant(
-            "llama.cpp", self.llama_cpp, check=lambda: self.judge(self.llama_cpp(), peer=True)
+            "llama.cpp",
+            self.llama_cpp,
+            check=lambda: self.judge(self.llama_cpp(), peer=True),
+            calls=IN_A_ROW,
         )
 
     def cached(self, model: GPT | None = None) -> Work:
@@ -146,7 +155,7 @@ def _case(
 
     def variants() -> Sequence[Variant]:
         problem = _Problem(setting, preset, context, batch, dtype)
-        ours = [problem.variant(problem.cached), problem.variant(problem.uncached)]
+        ours = [problem.variant(problem.cached), problem.variant(problem.uncached, calls=1)]
         if (preset, setting.on_gpu) == ("gpt2", False):
             return [ours[0], problem.variant(problem.compiled), ours[1], problem.peer()]
         return ours

@@ -94,6 +94,7 @@ class Variant:
         check: returns the error as a share of the allowed error; raises WrongResult above 1.
         build_compiled: the same work under torch.compile, timed as `compiled_us`.
         metrics: further figures of the row, computed from the median seconds.
+        calls: by the "wall" clock, how many calls in a row are a round, whose mean is taken.
     """
 
     name: str
@@ -103,6 +104,7 @@ class Variant:
     check: Callable[[], float] | None = None
     build_compiled: Callable[[], Work] | None = None
     metrics: Callable[[float], Mapping[str, float]] | None = None
+    calls: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -223,7 +225,8 @@ class _Entry:
     def build(self, case: Case, clock: Clock, budget: Budget) -> None:
         with self.guarded():
             work = self.variant.build()
-            timed = clock.once if case.clock == "device" else partial(clock.wall, calls=1)
+            in_a_row = partial(clock.wall, calls=self.variant.calls)
+            timed = clock.once if case.clock == "device" else in_a_row
             tracks = [_Track("seconds", lambda: timed(work))]
             gpu = clock.device.type == "cuda"
             if case.three_ways and gpu:
