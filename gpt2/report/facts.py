@@ -128,9 +128,15 @@ def _train(run: RunFacts) -> Facts:
         "clip": config.clip or None,
         "seed": str(config.seed),
         "tokenizer": Path(config.tokenizer).name if config.tokenizer else None,
+        "init_from": None if config.init_from is None else _without_folders(config.init_from),
         "muon_momentum": _default(torch.optim.Muon, "momentum"),
         "muon_steps": _default(torch.optim.Muon, "ns_steps"),
     }
+
+
+def _without_folders(checkpoint: str) -> str:
+    """The name of a folder; owner/name as it is."""
+    return checkpoint if checkpoint.count("/") == 1 else Path(checkpoint).name
 
 
 def _default(function: Any, argument: str) -> Any:

@@ -159,6 +159,8 @@ def _convergence(run: RunFacts) -> Findings:
 
 
 def _balance(run: RunFacts) -> Findings:
+    if run.train.init_from is not None:  # what its weights had seen before is not recorded
+        return
     ratio = run.tokens / run.parameters
     if ratio >= _TOKENS_PER_PARAMETER:
         yield Finding(
@@ -192,7 +194,7 @@ def _text(run: RunFacts) -> Findings:
     tokens = run.data.splits["train"].tokens
     epochs = run.tokens / tokens
     text, seen = in_words(tokens), in_words(run.tokens)
-    if epochs < 1:
+    if epochs < 1 and run.train.init_from is None:
         yield Finding(
             WEAKNESS, f"Only {epochs:.0%} of the training text was read: {seen} of {text} tokens."
         )

@@ -131,6 +131,22 @@ def test_figures_come_from_the_files_and_formulas_from_the_options(
     assert ("Shazeer N (2020)" in references) == ("SwiGLU" in body), "only what is cited"
 
 
+@pytest.mark.parametrize(
+    ("init_from", "name"),
+    [("demo", "demo"), ("owner/name", "owner/name"), ("/of/a/machine/first", "first")],
+)
+def test_a_run_from_trained_weights_says_so_and_counts_its_own_tokens_alone(
+    tmp_path, init_from, name
+):
+    _, text = _typeset(_run(tmp_path / "run", init_from=init_from))
+    assert f"was trained from the weights of {name} on 410 thousand tokens" in text
+    assert f"Weights start as those of {name}, which were trained before" in text
+    assert "tokens seen in this run 409,600" in text
+    for words in ("random weights", "normal distribution", "/of/a", "tokens per parameter"):
+        assert words not in text, words
+    assert "of the training text was read" not in text
+
+
 def test_hostile_text_stays_text(tmp_path):
     samples = {"greedy": HOSTILE, "x" * 200: "y" * 10_000, HOSTILE: HOSTILE}
     folder = _run(tmp_path / "run", result={"prompt": HOSTILE, "samples": samples})
