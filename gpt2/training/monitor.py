@@ -69,9 +69,14 @@ def finite(value: float | None) -> float | None:
 
 @contextmanager
 def catching() -> Iterator[list[int]]:
-    """Catch the first SIGINT, SIGTERM or SIGHUP into the list given; a second one acts as usual."""
+    """Catch the first SIGINT, SIGTERM or SIGHUP into the list given; a second one acts as usual.
+
+    SIGHUP stays ignored where `nohup` has it so.
+    """
     caught: list[int] = []
-    names = [signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if os.name == "posix" else [])]
+    names = [signal.SIGINT, signal.SIGTERM]
+    if os.name == "posix" and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        names.append(signal.SIGHUP)
 
     def catch(number: int, frame: FrameType | None) -> None:
         caught.append(number)

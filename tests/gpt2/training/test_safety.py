@@ -1,6 +1,7 @@
 """Loss spikes, exhausted memory and wrong kernels: noticed, named, and survived as asked."""
 
 import math
+import signal
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from gpt2.config import PORTABLE, GPTConfig
 from gpt2.model import GPT
 from gpt2.runs.metrics import read_metrics
 from gpt2.training.kernel_check import SUSPICIOUS, kernel_errors
+from gpt2.training.monitor import catching
 from gpt2.training.recovery import LEAST, Diverged, SpikeGuard
 from gpt2.training.step import StepResult, train_step
 from tests.gpt2.data.streams import make_trainer
@@ -107,6 +109,18 @@ def test_auto_batch_halves_the_micro_batch_and_keeps_the_step(tmp_path, monkeypa
     assert list(_losses(tmp_path / "halved").values()) == pytest.approx(
         list(_losses(tmp_path / "straight").values()), rel=1e-5
     )
+
+
+def test_nohup_keeps_a_hangup_from_ending_a_run():
+    for handler, ends in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+        before = signal.signal(signal.SIGHUP, handler)
+        try:
+            with catching() as caught:
+                signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == handler
+        finally:
+            signal.signal(signal.SIGHUP, before)
+        assert caught == [signal.SIGHUP] * ends
 
 
 def test_a_compiler_that_fails_is_named(tmp_path, monkeypatch):
