@@ -376,6 +376,12 @@ class TrainConfig(ModelOptions, RunOptions):
     WANDB_MODE says otherwise) or trackio: extras of these names."""
 
 
+def changed_options(config: TrainConfig) -> set[str]:
+    """The names of the settings that differ from their defaults."""
+    default = TrainConfig()
+    return {name for name, value in vars(config).items() if value != getattr(default, name)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings(TrainConfig):
     """A run's settings as `settle` makes them: those of the preset are filled in.

@@ -49,6 +49,13 @@ def run_tool(
         main(options)
 
 
+def given_options(arguments: type[Any]) -> set[str]:
+    """The fields of a dataclass of options that the command line names, whatever their values."""
+    words = {word.partition("=")[0] for word in sys.argv[1:] if word.startswith("--")}
+    names = {word[2:].replace("-", "_").removeprefix("no_") for word in words}
+    return names & {field.name for field in dataclasses.fields(arguments)}
+
+
 @contextmanager
 def failing_plainly(*failures: type[Exception]) -> Iterator[None]:
     """End the process with one sentence for a ValueError, an OSError or one of `failures`.

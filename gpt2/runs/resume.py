@@ -6,6 +6,7 @@ Files of two runs that were mixed up would train on in silence, so they must agr
 
 import dataclasses
 import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from gpt2.runs.run import read_config
 RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
     "log_attention", "keep", "track", "sample_every", "sample_tokens", "max_skipped", "parallel",
-    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute",
+    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute", "compile",
 }  # fmt: skip
 _CHOSEN_HERE = {*PORTABLE, "recompute"}  # of a model: settled anew on each machine
 # Of the schedule, which an extended run has anew.
 _SCHEDULE = {"steps", "epochs", "lr", "min_lr", "warmup_steps", "extended_at"}
-_MICRO_BATCH = {"batch_size", "grad_accum"}  # --auto-batch changes them, and keeps their product
+_MICRO_BATCH = {"batch_size", "grad_accum"}  # may change if their product stays
 
 
-def resumed_settings(given: TrainConfig) -> Settings:
-    """The settings of the run to resume, with those of `given` that may be given anew.
+def resumed_settings(config: TrainConfig, given: Collection[str]) -> Settings:
+    """The settings of the run to resume, with those of `config` that are `given` anew.
 
     A finished run is extended by more steps. Their learning rate stays what it was at the end; with
     a rate given it is that one, and falls by half a cosine, to a tenth or the lowest rate given.
@@ -36,27 +37,29 @@ def resumed_settings(given: TrainConfig) -> Settings:
         ValueError: no run folder, something given that cannot change, or a checkpoint that was
             trained with another configuration.
     """
-    assert given.resume is not None
-    folder = Path(given.resume)
+    assert config.resume is not None
+    folder = Path(config.resume)
     saved, model = read_config(folder)
     for path in list_checkpoints(folder / "checkpoints"):
         _check_own(path, saved, model, folder / "config.json")
-    default = TrainConfig()
-    extension = _extension(given, saved, folder)
-    changes = {}
-    for field in dataclasses.fields(TrainConfig):
-        value = getattr(given, field.name)
-        extended = field.name in extension and field.name != "epochs"
-        if value == getattr(default, field.name) or extended:
-            continue
-        if field.name not in RESUMABLE and value != getattr(saved, field.name):
-            option = "--" + field.name.replace("_", "-")
+    extension = _extension(config, saved, folder)
+    extended = extension.keys() - {"epochs"}
+    changes = {name: getattr(config, name) for name in given if name not in extended}
+    for name, value in changes.items():
+        own = getattr(saved, name)
+        if name not in RESUMABLE | _MICRO_BATCH and value != own:
             raise ValueError(
-                f"{option} {value} cannot be changed with --resume, which goes on with "
-                f"{getattr(saved, field.name)}: leave it out, or start a new run"
+                f"--{name.replace('_', '-')} {value} cannot be changed with --resume, which goes "
+                f"on with {own}: leave it out, or start a new run"
             )
-        changes[field.name] = value
-    return dataclasses.replace(saved, **changes | extension)
+    settings = settle(dataclasses.replace(saved, **changes | extension))
+    if settings.sequences_per_step != saved.sequences_per_step:
+        raise ValueError(
+            f"a step of {folder} takes {saved.batch_size} x {saved.grad_accum} sequences "
+            "(--batch-size x --grad-accum), and with --resume their product stays the same: got "
+            f"{settings.batch_size} x {settings.grad_accum}"
+        )
+    return settings
 
 
 def _extension(given: TrainConfig, saved: Settings, folder: Path) -> dict[str, Any]:

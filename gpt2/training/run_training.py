@@ -11,7 +11,7 @@ Everything that can be refused is refused before the run folder is made.
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,15 @@ from gpt2.common.devices import choose_device, device_memory
 from gpt2.common.distributed import broadcast, destroy_process_group, process_group, say, world
 from gpt2.common.files import lock
 from gpt2.common.ranges import check_numbers
-from gpt2.config import INTERPRETED, GPTConfig, Settings, TrainConfig, model_config, settle
+from gpt2.config import (
+    INTERPRETED,
+    GPTConfig,
+    Settings,
+    TrainConfig,
+    changed_options,
+    model_config,
+    settle,
+)
 from gpt2.data.prepare import Prepared, prepare
 from gpt2.model import GPT, count_parameters
 from gpt2.runs.checkpoint import list_checkpoints, load_newest, remove_unfinished
@@ -40,8 +48,12 @@ _OOM_HINT = (
 )
 
 
-def run_training(config: TrainConfig) -> int | None:
+def run_training(config: TrainConfig, given: Collection[str] | None = None) -> int | None:
     """Train as `config` asks, in this process or, under torchrun, with the others.
+
+    Args:
+        config: what is asked.
+        given: the settings that were named; None takes those that differ from their defaults.
 
     Returns:
         None when the run is done and scored; the number of the signal that ended it early, after a
@@ -54,7 +66,7 @@ def run_training(config: TrainConfig) -> int | None:
     """
     start = time.perf_counter()
     with process_group() as here, oom_advice(lambda: _OOM_HINT):
-        plan = broadcast(lambda: make_plan(config))
+        plan = broadcast(lambda: make_plan(config, given))
         prepared = prepare_text(plan)
         trainer = build(plan, prepared)
         with hold(plan.folder):
@@ -90,8 +102,10 @@ class Plan:
     start: Pretrained | None = None
 
 
-def make_plan(config: TrainConfig) -> Plan:
+def make_plan(config: TrainConfig, given: Collection[str] | None = None) -> Plan:
     """Settle what `config` leaves open: by the preset, the weights to begin from, or the run.
+
+    The arguments are those of `run_training`.
 
     Raises:
         ValueError: an unknown preset, a number out of range, an --out that holds a run, a --resume
@@ -99,8 +113,9 @@ def make_plan(config: TrainConfig) -> Plan:
             --init-from that cannot be loaded or that contradicts other settings.
     """
     check_numbers(config)
+    given = changed_options(config) if given is None else given
     if config.resume is not None:
-        settings = resumed_settings(config)
+        settings = resumed_settings(config, given)
         check_numbers(settings)
         _check_rates(settings)
         return Plan(Path(config.resume), settings, resumed=True)
@@ -108,7 +123,7 @@ def make_plan(config: TrainConfig) -> Plan:
     start = None
     if config.init_from is not None:
         start = find_pretrained(config.init_from)
-        config = begin_from(start, config)
+        config = begin_from(start, config, given)
     default = "demo" if device.type == "cpu" else "mini"
     settings = settle(config, default, interpreted=interpreted(device, config))
     _check_rates(settings)

@@ -9,6 +9,7 @@ gigabytes are fetched and read; `Pretrained.build` reads the weights.
 
 import dataclasses
 import itertools
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,13 @@ def load_pretrained(
     return found.build(config).eval()
 
 
-def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
+def begin_from(found: Pretrained, config: TrainConfig, given: Collection[str]) -> TrainConfig:
     """Take the model and the tokenizer of a checkpoint into the settings of a run.
+
+    Args:
+        found: the checkpoint.
+        config: what is asked of the run.
+        given: the names of the settings that were chosen there.
 
     Raises:
         ValueError: an option that contradicts the checkpoint, or a tokenizer that does not fit it.
@@ -168,12 +174,11 @@ def begin_from(found: Pretrained, config: TrainConfig) -> TrainConfig:
     except ValueError as error:
         raise ValueError(f"{str(error).rstrip('.')}. Or {remedy}") from error
     own = fit_vocabulary(found, tokenizer, f"the tokenizer {changes['tokenizer']}", remedy)
-    default = TrainConfig()
     for name, has in vars(own).items():
-        if not hasattr(default, name) or name in PORTABLE or name == "dropout":
+        if not hasattr(config, name) or name in PORTABLE or name == "dropout":
             continue
         asked = getattr(config, name)
-        if asked == getattr(default, name):
+        if name not in given:
             changes[name] = has
         elif asked != has and name not in _FREE:
             raise ValueError(

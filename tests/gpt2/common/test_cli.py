@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tyro
 
-from gpt2.common.cli import help_text
+from gpt2.common.cli import given_options, help_text
 from gpt2.config import RUN_DEFAULTS, TrainConfig, decided_by_preset
 from tests.gpt2.stand_ins import ROOT, run_here
 
@@ -53,6 +53,12 @@ def test_a_mistyped_option_is_answered_with_the_nearest(monkeypatch, tmp_path, c
     for wrong, near in {"--batchsize": "--batch-size", "--resum": "--resume"}.items():
         assert run_here(monkeypatch, tmp_path, str(ROOT / "train.py"), wrong, "3") == 2
         assert near in capsys.readouterr().err.partition("Perhaps you meant")[2]
+
+
+def test_options_that_are_given_are_known_whatever_their_values(monkeypatch):
+    words = ["train.py", "--resume", "run", "--no-compile", "--on-spike=warn", "--n_head", "4"]
+    monkeypatch.setattr("sys.argv", words)
+    assert given_options(TrainConfig) == {"resume", "compile", "on_spike", "n_head"}
 
 
 def test_headings_flags_and_defaults_are_as_the_source_has_them():

@@ -33,7 +33,7 @@ def _edit(run, part, **changes):
 
 
 def _resumed(run, **given):
-    return resumed_settings(TrainConfig(resume=str(run), **given))
+    return resumed_settings(TrainConfig(resume=str(run), **given), given)
 
 
 def test_the_saved_configuration_is_used_with_what_may_be_given_anew(run):
@@ -41,6 +41,27 @@ def test_the_saved_configuration_is_used_with_what_may_be_given_anew(run):
     assert (config.eval_every, config.auto_batch, config.steps, config.lr) == (2, True, 12, 5e-3)
     with pytest.raises(ValueError, match=r"--lr 0.1 cannot be changed .* goes on with 0.005"):
         _resumed(run, lr=0.1)
+
+
+def test_what_is_given_counts_although_it_is_the_default(run):
+    _edit(run, "train", on_spike="rollback", recompute="block", track="trackio", log_every=3)
+    config = _resumed(run, on_spike="warn", recompute="none", track=None, eval_every=None)
+    assert (config.on_spike, config.recompute, config.track) == ("warn", "none", None)
+    assert (config.log_every, config.eval_every) == (3, 100)
+    with pytest.raises(ValueError, match=r"--optimizer None cannot .* goes on with adamw"):
+        _resumed(run, optimizer=None)
+    _edit(run, "train", dropout=0.1)
+    for path in list_checkpoints(run / "checkpoints"):
+        shutil.rmtree(path)
+    with pytest.raises(ValueError, match=r"--dropout 0.0 cannot .* goes on with 0.1"):
+        _resumed(run, dropout=0.0)
+
+
+def test_micro_batches_may_be_smaller_where_memory_ran_out(run):
+    config = _resumed(run, batch_size=1, grad_accum=6, compile=True)
+    assert (config.batch_size, config.grad_accum, config.compile) == (1, 6, True)
+    with pytest.raises(ValueError, match=r"takes 2 x 3 sequences .* got 1 x 3"):
+        _resumed(run, batch_size=1)
 
 
 @pytest.mark.parametrize(

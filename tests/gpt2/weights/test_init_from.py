@@ -124,6 +124,13 @@ def test_contradictions_are_refused_before_anything_is_written(checkpoint, optio
     assert not Path("runs").exists()
 
 
+def test_a_default_that_is_given_contradicts_too(checkpoint):
+    asked = settings(init_from=str(checkpoint))
+    assert make_plan(asked).settings.tie is False
+    with pytest.raises(ValueError, match=r"--tie True contradicts .* has False: leave it out"):
+        make_plan(asked, {"init_from", "tie"})
+
+
 def test_a_padded_vocabulary_is_cut_to_the_tokens(checkpoint, capsys):
     expected = load_pretrained(checkpoint)
     weights = load_file(checkpoint / "model.safetensors")
