@@ -9,6 +9,7 @@ again after a crash or a rollback may stand there twice; metrics.jsonl has them 
 """
 
 import hashlib
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -27,18 +28,15 @@ class Started(NamedTuple):
     close: Callable[[], Any]
 
 
-def start_tracker(track: Tracker, folder: Path, after_step: int) -> Started:
-    """Start a tracker for a run folder; a resumed run goes on after this step.
+def check_tracker(track: Tracker | None) -> None:
+    """Raise ValueError if the library of a tracker is missing."""
+    if track is not None and importlib.util.find_spec(track) is None:
+        raise ValueError(f"--track {track} needs its library: pip install -e '.[{track}]'")
 
-    Raises:
-        ValueError: its library is missing.
-    """
-    try:
-        return _STARTS[track](folder.resolve(), after_step)
-    except ImportError as error:
-        raise ValueError(
-            f"--track {track} needs its library ({error}): pip install -e '.[{track}]'"
-        ) from error
+
+def start_tracker(track: Tracker, folder: Path, after_step: int) -> Started:
+    """Start a tracker for a run folder; a resumed run goes on after this step."""
+    return _STARTS[track](folder.resolve(), after_step)
 
 
 def _identity(folder: Path) -> str:

@@ -36,6 +36,7 @@ from gpt2.model import GPT, count_parameters
 from gpt2.runs.checkpoint import list_checkpoints, load_newest, remove_unfinished
 from gpt2.runs.resume import resumed_settings
 from gpt2.runs.run import read_config, write_config
+from gpt2.runs.trackers import check_tracker
 from gpt2.training.machine import Machine, choose_machine, interpreted
 from gpt2.training.out_of_memory import of_memory, oom_advice, step_memory, what_to_lower
 from gpt2.training.results import beginning, report, samples
@@ -110,14 +111,15 @@ def make_plan(config: TrainConfig, given: Collection[str] | None = None) -> Plan
     Raises:
         ValueError: an unknown preset, a number out of range, an --out that holds a run, a --resume
             that holds none or that is given together with settings which it cannot change, an
-            --init-from that cannot be loaded or that contradicts other settings.
+            --init-from that cannot be loaded or that contradicts other settings, a --track whose
+            library is missing.
     """
     check_numbers(config)
     given = changed_options(config) if given is None else given
     if config.resume is not None:
         settings = resumed_settings(config, given)
         check_numbers(settings)
-        _check_rates(settings)
+        _check(settings)
         return Plan(Path(config.resume), settings, resumed=True)
     device, _ = choose_device(config.device)
     start = None
@@ -126,14 +128,15 @@ def make_plan(config: TrainConfig, given: Collection[str] | None = None) -> Plan
         config = begin_from(start, config, given)
     default = "demo" if device.type == "cpu" else "mini"
     settings = settle(config, default, interpreted=interpreted(device, config))
-    _check_rates(settings)
+    _check(settings)
     model_config(
         settings, settings.vocab_size, 0
     )  # what cannot be built is refused before the text
     return Plan(_new_folder(settings), settings, resumed=False, start=start)
 
 
-def _check_rates(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
+    check_tracker(settings.track)
     if settings.min_lr > settings.lr:
         raise ValueError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}: lower it")
 
