@@ -44,8 +44,8 @@ class Arguments:
     and lambada: a .jsonl, .jsonl.gz or .parquet file."""
     token_type: TokenType | None = None
     """uint16 or uint32: the type of the ids in token files that do not say it."""
-    split: str = "test"
-    """train, valid or test. Of a text only."""
+    split: str | None = None
+    """train, valid or test. Of a text only. None: test."""
     stride: int | None = None
     """Tokens from one window to the next; smaller gives more context and takes longer. None: the
     context length, so that windows do not overlap. Of a text only."""
@@ -91,6 +91,8 @@ def _check(arguments: Arguments) -> None:
         raise ValueError(f"--task {task} reads text, not token ids: leave out --token-type")
     if arguments.stride is not None and task not in ("perplexity", "wikitext"):
         raise ValueError(f"--task {task} has no windows that slide: leave out --stride")
+    if arguments.split is not None and task not in ("perplexity", "wikitext"):
+        raise ValueError(f"--task {task} is of one split: leave out --split")
     if arguments.detokenise != "none" and task != "wikitext":
         raise ValueError(f"--detokenise goes with --task wikitext, not with --task {task}")
 
@@ -99,7 +101,7 @@ def _score(
     arguments: Arguments, run: "Run"
 ) -> "tuple[str, Evaluation | WordPerplexity | HellaSwag | Lambada]":
     """Describe what is scored, and score it."""
-    split = arguments.split
+    split = arguments.split or "test"
     common: dict[str, Any] = {"batch_size": arguments.batch_size, "progress": not arguments.json}
     if arguments.task == "perplexity":
         from gpt2.data.prepare import prepare

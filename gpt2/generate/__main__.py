@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from tyro.conf import Positional, UseAppendAction
 
+from gpt2.common.cli import given_options, run_tool
 from gpt2.common.devices import DTYPES
 from gpt2.data.readers import file_format, read_blocks, read_texts
 from gpt2.generate.decoding import check_prompts, continuations, generate, stream_tokens, until
@@ -83,9 +84,24 @@ class Arguments:
     """auto, cpu, cuda, mps."""
 
 
+# The strategies that heed a setting.
+_HEEDED_BY: dict[str, tuple[Strategy, ...]] = {
+    "top_k": ("top-k",),
+    "top_p": ("top-p",),
+    "min_p": ("min-p",),
+    "temperature": ("sample", "top-k", "top-p", "min-p"),
+}
+
+
 def main(arguments: Arguments) -> None:
     from gpt2.weights.open_model import open_model
 
+    for name in _HEEDED_BY.keys() & given_options(Arguments):
+        if arguments.strategy not in _HEEDED_BY[name]:
+            raise ValueError(
+                f"--{name.replace('_', '-')} means nothing to --strategy {arguments.strategy}: "
+                f"leave it out, or choose {' or '.join(_HEEDED_BY[name])}"
+            )
     settings = Settings(**{f.name: getattr(arguments, f.name) for f in fields(Settings)})
     sampling = settings.sampling()
     if arguments.interactive and (arguments.prompt_file or len(arguments.prompt) > 1):
@@ -199,6 +215,4 @@ def _generators(model: GPT, seed: int, samples: Sequence[int]) -> list[torch.Gen
 
 
 if __name__ == "__main__":
-    from gpt2.common.cli import run_tool
-
     run_tool(main, Arguments)

@@ -299,6 +299,14 @@ def test_a_run_that_diverged_is_not_sampled_and_its_best_checkpoint_is(typed, ca
         (("-m", "gpt2.evaluate", "."), "has no config.json: give a folder of a run"),
         (("-m", "gpt2.generate", "run", "--checkpoint", "77"), "no checkpoint '77'"),
         (("-m", "gpt2.generate", "run", "--top-p", "2"), "--top-p must be above 0 and at most 1"),
+        (
+            ("-m", "gpt2.generate", "run", "--top-k", "50"),
+            "--top-k means nothing to --strategy top-p: leave it out, or choose top-k",
+        ),
+        (
+            ("-m", "gpt2.generate", "run", "--strategy", "greedy", "--temperature=1"),
+            "--temperature means nothing to --strategy greedy",
+        ),
     ],
     ids=lambda value: " ".join(value[1:])[:40] if isinstance(value, tuple) else None,
 )

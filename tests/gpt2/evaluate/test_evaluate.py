@@ -143,6 +143,7 @@ def test_wikitext_has_its_published_number_of_words(real_data, tmp_path, name, s
     ("options", "message"),
     [
         ({"task": "hellaswag", "stride": 4}, "--task hellaswag has no windows"),
+        ({"task": "hellaswag", "split": "test"}, "--task hellaswag is of one split"),
         ({"task": "lambada", "detokenise": "ptb"}, "--detokenise goes with --task wikitext"),
         ({"task": "wikitext", "limit": 5}, "leave out --limit"),
         ({}, "nowhere does not exist: give a folder of a run"),
