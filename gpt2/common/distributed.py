@@ -98,13 +98,11 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def all_reduce_max(number: int) -> int:
-    """The maximum of `number` over all processes."""
-    if world().size == 1:
-        return number
-    box = torch.tensor(number)
-    dist.all_reduce(box, op=dist.ReduceOp.MAX)
-    return int(box)
+def all_reduce_max(tensor: Tensor) -> Tensor:
+    """Take the maximum of each number over all processes, in place, and return the tensor."""
+    if world().size > 1:
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor
 
 
 def destroy_process_group() -> None:

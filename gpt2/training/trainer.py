@@ -165,7 +165,7 @@ class Trainer:
                 while self.step < self.steps and not ended_by:
                     due = self.step + 1
                     result, lr, sample = self.next_step()
-                    ended_by = all_reduce_max(max(caught, default=0))
+                    ended_by = int(all_reduce_max(torch.tensor(max(caught, default=0))))
                     bar.update(self.step - bar.n)
                     if self.step == due:
                         self._measure(result, lr, sample, logs, bar)
@@ -290,7 +290,7 @@ class Trainer:
             "skipped": self.guard.skipped,
         }
         if self.settings.log_attention:
-            logits = self.model.largest_logits().tolist()
+            logits = all_reduce_max(self.model.largest_logits()).tolist()
             metrics["max_logit"] = max(map(max, logits))
             for layer, heads in enumerate(logits):
                 metrics |= {f"max_logit/{layer}.{head}": x for head, x in enumerate(heads)}

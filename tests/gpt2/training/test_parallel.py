@@ -14,6 +14,7 @@ import torch
 from gpt2.common.distributed import World
 from gpt2.config import TrainConfig, settle
 from gpt2.evaluate.perplexity import shard_windows
+from gpt2.runs.metrics import read_metrics
 from gpt2.training.parallel import check_parallel
 from tests.gpt2.stand_ins import ROOT, STORIES, curve, run_forked, run_python
 
@@ -74,6 +75,22 @@ def test_a_run_goes_on_with_another_number_of_processes(workplace):
     said = train(workplace, "--resume", "moved", "--parallel", "ddp")
     assert "resumed moved after step 4" in said
     _assert_as_alone(workplace, "moved")
+
+
+def test_the_largest_logits_are_those_of_all_processes(workplace):
+    words = ["--attn", "triton", "--log-attention", "--steps", "1", "--warmup-steps", "0"]
+    found = []
+    for processes in (1, 2):
+        out = f"watched-{processes}"
+        train(
+            workplace,
+            *("--data", "stories.txt", *SETTINGS, "--grad-accum", "1", *words, "--out", out),
+            processes=processes,
+        )
+        (metrics,) = read_metrics(workplace / out / "metrics.jsonl")
+        found.append({n: x for n, x in metrics.items() if n.startswith("max_logit")})
+    assert len(found[0]) == 5
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_one_mistake_ends_all_processes_of_torchrun_with_its_message(tmp_path):
