@@ -280,6 +280,7 @@ def _say_pace(trainer: Trainer) -> None:
     settings, model, device = trainer.settings, trainer.model, trainer.machine.device
     if not interpreted(device, model.config):
         return
+    model.eval()  # --log-attention watches training alone
     with torch.random.fork_rng(devices=[]):
         tokens = torch.randint(model.config.vocab_size, (settings.batch_size, settings.seq_len))
         for batch in (tokens[:1], tokens):  # the first reads the kernels' source
@@ -288,6 +289,7 @@ def _say_pace(trainer: Trainer) -> None:
                 _, loss = model(batch, batch)
             assert loss is not None
             torch.autograd.grad(loss, list(model.parameters()))
+    model.train()
     seconds = (time.perf_counter() - start) * settings.grad_accum / trainer.world.size
     left = trainer.steps - trainer.step
     say(
