@@ -33,6 +33,11 @@ def check_parallel(settings: Settings, dtype: torch.dtype) -> None:
             f"a step of {sequences} sequences (--batch-size x --grad-accum) cannot be shared by "
             f"{size} processes: make their product a multiple of {size}"
         )
+    if settings.auto_batch and size > 1:
+        raise ValueError(
+            f"--auto-batch is for one process, and these are {size}: give --no-auto-batch, and "
+            "where memory runs out a lower --batch-size with a higher --grad-accum"
+        )
     if settings.parallel == "fsdp":
         if size == 1:
             raise ValueError(

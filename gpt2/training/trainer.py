@@ -360,8 +360,7 @@ class Trainer:
         """After an out-of-memory error: repeat the step in smaller micro-batches, or give up."""
         smaller = smaller_micro_batch(self.settings)
         in_update = isinstance(error, UpdateOutOfMemory)
-        alone = self.world.size == 1
-        if not self.settings.auto_batch or smaller is None or not alone or in_update:
+        if not self.settings.auto_batch or smaller is None or in_update:
             raise OutOfMemory(
                 f"out of memory on {self.machine.device} in step {self.step + 1}"
                 f"{', in the update of the weights' if in_update else ''}; {self._advice()} "

@@ -116,6 +116,7 @@ def test_windows_to_score_are_shared_and_every_process_runs():
 @pytest.mark.parametrize(
     ("settings", "size", "dtype", "message"),
     [
+        ({"auto_batch": True}, 2, torch.float32, "--auto-batch is for one process"),
         ({"parallel": "fsdp"}, 1, torch.float32, "start with `torchrun --nproc-per-node N"),
         ({"parallel": "fsdp"}, 2, torch.float16, "--dtype fp16 scales the loss"),
     ],
