@@ -19,9 +19,9 @@ from gpt2.runs.run import read_config
 RESUMABLE = {
     "resume", "device", "cache_dir", "eval_every", "eval_tokens", "log_every", "checkpoint_every",
     "log_attention", "keep", "track", "sample_every", "sample_tokens", "max_skipped", "parallel",
-    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute", "compile",
+    "on_spike", "spike_sigma", "check_kernels", "auto_batch", "recompute", "compile", "dtype",
+    "kernels", *PORTABLE,
 }  # fmt: skip
-_CHOSEN_HERE = {*PORTABLE, "recompute"}  # of a model: settled anew on each machine
 # Of the schedule, which an extended run has anew.
 _SCHEDULE = {"steps", "epochs", "lr", "min_lr", "warmup_steps", "extended_at"}
 _MICRO_BATCH = {"batch_size", "grad_accum"}  # may change if their product stays
@@ -109,7 +109,7 @@ def _check_own(path: Path, settings: Settings, model: GPTConfig, config_file: Pa
     ]
     pairs += [
         (name, state.model_config[name], getattr(model, name))
-        for name in state.model_config.keys() & _names(GPTConfig) - _CHOSEN_HERE
+        for name in state.model_config.keys() & _names(GPTConfig) - RESUMABLE
     ]
     if _MICRO_BATCH <= state.train_config.keys():
         sizes = known.sequences_per_step, settings.sequences_per_step
