@@ -287,6 +287,23 @@ def attend_past(q: Tensor, kv: Tensor, mask: Tensor | None) -> Tensor:
     return y.transpose(1, 2).to(dtype)
 
 
+def attend_past_triton(q: Tensor, kv: Tensor, window: int | None) -> Tensor:
+    """Attend from several queries, the last of all positions, by our fused kernel.
+
+    Args:
+        q: queries (B, T, H, D).
+        kv: keys and values of S >= T positions (B, S, 2, H, D).
+        window: as in a backend.
+
+    Returns:
+        (B, T, H, D). There is no backward.
+    """
+    from kernels.attention import attention
+
+    k, v = kv.unbind(2)
+    return attention(q, k, v, window=window)
+
+
 BACKENDS: dict[str, Backend] = {
     "naive": naive,
     "sdpa": sdpa,

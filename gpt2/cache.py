@@ -87,6 +87,8 @@ class Chunk:
         positions: of the tokens: a slice if all rows agree, otherwise (B, T), int64.
         end: the position after the last one.
         follows: whether tokens went before, in any row.
+        last: whether these are the last of all positions in each row, and nothing but the window
+            hides an earlier one.
         begins: where their documents begin, (B, T) int64; None if the model sees through documents.
     """
 
@@ -102,6 +104,7 @@ class Chunk:
         self.positions: slice | Tensor = slice(starts[0], self.end)
         self.begins: Tensor | None = None
         together = min(starts) == max(starts)
+        self.last = together and cache.end_of_text is None
         if together and T == 1 and cache.end_of_text is None:
             if cache.window is not None:  # a slice does what a mask would
                 self._seen = slice(max(0, self.end - cache.window), self.end)

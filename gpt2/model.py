@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gpt2.attention import BACKENDS, attend_past, triton
+from gpt2.attention import BACKENDS, attend_past, attend_past_triton, triton
 from gpt2.cache import Chunk, KVCache
 from gpt2.config import GPTConfig
 from gpt2.layers import (
@@ -65,6 +65,9 @@ class MultiHeadAttention(nn.Module):
             if self.training and self.largest is not None and self.attend is triton:
                 options["largest"] = self.largest
             y = self.attend(qkv, **options)  # (B, T, H, D)
+        elif self.attend is triton and T > 1 and chunk.last and not qkv.requires_grad:
+            # It has no backward.
+            y = attend_past_triton(qkv[:, :, 0], past[0], self.window)
         else:
             y = attend_past(qkv[:, :, 0], *past)
         return self.c_proj(y.reshape(B, T, C))

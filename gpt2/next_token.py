@@ -5,7 +5,7 @@ weights of 16 bits as they are stored (`gpt2.layers.linear`). There is no backwa
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,7 @@ class Reserved:
 
     kv: Tensor
     mask: Tensor | None
+    last: ClassVar = False
 
     def append(self, attention: nn.Module, kv: Tensor) -> tuple[Tensor, Tensor | None]:
         """Write the token's keys and values (B, 1, 2, H, D), and return all and the mask."""

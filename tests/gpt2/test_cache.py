@@ -5,6 +5,7 @@ import functools
 import pytest
 import torch
 
+import kernels.attention
 from gpt2.attention import BACKENDS, ScaledAttention, attend_past, causal_mask
 from gpt2.cache import KVCache
 from gpt2.model import GPT
@@ -82,6 +83,25 @@ def test_every_backend_fills_the_cache(name, window):
     model.use(attn=name)
     for end, logits in zip(range(9, 13), _all_next_logits(model, idx, [9, 1, 1, 1]), strict=True):
         torch.testing.assert_close(logits, whole[:, end - 1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+def test_several_tokens_after_others_are_attended_to_by_our_kernel(window, monkeypatch):
+    calls = []
+    attention = kernels.attention.attention
+
+    def counted(q, k, v, **options):
+        calls.append((q.shape[1], k.shape[1]))
+        return attention(q, k, v, **options)
+
+    monkeypatch.setattr("kernels.attention.attention", counted)
+    idx = torch.randint(0, V, (2, 9))
+    model = loud_model(attn="naive", window=window, n_layer=1)
+    whole, _ = model(idx)
+    model.use(attn="triton")
+    for end, logits in zip((4, 8, 9), _all_next_logits(model, idx, [4, 4, 1]), strict=True):
+        torch.testing.assert_close(logits, whole[:, end - 1], rtol=1e-5, atol=1e-5)
+    assert calls == [(4, 8)]
 
 
 @every_combination(
