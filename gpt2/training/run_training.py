@@ -328,11 +328,17 @@ def begin(plan: Plan, prepared: Prepared, trainer: Trainer) -> None:
         checkpoint, damaged = load_newest(folder / "checkpoints")
         for message in damaged:
             say(message)
+        extended = plan.settings.extended_at != read_config(folder)[0].extended_at
+        if extended and checkpoint.state.step < plan.settings.extended_at:
+            raise ValueError(
+                f"the last checkpoint of {folder} is damaged, and a run is extended from there: go "
+                f"on with it by --resume {folder} alone, and extend it then"
+            )
         if world().main:
             remove_unfinished(folder)
         trainer.restore(checkpoint)
         say(f"resumed {folder} after step {trainer.step:,}")
-        if world().main and plan.settings.extended_at != read_config(folder)[0].extended_at:
+        if world().main and extended:
             (folder / "result.json").unlink()  # of the run as it was
             write_config(folder, plan.settings, trainer.model.config)
     elif world().main:

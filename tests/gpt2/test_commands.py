@@ -161,6 +161,17 @@ def test_a_finished_run_is_extended_by_a_schedule_of_its_own(workplace, typed, c
     assert "The run was extended after step 80, from where the steps of this schedule count" in text
 
 
+def test_a_run_is_not_extended_from_a_checkpoint_before_its_end(workplace, typed, capsys):
+    run = shutil.copytree(workplace / "run", workplace / "hurt")
+    (run / "checkpoints/step-000060/model.safetensors").write_bytes(b"")
+    config = (run / "config.json").read_bytes()
+    assert typed(TRAIN, "--resume", "hurt", "--steps", "80") == 2
+    assert "the last checkpoint of hurt is damaged" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == config
+    assert typed(TRAIN, "--resume", "hurt") == 0
+    assert curve(run) == curve(workplace / "run")
+
+
 def test_our_kernels_train_to_the_end_with_the_losses_of_pytorchs(workplace, typed, capsys):
     """Interpreted, which is said: the norms, the MLP, the loss and attention, all of them ours."""
     (workplace / "short.txt").write_text(STORIES[:6000], encoding="utf-8")
