@@ -111,7 +111,8 @@ def help_text(arguments: type[Any], heading: str, decided: Mapping[str, str], wi
         elif default is dataclasses.MISSING:
             text += " [required]"
         elif default not in (None, ()):
-            text += f" [{default}]"
+            shown = ("off", "on")[default] if isinstance(default, bool) else default
+            text += f" [{shown}]"
         lines = textwrap.wrap(text, max(20, width - 8), break_on_hyphens=False)
         groups.setdefault(group, []).append("\n        ".join([f"    {option}", *lines]))
     groups.setdefault("options", []).append("    -h, --help\n        Show this.")

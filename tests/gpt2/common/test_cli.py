@@ -93,7 +93,7 @@ first things
 
 the rest
     --quick, --no-quick
-        Be quick. [False]
+        Be quick. [off]
 
 options
     -h, --help
