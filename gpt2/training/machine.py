@@ -96,6 +96,10 @@ def choose_machine(
     if config.compile:
         notes.append("torch.compile: on (the first step takes a while); --no-compile turns it off")
     shape = dataclasses.replace(shape, attn=chosen, **fused)  # type: ignore[arg-type]
+    if config.check_kernels and all(getattr(shape, name) == PORTABLE[name] for name in PORTABLE):
+        notes.append(
+            "--check-kernels: nothing to compare, as all kernels are PyTorch's portable ones"
+        )
     return Machine(device, compute, config.compile, tuple(notes)), shape
 
 

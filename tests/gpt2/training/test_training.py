@@ -166,6 +166,13 @@ def test_the_largest_attention_logits_are_logged(tmp_path):
     assert choose_machine(torch.device("cpu"), settings, CONFIG)[1].attn == "triton"
 
 
+def test_kernels_that_are_not_to_be_checked_are_said():
+    for attn, said in (("sdpa", True), ("naive", False)):
+        settings = settle(TrainConfig(check_kernels=5, attn=attn, device="cpu"))
+        notes = choose_machine(torch.device("cpu"), settings, CONFIG)[0].notes
+        assert any("--check-kernels: nothing to compare" in note for note in notes) == said
+
+
 def test_the_loss_is_drawn_while_a_long_run_goes_on(tmp_path, monkeypatch):
     make_trainer(tmp_path / "short").fit()
     assert not (tmp_path / "short/loss.png").exists()
