@@ -21,7 +21,7 @@ def run() -> Run:
 
 def test_demo_is_a_run_for_every_tool(run):
     assert run.folder == SHIPPED
-    assert run.step == 6000
+    assert run.step == 7800
     assert not run.model.training
     assert run.tokenizer.vocab_size == run.model.config.vocab_size == 4096
 

@@ -71,7 +71,7 @@ def test_a_run_and_its_export_are_the_same_model(workplace):
 @needs_hub
 def test_each_tool_opens_a_model_by_each_of_its_names(workplace, tmp_path):
     files = {path.name: path.read_bytes() for path in (workplace / "weights").iterdir()}
-    titles = {"run": "run step 7", "weights": "weights", "demo": "demo step 6000", "gpt2": "gpt2"}
+    titles = {"run": "run step 7", "weights": "weights", "demo": "demo step 7800", "gpt2": "gpt2"}
     jobs = [
         [tool, name, *(word.format(name=name) for word in words)]
         for name in titles
@@ -119,5 +119,5 @@ def test_the_page_has_the_facts_of_any_model(workplace):
     shape |= {"context": "32 tokens", "vocabulary": "280 tokens"}
     assert facts(open_model(workplace / "weights", device="cpu")) == shape
     shipped = facts(open_model("demo", device="cpu"))
-    assert shipped["step"] == "6,000"
+    assert shipped["step"] == "7,800"
     assert "perplexity" in shipped["test"]
